@@ -1,0 +1,48 @@
+"""The signed tenant context, and the database's clock it expires by.
+
+`kid.org.exp.hmac`: the database verifies it with a key that no run-time role can read, so that SQL injected
+into one organization's request cannot name another organization (docs/decisions/0003).
+"""
+
+import time
+from uuid import UUID
+
+from limner.kit import crypto
+
+KID = 1
+LIFE_S = 60
+PLATFORM = UUID(int=0)  # the reserved organization that owns installation-wide catalog rows
+
+
+class DatabaseClock:
+    """Seconds since the epoch as the database counts them: wrong clocks of this machine change nothing."""
+
+    def __init__(self) -> None:
+        self._offset_s: float | None = None
+
+    def sync(self, database_epoch_s: float) -> None:
+        """Remember what the database's clock said just now."""
+        self._offset_s = database_epoch_s - time.monotonic()
+
+    def now(self) -> float:
+        """The database's time. Raises RuntimeError before the first `sync`."""
+        if self._offset_s is None:
+            raise RuntimeError("the database clock was never read")
+        return time.monotonic() + self._offset_s
+
+
+class ContextSigner:
+    """Makes contexts that live 60 s."""
+
+    def __init__(self, root: crypto.RootKey, clock: DatabaseClock) -> None:
+        self._key = root.derive("ctx")
+        self._clock = clock
+
+    def sign(self, org_id: UUID) -> str:
+        message = f"{KID}.{org_id}.{int(self._clock.now()) + LIFE_S}"
+        return f"{message}.{crypto.sign(self._key, message.encode()).hex()}"
+
+
+def pads(root: crypto.RootKey) -> tuple[bytes, bytes]:
+    """What the database needs to verify: the HMAC pads of the context key."""
+    return crypto.hmac_pads(root.derive("ctx"))

@@ -1,0 +1,110 @@
+"""Bring a database to this release's schema: roles, context key, migrations. Safe to run again, and twice at once."""
+
+import time
+from pathlib import Path
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from limner.db import context, roles
+from limner.kit import crypto
+
+HERE = Path(__file__).parent
+ADVISORY_LOCK = 0x6C696D6E65720001  # "limner", migrations
+LOCK_TRIES = 5
+FLOOR_VERSION = 150000
+
+
+class MigrationError(Exception):
+    """The database could not be brought to this release's schema; the message says why."""
+
+
+def head() -> str:
+    """The revision this release needs."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    assert revision is not None
+    return revision
+
+
+def current(conn: psycopg.Connection) -> str | None:
+    """The revision the database is at, or None before the first migration."""
+    if conn.execute("SELECT to_regclass('limner.alembic_version')").fetchone() == (None,):
+        return None
+    row = conn.execute("SELECT version_num FROM limner.alembic_version").fetchone()
+    return row[0] if row else None
+
+
+def migrate(url: str, root: crypto.RootKey) -> tuple[str | None, str]:
+    """Roles, passwords, context key, schema; the revisions before and after.
+
+    Raises MigrationError: the server is too old, the role may not create roles, or a lock stayed taken.
+    """
+    try:
+        with psycopg.connect(url, connect_timeout=10) as conn:
+            if conn.info.server_version < FLOOR_VERSION:
+                raise MigrationError(f"PostgreSQL 15 or newer is needed, this is {conn.info.server_version}")
+            conn.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+            roles.ensure(conn, root)
+            _prepare_schema(conn)
+            before = current(conn)
+        for attempt in range(LOCK_TRIES):
+            try:
+                _upgrade(url)
+                break
+            except psycopg.errors.LockNotAvailable:
+                if attempt == LOCK_TRIES - 1:
+                    raise
+                time.sleep(0.5 * 2**attempt)
+        with psycopg.connect(url, connect_timeout=10) as conn:
+            _store_context_key(conn, root)
+            after = current(conn)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(f"the migrating role needs CREATEROLE and CREATE on the database: {error}") from error
+    except psycopg.Error as error:
+        raise MigrationError(str(error)) from error
+    assert after is not None
+    return before, after
+
+
+def _prepare_schema(conn: psycopg.Connection) -> None:
+    conn.execute("CREATE SCHEMA IF NOT EXISTS limner AUTHORIZATION limner_owner")
+    conn.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    conn.execute("GRANT USAGE ON SCHEMA limner TO " + ", ".join(roles.RUNTIME))
+    # Alembic's own table: the migrating role writes it, processes read it at boot
+    conn.execute("SET ROLE limner_owner")
+    conn.execute("GRANT USAGE, CREATE ON SCHEMA limner TO SESSION_USER")
+    conn.execute("RESET ROLE")
+
+
+def _upgrade(url: str) -> None:
+    engine = create_engine(
+        "postgresql+psycopg://", poolclass=NullPool, creator=lambda: psycopg.connect(url, connect_timeout=10)
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.exec_driver_sql("GRANT SELECT ON limner.alembic_version TO " + ", ".join(roles.RUNTIME))
+        connection.commit()
+
+
+def _store_context_key(conn: psycopg.Connection, root: crypto.RootKey) -> None:
+    ik, ok = context.pads(root)
+    conn.execute("SET ROLE limner_ctx")
+    conn.execute(
+        "INSERT INTO limner_priv.ctx_key (kid, ik, ok) VALUES (%s, %s, %s)"
+        " ON CONFLICT (kid) DO UPDATE SET ik = excluded.ik, ok = excluded.ok",
+        [context.KID, ik, ok],
+    )
+    conn.execute("RESET ROLE")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(HERE / "migrations"))
+    return config

@@ -1,0 +1,67 @@
+-- The tenant context: transaction-local, signed, loud when missing. Run as the migrating role.
+-- no function is anybody's until it is granted
+ALTER DEFAULT PRIVILEGES FOR ROLE limner_owner, limner_lookup, limner_ctx REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+
+CREATE SCHEMA limner_priv AUTHORIZATION limner_ctx;
+GRANT USAGE, CREATE ON SCHEMA limner TO limner_ctx;
+SET ROLE limner_ctx;
+
+-- HMAC pads by key id; readable by nobody but the function below
+CREATE TABLE limner_priv.ctx_key (
+  kid int PRIMARY KEY,
+  ik  bytea NOT NULL CHECK (length(ik) = 64),
+  ok  bytea NOT NULL CHECK (length(ok) = 64)
+);
+
+CREATE FUNCTION limner.org() RETURNS uuid
+LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  v text := current_setting('limner.ctx', true);
+  part text[];
+  key record;
+BEGIN
+  IF v IS NULL OR v = '' THEN
+    RAISE EXCEPTION 'tenant context not set' USING ERRCODE = 'LM001';
+  END IF;
+  IF length(v) > 160 OR v !~ '^[0-9]{1,9}\.[0-9a-f-]{36}\.[0-9]{1,12}\.[0-9a-f]{64}$' THEN
+    RAISE EXCEPTION 'tenant context malformed' USING ERRCODE = 'LM001';
+  END IF;
+  part := string_to_array(v, '.');
+  SELECT ik, ok INTO key FROM limner_priv.ctx_key WHERE kid = part[1]::int;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'tenant context names an unknown key' USING ERRCODE = 'LM001';
+  END IF;
+  IF sha256(key.ok || sha256(key.ik || convert_to(part[1] || '.' || part[2] || '.' || part[3], 'UTF8')))
+     <> decode(part[4], 'hex') THEN
+    RAISE EXCEPTION 'tenant context forged' USING ERRCODE = 'LM001';
+  END IF;
+  IF part[3]::bigint < extract(epoch FROM clock_timestamp()) THEN
+    RAISE EXCEPTION 'tenant context expired' USING ERRCODE = 'LM001';
+  END IF;
+  RETURN part[2]::uuid;
+END $$;
+GRANT EXECUTE ON FUNCTION limner.org() TO limner_owner, limner_api, limner_worker, limner_operator;
+RESET ROLE;
+REVOKE CREATE ON SCHEMA limner FROM limner_ctx;
+
+SET ROLE limner_owner;
+-- a single-statement call may carry its context as an argument: one round trip, one transaction
+CREATE FUNCTION limner.enter(p_ctx text) RETURNS uuid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF p_ctx IS NOT NULL THEN
+    PERFORM set_config('limner.ctx', p_ctx, true);
+  END IF;
+  RETURN limner.org();
+END $$;
+
+CREATE FUNCTION limner.platform() RETURNS uuid
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT '00000000-0000-0000-0000-000000000000'::uuid $$;
+GRANT EXECUTE ON FUNCTION limner.platform() TO limner_api, limner_worker, limner_operator;
+
+-- append-only tables say so to everybody, their owner included
+CREATE FUNCTION limner.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'LM403';
+END $$;
+RESET ROLE;

@@ -1,0 +1,242 @@
+-- The catalog (what is sold, who runs it, in what order), jobs, their queue, their attempts, usage and events.
+SET ROLE limner_owner;
+
+CREATE TABLE limner.model (
+  org_id       uuid NOT NULL,
+  id           uuid NOT NULL,
+  name         text NOT NULL CHECK (name ~ '^[a-zA-Z0-9][a-zA-Z0-9._:/-]{0,127}$'),
+  display_name text NOT NULL,
+  family       text NOT NULL DEFAULT '',
+  description  text NOT NULL DEFAULT '',
+  kind         text NOT NULL,
+  capabilities jsonb NOT NULL DEFAULT '{}',
+  input_schema jsonb NOT NULL,
+  price_mc     bigint NOT NULL CHECK (price_mc BETWEEN 0 AND 1000000000000),
+  price_unit   text NOT NULL DEFAULT 'output' CHECK (price_unit IN ('output', 'job')),
+  expected_s   real NOT NULL DEFAULT 5 CHECK (expected_s > 0),
+  deadline_s   int NOT NULL DEFAULT 86400 CHECK (deadline_s BETWEEN 1 AND 604800),
+  is_enabled   boolean NOT NULL DEFAULT true,
+  created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  updated_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (org_id, id),
+  UNIQUE (org_id, name)
+);
+
+CREATE TABLE limner.provider (
+  org_id       uuid NOT NULL,
+  id           uuid NOT NULL,
+  name         text NOT NULL CHECK (name ~ '^[a-z0-9][a-z0-9-]{0,62}$'),
+  display_name text NOT NULL,
+  adapter      text NOT NULL,
+  base_url     text,
+  key_env      text,
+  config       jsonb NOT NULL DEFAULT '{}',
+  is_enabled   boolean NOT NULL DEFAULT true,
+  created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (org_id, id),
+  UNIQUE (org_id, name)
+);
+
+-- a route belongs to its model's organization; its provider is that organization's own or the platform's
+CREATE TABLE limner.route (
+  org_id         uuid NOT NULL,
+  id             uuid NOT NULL,
+  model_id       uuid NOT NULL,
+  provider_org   uuid NOT NULL CHECK (provider_org = org_id OR provider_org = '00000000-0000-0000-0000-000000000000'),
+  provider_id    uuid NOT NULL,
+  provider_model text NOT NULL,
+  priority       int NOT NULL DEFAULT 1 CHECK (priority BETWEEN 1 AND 1000),
+  cost_micro_usd bigint NOT NULL DEFAULT 0 CHECK (cost_micro_usd >= 0),
+  config         jsonb NOT NULL DEFAULT '{}',
+  is_enabled     boolean NOT NULL DEFAULT true,
+  created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (org_id, id),
+  UNIQUE (org_id, model_id, provider_id),
+  FOREIGN KEY (org_id, model_id) REFERENCES limner.model (org_id, id),
+  FOREIGN KEY (provider_org, provider_id) REFERENCES limner.provider (org_id, id)
+);
+
+CREATE TABLE limner.job (
+  org_id         uuid NOT NULL,
+  id             uuid NOT NULL,
+  app_id         uuid NOT NULL,
+  end_user_id    uuid,
+  principal_id   uuid NOT NULL,
+  wallet_id      uuid NOT NULL,
+  model_id       uuid NOT NULL,
+  model          text NOT NULL,
+  kind           text NOT NULL,
+  state          text NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
+  priority       smallint NOT NULL CHECK (priority BETWEEN 1 AND 100),
+  route          text NOT NULL,
+  idem_key       text CHECK (length(idem_key) BETWEEN 1 AND 255),
+  request_hash   bytea NOT NULL CHECK (length(request_hash) = 32),
+  input          jsonb NOT NULL,
+  outputs        jsonb,
+  unit_price_mc  bigint NOT NULL,
+  price_hold_mc  bigint NOT NULL CHECK (price_hold_mc >= 0),
+  price_final_mc bigint CHECK (price_final_mc BETWEEN 0 AND price_hold_mc),
+  refunded_mc    bigint NOT NULL DEFAULT 0,
+  wait_s         int NOT NULL,
+  runs           int NOT NULL DEFAULT 0,
+  provider_used  text,
+  error_code     text,
+  error_message  text,
+  finished_fence bigint,
+  request_id     text,
+  traceparent    text CHECK (length(traceparent) <= 64),
+  created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+  started_at     timestamptz,
+  finished_at    timestamptz,
+  PRIMARY KEY (org_id, id),
+  FOREIGN KEY (org_id, end_user_id) REFERENCES limner.end_user (org_id, id),
+  CHECK ((state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)),
+  CHECK ((finished_at IS NULL) = (price_final_mc IS NULL)),
+  CHECK (state = 'succeeded' OR coalesce(price_final_mc, 0) = 0),
+  CHECK (refunded_mc BETWEEN 0 AND coalesce(price_final_mc, 0)),
+  CHECK (wallet_id = coalesce(end_user_id, org_id))
+) WITH (fillfactor = 85);
+CREATE UNIQUE INDEX job_idem ON limner.job (org_id, principal_id, route, idem_key) WHERE idem_key IS NOT NULL;
+CREATE INDEX job_of_app ON limner.job (org_id, app_id, id);
+CREATE INDEX job_of_user ON limner.job (org_id, end_user_id, id) WHERE end_user_id IS NOT NULL;
+
+CREATE FUNCTION limner.job_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF OLD.finished_at IS NULL THEN
+    IF NEW.state = OLD.state OR (OLD.state, NEW.state) IN (
+         ('queued', 'running'), ('running', 'queued'), ('queued', 'failed'), ('queued', 'cancelled'),
+         ('running', 'succeeded'), ('running', 'failed'), ('running', 'cancelled')) THEN
+      RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'illegal job transition % -> %', OLD.state, NEW.state USING ERRCODE = 'LM409';
+  END IF;
+  -- a closed job is frozen: refunds may grow, personal data may be erased, an old idempotency key may lapse
+  IF (to_jsonb(NEW) - '{refunded_mc,input,outputs,idem_key}'::text[]) = (to_jsonb(OLD) - '{refunded_mc,input,outputs,idem_key}'::text[])
+     AND NEW.refunded_mc >= OLD.refunded_mc
+     AND (NEW.input = OLD.input OR NEW.input = '{}'::jsonb)
+     AND (NEW.outputs IS NOT DISTINCT FROM OLD.outputs OR NEW.outputs IS NULL)
+     AND (NEW.idem_key IS NOT DISTINCT FROM OLD.idem_key OR NEW.idem_key IS NULL) THEN
+    RETURN NEW;
+  END IF;
+  RAISE EXCEPTION 'job % is closed', OLD.id USING ERRCODE = 'LM409';
+END $$;
+CREATE TRIGGER job_transition BEFORE UPDATE ON limner.job FOR EACH ROW EXECUTE FUNCTION limner.job_transition();
+CREATE TRIGGER never_deleted BEFORE DELETE ON limner.job FOR EACH ROW EXECUTE FUNCTION limner.refuse_change();
+
+-- the bytes of data-URI inputs, kept only while the job is open
+CREATE TABLE limner.job_input (
+  org_id     uuid NOT NULL,
+  job_id     uuid NOT NULL,
+  name       text NOT NULL CHECK (name ~ '^(image_[0-9]+|mask)$'),
+  media_type text NOT NULL,
+  width      int NOT NULL,
+  height     int NOT NULL,
+  data       bytea NOT NULL,
+  PRIMARY KEY (org_id, job_id, name),
+  FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id)
+);
+ALTER TABLE limner.job_input ALTER COLUMN data SET STORAGE EXTERNAL;
+
+-- the hot row: exists iff the job is open. `claimable_at` is when the next claim may take it: run-at, or lease end
+CREATE TABLE limner.job_queue (
+  org_id       uuid NOT NULL,
+  job_id       uuid NOT NULL,
+  app_id       uuid NOT NULL,
+  priority     smallint NOT NULL,
+  claimable_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  runs         int NOT NULL DEFAULT 0,
+  max_runs     int NOT NULL CHECK (max_runs >= 1),
+  fence        bigint NOT NULL DEFAULT 0,
+  lease_owner  text,
+  cancel_requested_at timestamptz,
+  percent      smallint NOT NULL DEFAULT 0 CHECK (percent BETWEEN 0 AND 100),
+  stage        text NOT NULL DEFAULT 'queued' CHECK (length(stage) <= 100),
+  deadline_at  timestamptz NOT NULL,
+  created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (org_id, job_id),
+  FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
+        autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX job_queue_order ON limner.job_queue (org_id, app_id, priority, job_id);
+CREATE INDEX job_queue_deadline ON limner.job_queue (deadline_at);
+
+-- one row for each try at one provider; the intent is committed before the socket opens
+CREATE TABLE limner.provider_call (
+  org_id         uuid NOT NULL,
+  job_id         uuid NOT NULL,
+  step           text NOT NULL,
+  provider       text NOT NULL,
+  send_no        int NOT NULL,
+  run            int NOT NULL,
+  fence          bigint NOT NULL,
+  provider_model text NOT NULL,
+  rule           text NOT NULL,
+  idem_key       text NOT NULL,
+  state          text NOT NULL DEFAULT 'intent' CHECK (state IN ('intent', 'accepted', 'done', 'error', 'unknown')),
+  provider_task_id text,
+  cost_micro_usd bigint CHECK (cost_micro_usd >= 0),
+  latency_ms     int CHECK (latency_ms >= 0),
+  error_code     text,
+  error_message  text CHECK (length(error_message) <= 2000),
+  outputs        jsonb,
+  created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+  finished_at    timestamptz,
+  PRIMARY KEY (org_id, job_id, step, provider, send_no),
+  FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id)
+);
+
+CREATE TABLE limner.usage_record (
+  org_id         uuid NOT NULL,
+  job_id         uuid NOT NULL,
+  seq            int NOT NULL,
+  app_id         uuid NOT NULL,
+  end_user_id    uuid,
+  model          text NOT NULL,
+  provider       text NOT NULL,
+  kind           text NOT NULL,
+  quantity       bigint NOT NULL CHECK (quantity >= 0),
+  unit           text NOT NULL,
+  price_mc       bigint NOT NULL CHECK (price_mc >= 0),
+  cost_micro_usd bigint CHECK (cost_micro_usd >= 0),
+  created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (org_id, job_id, seq),
+  FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id)
+);
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON limner.usage_record
+  FOR EACH ROW EXECUTE FUNCTION limner.refuse_change();
+
+-- the ordered log's rows; `seq` is given by the relay once nothing older can still commit
+CREATE TABLE limner.event (
+  org_id     uuid NOT NULL,
+  id         uuid NOT NULL,
+  xid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
+  seq        bigint,
+  app_id     uuid,
+  type       text NOT NULL,
+  subject_id uuid NOT NULL,
+  payload    jsonb NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  PRIMARY KEY (org_id, id)
+);
+CREATE UNIQUE INDEX one_terminal_event_per_job ON limner.event (org_id, subject_id)
+  WHERE type IN ('job.completed', 'job.failed', 'job.cancelled');
+CREATE INDEX event_of_subject ON limner.event (org_id, subject_id, id);
+
+-- periodic duties: whichever worker comes first after next_at does it
+CREATE TABLE limner.chore (
+  name       text PRIMARY KEY,
+  next_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+  done_at    timestamptz,
+  watermark  timestamptz NOT NULL DEFAULT '-infinity',
+  result     jsonb NOT NULL DEFAULT '{}'
+);
+
+GRANT SELECT ON limner.model, limner.provider, limner.route TO limner_api, limner_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON limner.model, limner.provider, limner.route TO limner_operator;
+GRANT SELECT ON limner.job, limner.job_queue, limner.provider_call, limner.usage_record, limner.event TO limner_api, limner_operator;
+GRANT SELECT ON limner.job, limner.job_input, limner.provider_call TO limner_worker;
+GRANT SELECT, UPDATE (claimable_at, runs, fence, lease_owner, percent, stage) ON limner.job_queue TO limner_dispatch;
+GRANT SELECT, INSERT, UPDATE ON limner.chore TO limner_dispatch;
+CREATE POLICY dispatch ON limner.job_queue TO limner_dispatch USING (true) WITH CHECK (true);
+CREATE POLICY operator_counts ON limner.job_queue FOR SELECT TO limner_operator USING (true);
+RESET ROLE;

@@ -1,0 +1,21 @@
+-- Row level security on every tenant table, forced, for named roles. The lint in db/sql/lint.sql holds it.
+SET ROLE limner_owner;
+DO $$
+DECLARE t text;
+BEGIN
+  FOREACH t IN ARRAY ARRAY['organization', 'app', 'api_key', 'end_user', 'audit_log', 'wallet', 'transfer', 'model', 'provider',
+                           'route', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event'] LOOP
+    EXECUTE format('ALTER TABLE limner.%I ENABLE ROW LEVEL SECURITY', t);
+    EXECUTE format('ALTER TABLE limner.%I FORCE ROW LEVEL SECURITY', t);
+    EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_owner, limner_api, limner_worker, limner_operator
+        USING (org_id = (SELECT limner.org())) WITH CHECK (org_id = (SELECT limner.org()))', t);
+    EXECUTE format('CREATE POLICY audit ON limner.%I FOR SELECT TO limner_audit USING (true)', t);
+    EXECUTE format('GRANT SELECT ON limner.%I TO limner_audit', t);
+  END LOOP;
+  -- the platform's catalog is everybody's to read
+  FOREACH t IN ARRAY ARRAY['model', 'provider', 'route'] LOOP
+    EXECUTE format('CREATE POLICY platform ON limner.%I FOR SELECT TO limner_api, limner_worker, limner_operator
+        USING (org_id = ''00000000-0000-0000-0000-000000000000'')', t);
+  END LOOP;
+END $$;
+RESET ROLE;

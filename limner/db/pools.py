@@ -1,0 +1,138 @@
+"""One small pool per role, over one PostgreSQL: `Database.open(settings, root, …)`.
+
+Run-time addresses are the migrate role's with another name and a password derived from the root key, so an
+operator hands over one URL and one key.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection, OperationalError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from limner.db.context import ContextSigner, DatabaseClock
+from limner.db.tx import Single, Tx
+from limner.kit import crypto
+
+CONNECT_TIMEOUT_S = 5
+POOL_WAIT_S = 4.0
+
+
+class DatabaseUnavailable(Exception):
+    """No connection could be had in time."""
+
+
+def runtime_conninfo(url: str, role: str, root: crypto.RootKey) -> str:
+    """The address of one run-time role on the server of `url`."""
+    parts = conninfo_to_dict(url)
+    parts.update(user=role, password=root.password(role), connect_timeout=CONNECT_TIMEOUT_S, application_name=role)
+    return make_conninfo("", **parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the database is: `url` reaches PostgreSQL itself, `pool_url` a pooler in front of it, if any."""
+
+    url: str
+    pool_url: str | None = None
+    prepare: bool = True
+
+
+class Database:
+    """Pools for the roles a process needs, and the only two doors to data: `tenant_tx` and `system_tx`."""
+
+    def __init__(self, address: Address, root: crypto.RootKey, roles: tuple[str, ...], size: int) -> None:
+        self.clock = DatabaseClock()
+        self.address = address
+        self._root = root
+        self._signer = ContextSigner(root, self.clock)
+        self._pools = {role: self._pool(role, size) for role in roles}
+
+    def _pool(self, role: str, size: int) -> AsyncConnectionPool[AsyncConnection[Any]]:
+        async def configure(conn: AsyncConnection[Any]) -> None:
+            conn.prepare_threshold = 2 if self.address.prepare else None
+
+        return AsyncConnectionPool(
+            runtime_conninfo(self.address.pool_url or self.address.url, role, self._root),
+            min_size=1,
+            max_size=size,
+            open=False,
+            timeout=POOL_WAIT_S,
+            kwargs={"autocommit": True},
+            configure=configure,
+            name=role,
+            check=None,
+            reconnect_timeout=30,
+        )
+
+    async def open(self) -> None:
+        """Connect every pool and read the database's clock. Raises DatabaseUnavailable."""
+        try:
+            for pool in self._pools.values():
+                await pool.open()
+                await pool.wait(timeout=15)
+            await self.sync_clock()
+        except (PoolTimeout, OperationalError) as error:
+            raise DatabaseUnavailable(str(error)) from error
+
+    async def close(self) -> None:
+        for pool in self._pools.values():
+            await pool.close(timeout=2)
+
+    async def sync_clock(self) -> None:
+        """Read the database's clock again: call it every minute or so, so that a drifting machine stays right."""
+        role = next(iter(self._pools))
+        async with self._connection(role) as conn:
+            row = await (await conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8")).fetchone()
+        assert row is not None
+        self.clock.sync(row[0])
+
+    async def direct(self, role: str) -> AsyncConnection[Any]:
+        """A connection of one's own past any pooler: for LISTEN and for heartbeats."""
+        return await AsyncConnection.connect(runtime_conninfo(self.address.url, role, self._root), autocommit=True)
+
+    @asynccontextmanager
+    async def _connection(self, role: str) -> AsyncIterator[AsyncConnection[Any]]:
+        try:
+            async with self._pools[role].connection() as conn:
+                yield conn
+        except PoolTimeout as error:
+            raise DatabaseUnavailable("every connection is busy or the database is away") from error
+
+    @asynccontextmanager
+    async def tenant_tx(self, org_id: UUID, role: str = "limner_api") -> AsyncIterator[Tx]:
+        """A transaction that sees one organization. Commits at the end of the block, rolls back on an error."""
+        async with self._connection(role) as conn:
+            await conn.execute(f"BEGIN; SET LOCAL limner.ctx = '{self._signer.sign(org_id)}'", prepare=False)
+            async with _ending(conn):
+                yield Tx(conn, org_id)
+
+    @asynccontextmanager
+    async def tenant_single(self, org_id: UUID, role: str = "limner_api") -> AsyncIterator[Single]:
+        """One statement that carries its own context: one round trip is the whole transaction."""
+        async with self._connection(role) as conn:
+            yield Single(conn, org_id, self._signer.sign(org_id))
+
+    @asynccontextmanager
+    async def system_tx(self, role: str, reason: str) -> AsyncIterator[Tx]:
+        """Installation-wide work without a tenant, for the named role; `reason` says why, for the reader."""
+        assert reason, "say why tenant scope is gone around"
+        async with self._connection(role) as conn:
+            await conn.execute("BEGIN", prepare=False)
+            async with _ending(conn):
+                yield Tx(conn, None)
+
+
+@asynccontextmanager
+async def _ending(conn: AsyncConnection[Any]) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        if not conn.closed:
+            await conn.rollback()
+        raise
+    await conn.commit()

@@ -1,0 +1,84 @@
+-- Every row is a defect. Run by `limner db lint` and by the tests. Exceptions stand here by name, each with its reason.
+WITH rel AS (
+  SELECT c.oid, c.relname, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.reloptions, c.relacl, c.relowner,
+         EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped) AS tenant
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+   WHERE n.nspname = 'limner' AND c.relkind IN ('r', 'p', 'm', 'v')),
+fn AS (
+  SELECT p.*, n.nspname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname LIKE 'limner%'),
+first_column AS (
+  SELECT i.indexrelid, i.indrelid, i.indisunique, i.indisprimary, i.indkey, (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[0]) AS name
+    FROM pg_index i),
+allowed (rule, name, why) AS (VALUES
+  ('L04', 'alembic_version', 'the schema''s own revision'),
+  ('L04', 'chore', 'installation-wide duties, no tenant''s data'),
+  ('L11', 'route_provider_org_provider_id_fkey', 'a CHECK binds provider_org to the row''s organization or the platform'),
+  ('L12', 'api_key_key_hash_key', 'a key is looked up before its organization is known; 256 random bits reveal nothing'),
+  ('L12', 'organization_slug_key', 'operators name organizations; a slug is no tenant''s secret'),
+  ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),
+  ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'))
+SELECT 'L01 tenant table without row level security enabled and forced' AS rule, relname AS object
+  FROM rel WHERE tenant AND relkind IN ('r', 'p') AND NOT (relrowsecurity AND relforcerowsecurity)
+UNION ALL
+SELECT 'L02 tenant table without a policy', relname FROM rel
+ WHERE tenant AND relkind IN ('r', 'p') AND NOT EXISTS (SELECT 1 FROM pg_policy p WHERE p.polrelid = rel.oid)
+UNION ALL
+SELECT 'L03 write policy without WITH CHECK', relname || ' ' || p.polname FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
+ WHERE p.polcmd IN ('*', 'a', 'w') AND p.polwithcheck IS NULL
+UNION ALL
+SELECT 'L04 table without org_id', relname FROM rel
+ WHERE NOT tenant AND relkind IN ('r', 'p') AND relname NOT IN (SELECT name FROM allowed WHERE rule = 'L04')
+UNION ALL
+SELECT 'L05 view that is not security_invoker', relname FROM rel
+ WHERE relkind = 'v' AND NOT coalesce(reloptions::text LIKE '%security_invoker=true%', false)
+UNION ALL
+SELECT 'L06 materialized view over tenant data', relname FROM rel WHERE relkind = 'm'
+UNION ALL
+SELECT 'L07 run-time role with a power it must not have', rolname FROM pg_roles
+ WHERE rolname LIKE 'limner\_%' AND rolname NOT IN ('limner_migrate', 'limner_backup')
+   AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)
+UNION ALL
+SELECT 'L08 run-time role that is a member of another', m.member::regrole || ' in ' || m.roleid::regrole
+  FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
+ WHERE r.rolcanlogin AND r.rolname LIKE 'limner\_%' AND r.rolname NOT IN ('limner_migrate', 'limner_backup')
+UNION ALL
+SELECT 'L09 SECURITY DEFINER without a pinned search_path', oid::regprocedure::text FROM fn
+ WHERE prosecdef AND NOT EXISTS (SELECT 1 FROM unnest(coalesce(proconfig, '{}')) c WHERE c LIKE 'search\_path=%')
+UNION ALL
+SELECT 'L10 function that PUBLIC may call', oid::regprocedure::text FROM fn
+ WHERE proacl IS NULL OR EXISTS (SELECT 1 FROM aclexplode(proacl) a WHERE a.grantee = 0)
+UNION ALL
+SELECT 'L11 foreign key between tenant tables that does not start with org_id', c.conrelid::regclass || ' ' || c.conname
+  FROM pg_constraint c JOIN rel a ON a.oid = c.conrelid AND a.tenant JOIN rel b ON b.oid = c.confrelid AND b.tenant
+ WHERE c.contype = 'f' AND c.conname NOT IN (SELECT name FROM allowed WHERE rule = 'L11')
+   AND (SELECT attname FROM pg_attribute WHERE attrelid = c.conrelid AND attnum = c.conkey[1]) <> 'org_id'
+UNION ALL
+SELECT 'L12 unique key of a tenant table that does not start with org_id', i.indexrelid::regclass::text
+  FROM first_column i JOIN rel ON rel.oid = i.indrelid AND rel.tenant
+ WHERE i.indisunique AND i.name IS DISTINCT FROM 'org_id'
+   AND i.indexrelid::regclass::text NOT IN (SELECT 'limner.' || name FROM allowed WHERE rule = 'L12')
+UNION ALL
+SELECT 'L13 LEAKPROOF function', oid::regprocedure::text FROM fn WHERE proleakproof
+UNION ALL
+SELECT 'L14 TRUNCATE, REFERENCES or TRIGGER granted', relname || ' to ' || a.grantee::regrole
+  FROM rel, aclexplode(relacl) a WHERE a.privilege_type IN ('TRUNCATE', 'REFERENCES', 'TRIGGER') AND a.grantee <> relowner
+UNION ALL
+SELECT 'L15 run-time role that may write money or job state', relname || ' ' || a.privilege_type || ' to ' || a.grantee::regrole
+  FROM rel, aclexplode(relacl) a
+ WHERE relname IN ('wallet', 'transfer', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event')
+   AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE') AND a.grantee <> relowner
+UNION ALL
+SELECT 'L16 object of the schema owned by a run-time role', relname || ' by ' || relowner::regrole FROM rel
+ WHERE relowner::regrole::text NOT IN ('limner_owner', 'limner_lookup', 'limner_ctx') AND relname <> 'alembic_version'
+UNION ALL
+SELECT 'L17 index of a tenant table that does not start with org_id', i.indexrelid::regclass::text
+  FROM first_column i JOIN rel ON rel.oid = i.indrelid AND rel.tenant
+ WHERE NOT i.indisunique AND i.name IS DISTINCT FROM 'org_id'
+   AND i.indexrelid::regclass::text NOT IN (SELECT 'limner.' || name FROM allowed WHERE rule = 'L17')
+UNION ALL
+SELECT 'L18 tenant table whose org_id may be null', rel.relname FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid AND a.attname = 'org_id'
+ WHERE rel.tenant AND rel.relkind IN ('r', 'p') AND NOT a.attnotnull
+UNION ALL
+SELECT 'L19 policy for everybody instead of named roles', rel.relname || ' ' || p.polname FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
+ WHERE p.polroles = '{0}'
+ORDER BY 1, 2

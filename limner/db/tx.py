@@ -1,0 +1,81 @@
+"""What verbs receive: a transaction they may use and never end.
+
+`Tx` carries its organization, so that a verb cannot be handed another's. `Single` is a transaction of exactly
+one statement, whose signed context travels as the statement's first parameter.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+
+Params = Mapping[str, Any] | Sequence[Any]
+Row = dict[str, Any]
+
+
+class Tx:
+    """A transaction in progress. `org_id` is None in system transactions; `ctx` is None: the context is set."""
+
+    ctx: str | None = None
+
+    def __init__(self, conn: AsyncConnection[Any], org_id: UUID | None) -> None:
+        self._conn = conn
+        self._org_id = org_id
+
+    @property
+    def org_id(self) -> UUID:
+        """The organization of this transaction. Raises RuntimeError in a system transaction."""
+        if self._org_id is None:
+            raise RuntimeError("a system transaction has no organization")
+        return self._org_id
+
+    async def execute(self, query: str, params: Params | None = None) -> int:
+        """Run a statement; the number of rows it touched."""
+        return (await self._conn.execute(query, params)).rowcount
+
+    async def find(self, query: str, params: Params | None = None) -> Row | None:
+        """The first row, or None."""
+        async with self._conn.cursor(row_factory=dict_row, binary=True) as cursor:
+            await cursor.execute(query, params)
+            return await cursor.fetchone()
+
+    async def get(self, query: str, params: Params | None = None) -> Row:
+        """The first row; LookupError when there is none."""
+        row = await self.find(query, params)
+        if row is None:
+            raise LookupError("no row")
+        return row
+
+    async def all(self, query: str, params: Params | None = None) -> list[Row]:
+        """Every row. The statement itself must be bounded."""
+        async with self._conn.cursor(row_factory=dict_row, binary=True) as cursor:
+            await cursor.execute(query, params)
+            return await cursor.fetchall()
+
+
+class Single(Tx):
+    """One statement, one transaction, one round trip."""
+
+    def __init__(self, conn: AsyncConnection[Any], org_id: UUID, ctx: str) -> None:
+        super().__init__(conn, org_id)
+        self.ctx = ctx
+        self._used = False
+
+    async def execute(self, query: str, params: Params | None = None) -> int:
+        self._use()
+        return await super().execute(query, params)
+
+    async def find(self, query: str, params: Params | None = None) -> Row | None:
+        self._use()
+        return await super().find(query, params)
+
+    async def all(self, query: str, params: Params | None = None) -> list[Row]:
+        self._use()
+        return await super().all(query, params)
+
+    def _use(self) -> None:
+        if self._used:
+            raise RuntimeError("a single-statement transaction was used twice")
+        self._used = True

@@ -1,0 +1,104 @@
+"""What every provider adapter speaks: one call in, one result or one classified error out.
+
+An adapter is one small file. It declares its `call_class` (what limner may do when the outcome of a call is
+unknown, docs/reference/providers.md) and turns a parsed request into provider work. It never sees a database
+connection, a tenant or a price.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+from uuid import UUID
+
+
+class CallClass(StrEnum):
+    """What may be done when a call's outcome is unknown (the worker died with the socket open)."""
+
+    A = "A"  # the provider honours our idempotency key (or the work is pure): resend with the same key
+    B = "B"  # an asynchronous task that can be looked up by our reference: look up, adopt, else resend
+    C = "C"  # neither: resend at most once, then fail
+
+
+ErrorKind = Literal["retryable", "rate", "auth", "content", "bad_request", "fatal"]
+
+Progress = Callable[[int, str], Awaitable[None]]
+"""`await progress(percent 0-100, stage)`: cheap, may be called often; the caller throttles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """An input image: the bytes as the client sent them, already sniffed and decoded once (media.images)."""
+
+    media_type: str
+    data: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderCall:
+    """One try at one provider. `input` is the request as parsed and priced: nothing else may be executed."""
+
+    job_id: UUID
+    kind: str
+    provider_model: str
+    input: Mapping[str, Any]
+    images: tuple[Blob, ...]
+    mask: Blob | None
+    config: Mapping[str, Any]
+    idempotency_key: str
+    timeout_s: float
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One result. An image carries `data` (any allowed format: it is re-encoded before storing), text `text`."""
+
+    index: int
+    type: Literal["image", "text"]
+    data: bytes | None = None
+    text: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was consumed: `kind` such as "image" or "text", `quantity` a non-negative count of `unit`."""
+
+    kind: str
+    quantity: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderResult:
+    outputs: tuple[Output, ...]
+    usage: tuple[Usage, ...] = ()
+    cost_micro_usd: int | None = None
+    task_id: str | None = None
+
+
+class ProviderError(Exception):
+    """A call that failed for a known reason.
+
+    `kind` decides what follows: retryable, rate, auth and fatal move on to the next provider; content and
+    bad_request end the job, since another provider would be asked the same wrong thing.
+    """
+
+    def __init__(self, code: str, message: str, kind: ErrorKind, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.kind: ErrorKind = kind
+        self.retry_after_s = retry_after_s
+
+
+class Adapter(Protocol):
+    """One kind of provider. `run` raises ProviderError and nothing else on purpose; it honours cancellation."""
+
+    name: str
+    call_class: CallClass
+
+    async def run(self, call: ProviderCall) -> ProviderResult: ...

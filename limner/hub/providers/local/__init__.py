@@ -1,0 +1,8 @@
+"""The offline provider: pictures by arithmetic, with no key, no network and no model weights.
+
+Owns: five models (canvas, inpaint, stylise, upscale, describe), their schemas, and the code that computes them.
+Words: *scene* a whole composition of the canvas; *palette* its colours; *brush* a reusable way of filling pixels.
+Invariants: a result depends on the request alone (class A: resending is free); pixels live in CPU children only,
+so `adapter` and `models` import nothing heavy; nothing here claims to be a neural model.
+Leaves to others: prices, routing, storing and re-encoding of outputs (hub, media).
+"""

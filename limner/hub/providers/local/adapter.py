@@ -1,0 +1,156 @@
+"""The local provider's adapter: names the work, hands it to a CPU child, and says honestly how it went.
+
+Imports nothing heavy: the parent process that runs this never loads NumPy, OpenCV or libvips (kit.cpu).
+"""
+
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from typing import Any, cast
+
+from limner.hub.providers.base import Blob, CallClass, Output, ProviderCall, ProviderError, ProviderResult, Usage
+from limner.hub.providers.local.models import canvas_size
+from limner.kit.cpu import CpuCrashed, CpuError, CpuMemory, CpuPool, CpuTimeout
+from limner.media.sniffing import ImageRejected
+
+HERE = "limner.hub.providers.local"
+
+
+class LocalAdapter:
+    """Pictures by arithmetic in child processes. Class A: the work is pure, so sending it again is free.
+
+    `config` of a provider instance may hold `time_limit_ms` (wall time of one output in milliseconds, waiting
+    for a free child not counted) and `max_pixels` (largest input or output picture, in pixels); both are
+    positive integers and really enforced.
+    """
+
+    name = "local"
+    call_class = CallClass.A
+
+    def __init__(self, pool: CpuPool) -> None:
+        self._pool = pool
+
+    async def run(self, call: ProviderCall) -> ProviderResult:
+        """Compute every output of the call. Cancelling kills the child at work.
+
+        Raises ProviderError: provider_timeout, provider_out_of_memory, provider_crashed and provider_failed
+        (retryable); provider_misconfigured, unsupported_kind and provider_too_many_pixels (fatal: this instance
+        cannot, another may); the codes of ImageRejected (bad_request).
+        """
+        limits = _Limits(call)
+        handler = _HANDLERS.get(call.kind)
+        if handler is None:
+            raise ProviderError("unsupported_kind", f"local does not run {call.kind}.", "fatal")
+        return await handler(self, call, limits)
+
+    async def _generate(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        wanted = call.input
+        count, style = int(wanted.get("num_outputs", 1)), wanted.get("style", "auto")
+        seed = wanted.get("seed")
+        if seed is None:
+            seed = int.from_bytes(sha256(wanted["prompt"].encode()).digest()[:4], "big")
+        width, height = canvas_size(wanted.get("aspect_ratio", "1:1"), int(wanted.get("size", 768)))
+        limits.check_pixels(width * height)
+        outputs = []
+        for index in range(count):
+            await call.progress(5 + 90 * index // count, f"painting {index + 1} of {count}")
+            arguments = (wanted["prompt"], width, height, style, (int(seed), index))
+            data, facts = await self._work("canvas:canvas", limits, *arguments)
+            outputs.append(Output(index, "image", data=data, facts=facts))
+        return await _finished(call, tuple(outputs))
+
+    async def _edit(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        image = _only_image(call)
+        if call.mask is None:
+            raise ProviderError("mask_required", "This model needs a mask.", "bad_request")
+        limits.check_pixels(call.mask.width * call.mask.height)
+        wanted = call.input
+        options = (wanted.get("method", "telea"), int(wanted.get("radius", 5)), int(wanted.get("feather", 2)))
+        return await self._one(
+            call, limits, "filling the hole", "inpaint:inpaint", image.data, call.mask.data, *options
+        )
+
+    async def _stylise(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        style, strength = call.input["style"], int(call.input.get("strength", 80))
+        data = _only_image(call).data
+        return await self._one(call, limits, f"drawing as {style}", "stylise:stylise", data, style, strength)
+
+    async def _upscale(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        image, scale = _only_image(call), int(call.input.get("scale", 2))
+        limits.check_pixels(image.width * image.height * scale * scale)
+        return await self._one(call, limits, f"enlarging {scale} times", "upscale:upscale", image.data, scale)
+
+    async def _describe(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        image = _only_image(call)
+        await call.progress(10, "measuring")
+        text, facts = await self._work("describe:describe", limits, image.data)
+        return await _finished(call, (Output(0, "text", text=text, facts=facts),))
+
+    async def _one(
+        self, call: ProviderCall, limits: "_Limits", stage: str, target: str, *args: object
+    ) -> ProviderResult:
+        await call.progress(10, stage)
+        data, facts = await self._work(target, limits, *args)
+        return await _finished(call, (Output(0, "image", data=data, facts=facts),))
+
+    async def _work(self, target: str, limits: "_Limits", *args: object) -> tuple[Any, dict[str, Any]]:
+        try:
+            result = await self._pool.run(f"{HERE}.{target}", *args, time_limit_s=limits.time_limit_s)
+        except ImageRejected as error:
+            raise ProviderError(error.code, error.message, "bad_request") from error
+        except CpuTimeout as error:
+            raise ProviderError("provider_timeout", "The local provider ran out of time.", "retryable") from error
+        except CpuMemory as error:
+            raise ProviderError(
+                "provider_out_of_memory", "The local provider ran out of memory.", "retryable"
+            ) from error
+        except CpuCrashed as error:
+            raise ProviderError("provider_crashed", "The local provider's process died.", "retryable") from error
+        except CpuError as error:
+            raise ProviderError("provider_failed", "The local provider failed.", "retryable") from error
+        return cast(tuple[Any, dict[str, Any]], result)
+
+
+class _Limits:
+    """The instance's limits for one call, read from its config and the call's own timeout."""
+
+    def __init__(self, call: ProviderCall) -> None:
+        limit_ms = _positive(call.config.get("time_limit_ms"), "time_limit_ms")
+        self.time_limit_s = call.timeout_s if limit_ms is None else min(call.timeout_s, limit_ms / 1000)
+        self.max_pixels = _positive(call.config.get("max_pixels"), "max_pixels")
+        for image in call.images:
+            self.check_pixels(image.width * image.height)
+
+    def check_pixels(self, pixels: int) -> None:
+        """Raise a fatal ProviderError above max_pixels: another provider may have more room."""
+        if self.max_pixels is not None and pixels > self.max_pixels:
+            words = f"{pixels} pixels is more than this provider's {self.max_pixels}."
+            raise ProviderError("provider_too_many_pixels", words, "fatal")
+
+
+def _positive(value: object, key: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ProviderError("provider_misconfigured", f"config.{key} must be a positive integer.", "fatal")
+    return value
+
+
+def _only_image(call: ProviderCall) -> Blob:
+    if len(call.images) != 1:
+        raise ProviderError("one_image_required", "This model takes exactly one image.", "bad_request")
+    return call.images[0]
+
+
+async def _finished(call: ProviderCall, outputs: tuple[Output, ...]) -> ProviderResult:
+    await call.progress(100, "finished")
+    kind = outputs[0].type
+    return ProviderResult(outputs=outputs, usage=(Usage(kind, len(outputs), kind),))
+
+
+_HANDLERS: dict[str, Callable[[LocalAdapter, ProviderCall, _Limits], Awaitable[ProviderResult]]] = {
+    "image.generate": LocalAdapter._generate,
+    "image.edit": LocalAdapter._edit,
+    "image.stylise": LocalAdapter._stylise,
+    "image.upscale": LocalAdapter._upscale,
+    "image.describe": LocalAdapter._describe,
+}

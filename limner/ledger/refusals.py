@@ -1,0 +1,59 @@
+"""What the SQL functions refuse, as exceptions: one class a code (LM402 … LM422)."""
+
+import json
+
+import psycopg
+
+
+class Refused(Exception):
+    """A verb of money or jobs said no; nothing was written."""
+
+
+class TooFewCredits(Refused):
+    """`wallet`: "end_user", "organization" or "issuance"; what it holds and what was needed, in milli-credits."""
+
+    def __init__(self, message: str, wallet: str, balance_mc: int, required_mc: int) -> None:
+        super().__init__(message)
+        self.wallet = wallet
+        self.balance_mc = balance_mc
+        self.required_mc = required_mc
+
+
+class Inactive(Refused):
+    """The end user is deactivated."""
+
+
+class Absent(Refused):
+    """There is no such object in this organization."""
+
+
+class StaleLease(Refused):
+    """The worker lost its lease: somebody else owns the job now, or nobody."""
+
+
+class Reused(Refused):
+    """The idempotency key or reference was used with other parameters."""
+
+
+class BadAmount(Refused):
+    """The amount is outside what is allowed."""
+
+
+def read(error: psycopg.Error) -> Exception:
+    """The refusal behind a database error, or the error itself when it is none of ours."""
+    message = error.diag.message_primary or "refused"
+    detail = error.diag.message_detail or ""
+    match error.sqlstate:
+        case "LM402":
+            facts = json.loads(detail)
+            return TooFewCredits(message, facts["wallet"], facts["balance_mc"], facts["required_mc"])
+        case "LM403":
+            return Inactive(message)
+        case "LM404":
+            return Absent(message)
+        case "LM409":
+            return StaleLease(message)
+        case "LM422":
+            return Reused(message) if detail == "idempotency" else BadAmount(message)
+        case _:
+            return error

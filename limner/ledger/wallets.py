@@ -1,0 +1,99 @@
+"""Wallets: what an end user, or the organization itself, can spend and has on hold. All amounts are milli-credits."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import psycopg
+
+from limner.db.tx import Tx
+from limner.kit import ids
+from limner.ledger import refusals
+
+
+class WalletNotFound(LookupError):
+    """No wallet has this id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """Counts of jobs stand here because submit and finish already write this row."""
+
+    id: UUID
+    owner: str
+    available_mc: int
+    held_mc: int
+    jobs_submitted: int
+    jobs_succeeded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a grant did: `available_mc` is the balance right after it, also when it is a replay."""
+
+    replayed: bool
+    transfer_id: UUID
+    amount_mc: int
+    available_mc: int
+
+
+async def get(tx: Tx, wallet_id: UUID) -> Wallet:
+    """Raises WalletNotFound."""
+    row = await tx.find(
+        "SELECT id, owner, available_mc, held_mc, jobs_submitted, jobs_succeeded FROM limner.wallet"
+        " WHERE org_id = %s AND id = %s",
+        [tx.org_id, wallet_id],
+    )
+    if row is None:
+        raise WalletNotFound(str(wallet_id))
+    return Wallet(**row)
+
+
+async def grant(
+    tx: Tx,
+    app_id: UUID,
+    external_id: str,
+    amount_mc: int,
+    reason: str,
+    *,
+    ref: str | None,
+    request_hash: bytes | None,
+) -> Grant:
+    """Give an app's end user credits, making the user (and its welcome grant) if new.
+
+    With a `ref`, a second grant of the same ref and hash is a replay. Raises refusals.TooFewCredits (the
+    organization's wallet or exposure cap), refusals.Inactive, refusals.Reused, refusals.BadAmount.
+    """
+    transfer_id = ids.new()
+    try:
+        row = await tx.get(
+            "SELECT * FROM limner.grant_credits(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [tx.ctx, app_id, external_id, ids.new(), transfer_id, amount_mc, reason, ref, request_hash],
+        )
+    except psycopg.Error as error:
+        raise refusals.read(error) from error
+    return Grant(row["outcome"] == "replayed", row["transfer_id"], amount_mc, row["available_mc"])
+
+
+async def top_up(tx: Tx, amount_mc: int, reason: str, *, ref: str) -> Grant:
+    """Issue credits to the organization's own wallet, as an operator. Raises refusals.Reused, refusals.BadAmount."""
+    transfer_id = ids.new()
+    try:
+        row = await tx.get(
+            "SELECT * FROM limner.top_up(%s, %s, %s, %s, %s)", [tx.ctx, transfer_id, amount_mc, reason, ref]
+        )
+    except psycopg.Error as error:
+        raise refusals.read(error) from error
+    return Grant(row["outcome"] == "replayed", transfer_id, amount_mc, row["available_mc"])
+
+
+async def refund(tx: Tx, job_id: UUID, amount_mc: int, reason: str, *, ref: str) -> Grant:
+    """Give back part or all of what a job was charged. Raises refusals.Absent, refusals.BadAmount, refusals.Reused."""
+    transfer_id = ids.new()
+    try:
+        row = await tx.get(
+            "SELECT * FROM limner.refund_job(%s, %s, %s, %s, %s, %s)",
+            [tx.ctx, job_id, transfer_id, amount_mc, reason, ref],
+        )
+    except psycopg.Error as error:
+        raise refusals.read(error) from error
+    return Grant(row["outcome"] == "replayed", transfer_id, amount_mc, row["available_mc"])

@@ -1,0 +1,156 @@
+"""Decoding and re-encoding pictures with libvips. Imported by the CPU children only (kit.cpu), never by the
+parent.
+
+Five formats can be read and no others: libvips runs with every loader blocked except theirs. A stored picture
+is always a fresh file made here, so nothing a sender hid beside the pixels (EXIF, GPS, profiles, comments, a
+second file after the end) survives.
+"""
+
+from functools import cache
+from hashlib import sha256
+from typing import Any
+
+import pyvips
+
+from limner.media.sniffing import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    Encoded,
+    ImageFacts,
+    ImageRejected,
+    check_bounds,
+    header_size,
+    sniff,
+)
+
+LOADERS = {
+    "image/png": ("VipsForeignLoadPng", "pngload_buffer"),
+    "image/jpeg": ("VipsForeignLoadJpeg", "jpegload_buffer"),
+    "image/webp": ("VipsForeignLoadWebp", "webpload_buffer"),
+    "image/gif": ("VipsForeignLoadNsgif", "gifload_buffer"),
+    "image/avif": ("VipsForeignLoadHeif", "heifload_buffer"),
+}
+# What a format becomes when it is stored: GIF and AVIF lose nothing as PNG, and two formats fewer are served.
+STORED_AS = {
+    "image/png": "image/png",
+    "image/jpeg": "image/jpeg",
+    "image/webp": "image/webp",
+    "image/gif": "image/png",
+    "image/avif": "image/png",
+}
+
+
+def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> ImageFacts:
+    """Prove that the bytes are a whole picture within bounds, by decoding all of it (the first frame of
+    several).
+
+    Bounds in pixels are checked from the header first. Raises ImageRejected: unsupported_media (not one of
+    the five formats), image_too_large (pixels, side, or more than 100 frames), unreadable_image (damaged,
+    truncated).
+    """
+    media_type, image = _open(data, max_pixels, max_side)
+    try:
+        image.avg()  # the cheapest way to make libvips read every pixel once
+    except pyvips.Error as error:
+        raise _unreadable(error) from None
+    width, height = image.width, image.height
+    if _orientation(image) >= 5:
+        width, height = height, width
+    return ImageFacts(media_type, width, height, bool(image.hasalpha()))
+
+
+def reencode(data: bytes, media_type: str | None = None) -> Encoded:
+    """A fresh file of the picture: upright, sRGB, 8 bits, without metadata; the same input gives the same
+    bytes.
+
+    PNG, JPEG (quality 90) and WebP (quality 90) keep their format, GIF and AVIF become PNG. `media_type` asks
+    for one of the three instead; JPEG has no transparency, so the picture is then laid on white. Raises
+    ImageRejected as `inspect` does, ValueError for another `media_type`.
+    """
+    found, image = decode(data)
+    wanted = media_type or STORED_AS[found]
+    if wanted == "image/jpeg" and image.hasalpha():
+        image = image.flatten(background=[255, 255, 255])
+    try:
+        fresh = _save(image, wanted)
+    except pyvips.Error as error:
+        raise _unreadable(error) from None
+    return Encoded(fresh, wanted, image.width, image.height, sha256(fresh).hexdigest())
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> tuple[str, Any]:
+    """The media type found and the picture in memory: upright, sRGB, 8 bits, 3 or 4 bands (a pyvips.Image).
+
+    Raises ImageRejected as `inspect` does.
+    """
+    media_type, image = _open(data, max_pixels, max_side)
+    try:
+        # Decoded whole before it is turned: the loaders stream, autorot may read backwards.
+        image = image.copy_memory().autorot()
+        return media_type, _to_srgb(image).copy_memory()
+    except pyvips.Error as error:
+        raise _unreadable(error) from None
+
+
+@cache
+def _lock_down() -> None:
+    """Leave libvips five loaders out of dozens; most of its past holes were in the others."""
+    pyvips.block_untrusted_set(True)  # noqa: FBT003  (a C flag)
+    pyvips.operation_block_set("VipsForeignLoad", True)  # noqa: FBT003
+    for loader, _ in LOADERS.values():
+        pyvips.operation_block_set(loader, False)  # noqa: FBT003
+    pyvips.cache_set_max(0)  # no picture of one tenant may outlive its call
+
+
+def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[str, Any]:
+    """Sniff, check the stated size, open by the loader the magic bytes name, check the size libvips sees."""
+    _lock_down()
+    media_type = sniff(data)
+    if media_type is None:
+        raise ImageRejected("unsupported_media", "Only PNG, JPEG, WebP, GIF and AVIF pictures are accepted.")
+    if (size := header_size(data)) is not None:
+        check_bounds(media_type, *size, max_pixels, max_side)
+    try:
+        image = getattr(pyvips.Image, LOADERS[media_type][1])(data, fail_on="error", access="sequential")
+    except pyvips.Error as error:
+        raise _unreadable(error) from None
+    check_bounds(media_type, image.width, image.height, max_pixels, max_side)
+    frames = image.get("n-pages") if image.get_typeof("n-pages") else 1
+    if frames > MAX_FRAMES:
+        raise ImageRejected("image_too_large", f"{frames} frames: at most {MAX_FRAMES} are accepted.")
+    return media_type, image
+
+
+def _orientation(image: Any) -> int:
+    return int(image.get("orientation")) if image.get_typeof("orientation") else 1
+
+
+def _to_srgb(image: Any) -> Any:
+    if image.get_typeof("icc-profile-data"):
+        try:
+            # Computed now, so that a damaged profile falls back here and not while saving.
+            image = image.icc_transform("srgb", embedded=True, intent="relative").copy_memory()
+        except pyvips.Error:
+            image = image.copy()
+    image = image.colourspace("srgb")
+    if image.bands > 4:
+        image = image[:4]
+    return image.cast("uchar")
+
+
+def _save(image: Any, media_type: str) -> bytes:
+    if media_type == "image/png":
+        return bytes(image.pngsave_buffer(compression=6, keep="none"))
+    if media_type == "image/jpeg":
+        return bytes(image.jpegsave_buffer(Q=90, optimize_coding=True, keep="none"))
+    if media_type == "image/webp":
+        return bytes(image.webpsave_buffer(Q=90, alpha_q=100, effort=4, keep="none"))
+    raise ValueError(f"{media_type} is not a format that is stored")
+
+
+def _unreadable(error: Any) -> Exception:
+    """A damaged picture is its sender's matter; a lack of memory is ours and must keep its name (kit.cpu)."""
+    if "out of memory" in str(error).lower():
+        return MemoryError(str(error))
+    return ImageRejected("unreadable_image", "The picture is damaged or cut short and cannot be read.")

@@ -1,0 +1,93 @@
+"""Apps: an organization's API clients, each with its own keys and end users."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+
+from limner.db.tx import Tx
+from limner.kit import ids
+from limner.tenancy import audit
+from limner.tenancy.organizations import SlugTaken
+
+COLUMNS = "id, slug, name, description, is_enabled, welcome_mc, created_at"
+
+
+class AppNotFound(LookupError):
+    """The organization has no app of this slug or id."""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """`welcome_mc`: milli-credits each new end user is granted."""
+
+    id: UUID
+    slug: str
+    name: str
+    description: str
+    is_enabled: bool
+    welcome_mc: int
+    created_at: datetime
+
+
+async def create(tx: Tx, slug: str, name: str, *, actor: str, description: str = "", welcome_mc: int = 0) -> App:
+    """Make an app. Raises SlugTaken."""
+    app_id = ids.new()
+    try:
+        await tx.execute(
+            "INSERT INTO limner.app (org_id, id, slug, name, description, welcome_mc) VALUES (%s, %s, %s, %s, %s, %s)",
+            [tx.org_id, app_id, slug, name, description, welcome_mc],
+        )
+    except psycopg.errors.UniqueViolation:
+        raise SlugTaken(f"this organization has an app named {slug}") from None
+    await audit.record(tx, "app.created", "app", app_id, actor, slug=slug, welcome_mc=welcome_mc)
+    return await get(tx, slug)
+
+
+async def get(tx: Tx, slug_or_id: str) -> App:
+    """By slug or id. Raises AppNotFound."""
+    row = await tx.find(
+        f"SELECT {COLUMNS} FROM limner.app WHERE org_id = %(org)s AND (slug = %(key)s OR id::text = %(key)s)",
+        {"org": tx.org_id, "key": slug_or_id},
+    )
+    if row is None:
+        raise AppNotFound(f"this organization has no app {slug_or_id}")
+    return App(**row)
+
+
+async def list_all(tx: Tx, limit: int = 1000) -> list[App]:
+    """The organization's apps by slug."""
+    rows = await tx.all(
+        f"SELECT {COLUMNS} FROM limner.app WHERE org_id = %s ORDER BY slug LIMIT %s", [tx.org_id, limit]
+    )
+    return [App(**row) for row in rows]
+
+
+async def change(
+    tx: Tx,
+    app: App,
+    *,
+    actor: str,
+    name: str | None = None,
+    description: str | None = None,
+    is_enabled: bool | None = None,
+    welcome_mc: int | None = None,
+) -> App:
+    """Change what is given; a disabled app's keys answer 403 within a minute."""
+    given = {"name": name, "description": description, "is_enabled": is_enabled, "welcome_mc": welcome_mc}
+    await tx.execute(
+        "UPDATE limner.app SET name = coalesce(%(name)s, name), description = coalesce(%(description)s, description),"
+        " is_enabled = coalesce(%(is_enabled)s, is_enabled), welcome_mc = coalesce(%(welcome_mc)s, welcome_mc)"
+        " WHERE org_id = %(org)s AND id = %(id)s",
+        {**given, "org": tx.org_id, "id": app.id},
+    )
+    await audit.record(
+        tx,
+        "app.changed",
+        "app",
+        app.id,
+        actor,
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    return await get(tx, str(app.id))

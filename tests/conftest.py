@@ -1,0 +1,112 @@
+"""One real embedded PostgreSQL for the whole run, and a fresh organization for each test that asks for one."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from limner.db import migrate
+from limner.db.embedded import EmbeddedPostgres
+from limner.db.pools import Address, Database
+from limner.kit import ids
+from limner.kit.crypto import RootKey
+from limner.ledger import wallets
+from limner.settings import Settings, load_root_key
+from limner.tenancy import api_keys, apps, organizations
+
+ROLES = ("limner_api", "limner_worker", "limner_dispatch", "limner_operator", "limner_audit")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running, migrated database and what reaches it."""
+
+    home: Path
+    settings: Settings
+    root: RootKey
+    url: str
+    embedded: EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    for name in [name for name in os.environ if name.startswith("LIMNER_")]:
+        del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="limner-test-"))
+    settings = Settings(home=home, lease_s=1.0, retry_backoff_s=0.1, _env_file=None)  # type: ignore[call-arg]
+    embedded = EmbeddedPostgres(home)
+    try:
+        with embedded.running() as url:
+            root = load_root_key(settings)
+            migrate.migrate(url, root)
+            yield Server(home, settings, root, url, embedded)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def db(server: Server) -> AsyncIterator[Database]:
+    database = Database(Address(server.url), server.root, ROLES, size=12)
+    await database.open()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def superuser(server: Server) -> Iterator[psycopg.Connection]:
+    """The database as an intruder with the disk in hand would see it: for planting and for looking."""
+    conninfo = server.embedded.superuser_conninfo().replace("dbname=postgres", "dbname=limner")
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        yield conn
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """An organization with one app, one key of every scope, and one end user `ann` of 1,000 credits."""
+
+    org_id: UUID
+    slug: str
+    app: apps.App
+    api_key: str
+    user: str = "ann"
+
+
+MakeTenant = Callable[..., Awaitable[Tenant]]
+
+
+@pytest.fixture
+def make_tenant(db: Database) -> MakeTenant:
+    async def make(
+        *,
+        credits: int = 1000,
+        wallet_credits: int = 0,
+        welcome_mc: int = 0,
+        grants: organizations.Grants = "issue",
+        exposure_cap_mc: int | None = None,
+        scopes: tuple[str, ...] = api_keys.SCOPES,
+    ) -> Tenant:
+        org_id = ids.new()
+        slug = f"t-{uuid4().hex[:12]}"
+        async with db.tenant_tx(org_id, "limner_operator") as tx:
+            await organizations.create(tx, slug, slug, actor="test", grants=grants, exposure_cap_mc=exposure_cap_mc)
+            app = await apps.create(tx, "main", "Main", actor="test", welcome_mc=welcome_mc)
+            _, key = await api_keys.create(tx, app, actor="test", scopes=scopes)
+            if wallet_credits:
+                await wallets.top_up(tx, wallet_credits * 1000, "test", ref="seed")
+            if credits:
+                await wallets.grant(tx, app.id, "ann", credits * 1000, "test", ref=None, request_hash=None)
+        return Tenant(org_id, slug, app, key)
+
+    return make
+
+
+@pytest_asyncio.fixture
+async def tenant(make_tenant: MakeTenant) -> Tenant:
+    return await make_tenant()
