@@ -33,19 +33,19 @@ class CpuError(Exception):
     """Work in a child process did not come to a result of its own."""
 
 
-class CpuTimeout(CpuError):  # noqa: N818  (the class says what happened)
+class CpuTimeout(CpuError):
     """The wall limit passed and the child was killed."""
 
 
-class CpuMemory(CpuError):  # noqa: N818  (the class says what happened)
+class CpuMemory(CpuError):
     """The work needed more address space than the pool allows; the child survives."""
 
 
-class CpuCrashed(CpuError):  # noqa: N818  (the class says what happened)
+class CpuCrashed(CpuError):
     """The child died (a signal, a crash in a C library, the out-of-memory killer) or never started."""
 
 
-class CpuFailed(CpuError):  # noqa: N818  (the class says what happened)
+class CpuFailed(CpuError):
     """The work raised something that must not be unpickled here, such as an error class of a C library."""
 
 

@@ -96,10 +96,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) 
 @cache
 def _lock_down() -> None:
     """Leave libvips five loaders out of dozens; most of its past holes were in the others."""
-    pyvips.block_untrusted_set(True)  # noqa: FBT003  (a C flag)
-    pyvips.operation_block_set("VipsForeignLoad", True)  # noqa: FBT003
+    pyvips.block_untrusted_set(True)
+    pyvips.operation_block_set("VipsForeignLoad", True)
     for loader, _ in LOADERS.values():
-        pyvips.operation_block_set(loader, False)  # noqa: FBT003
+        pyvips.operation_block_set(loader, False)
     pyvips.cache_set_max(0)  # no picture of one tenant may outlive its call
 
 

@@ -17,7 +17,7 @@ JPEG_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC
 JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and RSTn carry no length
 
 
-class ImageRejected(Exception):  # noqa: N818  (the class says what happened)
+class ImageRejected(Exception):
     """A picture that is not taken, for a reason its sender can act on.
 
     `code` is stable: unsupported_media, image_too_large or unreadable_image here; the local provider adds its

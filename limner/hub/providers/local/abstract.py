@@ -70,10 +70,10 @@ def flow(h: int, w: int, palette: Palette, rng: Rng) -> Bytes:
         colour = np.clip(tints[int(np.clip(round(choice[at]), 0, len(tints) - 1))] * shade[at] * 255, 0, 255)
         stroke = fixed[at, : lengths[at]].reshape(-1, 1, 2)
         cv2.polylines(canvas, [stroke], False, colour.tolist(), int(widths[at]), cv2.LINE_AA, 4)
-    picture = canvas.astype(np.float32) / 255
-    relief = cv2.GaussianBlur(picture @ np.array([0.3, 0.6, 0.1], np.float32), (0, 0), 0.8)
-    picture *= 1 + 0.16 * lit(relief, 0.8, 3.0)[..., None]
-    return finish(picture, rng, grain=0.018, vignette=0.12)
+    drawn: Floats = canvas.astype(np.float32) / 255
+    relief = cv2.GaussianBlur(drawn @ np.array([0.3, 0.6, 0.1], np.float32), (0, 0), 0.8)
+    drawn *= 1 + 0.16 * lit(relief, 0.8, 3.0)[..., None]
+    return finish(drawn, rng, grain=0.018, vignette=0.12)
 
 
 def geometric(h: int, w: int, palette: Palette, rng: Rng) -> Bytes:

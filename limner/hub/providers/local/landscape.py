@@ -135,7 +135,8 @@ def _ridge(w: int, unit: float, depth: float, dunes: bool, rng: Rng) -> Floats:
 def _shore(w: int, rng: Rng) -> Floats:
     """Weight of the near bank: high at one side, nothing at the other, so that water stays open."""
     side = np.linspace(0, 1, w, dtype=np.float32)
-    return np.clip((side if rng.random() < 0.5 else 1 - side) * 1.7 - 0.55, 0, 1) ** 0.7
+    bank = (side if rng.random() < 0.5 else 1 - side) * 1.7 - 0.55
+    return np.asarray(np.clip(bank, 0, 1) ** 0.7, np.float32)
 
 
 def _forest(profile: Floats, tall: float, rng: Rng) -> Floats:

@@ -74,10 +74,6 @@ class Palette:
     accent: Floats
     dark: bool
 
-    def at(self, position: float) -> Floats:
-        """The ramp's colour at 0 (darkest) to 1 (lightest), mixed in OKLab: (3,) sRGB 0-1."""
-        return np.asarray(gradient(self.ramp, 256)[int(np.clip(position, 0, 1) * 255)])
-
 
 def choose(prompt: str, rng: np.random.Generator) -> Palette:
     """The palette of a prompt: its first mood word, its colour words, or both; else one drawn from `rng`."""

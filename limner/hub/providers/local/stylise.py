@@ -111,9 +111,8 @@ def oil(colour: Bytes) -> Bytes:
     rng = np.random.default_rng(4)
     reach = max(unit / 130, 3)
     picture = _along(patches, angles, reach * 0.45, 6)
-    bristles = rng.standard_normal((h, w)).astype(np.float32)
-    bristles = cv2.GaussianBlur(bristles, (0, 0), max(unit / 700, 0.7))
-    bristles = _along(bristles, angles, reach, 12)
+    noise = cv2.GaussianBlur(rng.standard_normal((h, w)).astype(np.float32), (0, 0), max(unit / 700, 0.7))
+    bristles = _along(noise, angles, reach, 12)
     bristles /= np.float32(max(float(bristles.std()) * 3, 1e-6))
     relief = bristles * 0.42 + picture @ np.array([0.3, 0.59, 0.11], np.float32) * 1.2
     picture = picture * (1 + 0.17 * lit(relief, -2.2, 0.9))[..., None] + 0.022 * bristles[..., None]

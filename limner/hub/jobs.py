@@ -1,0 +1,211 @@
+"""Jobs as their owner sees them: submit, get, list, cancel. Amounts in milli-credits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import orjson
+import psycopg
+
+from limner.db.tx import Tx
+from limner.hub.providers.base import Blob
+from limner.kit import ids
+from limner.ledger import refusals
+
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+OPEN = ("queued", "running")
+
+SUBMIT = """
+SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
+                                %s::text::jsonb, %s, %s, %s, %s, %s)
+"""
+SUBMIT_WITH_IMAGES = """
+SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
+                                %s::text::jsonb, %s, %s, %s, %s, %s,
+                                %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])
+"""
+COLUMNS = """
+j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc,
+j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence, j.request_id,
+j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at, u.external_id
+"""
+SOURCE = """
+limner.job j LEFT JOIN limner.job_queue q ON q.org_id = j.org_id AND q.job_id = j.id
+             LEFT JOIN limner.end_user u ON u.org_id = j.org_id AND u.id = j.end_user_id
+"""
+
+
+class JobNotFound(LookupError):
+    """This app (and end user, when one is named) has no such job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request as parsed, priced and hashed. `external_id` None: the organization's wallet pays."""
+
+    app_id: UUID
+    external_id: str | None
+    route: str
+    model_id: UUID
+    model: str
+    kind: str
+    unit_price_mc: int
+    hold_mc: int
+    priority: int
+    idempotency_key: str | None
+    request_hash: bytes
+    input: Mapping[str, Any]
+    wait_s: int
+    deadline_s: int
+    max_runs: int
+    images: Sequence[tuple[str, Blob]] = ()
+    request_id: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`available_mc` is what the paying wallet held right after the hold, also when this is a replay."""
+
+    job_id: UUID
+    replayed: bool
+    hold_mc: int
+    available_mc: int
+    wait_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job's record beside its live progress. `outputs` as stored: object keys, not URLs."""
+
+    id: UUID
+    app_id: UUID
+    end_user_id: UUID | None
+    model: str
+    kind: str
+    state: str
+    priority: int
+    input: dict[str, Any]
+    outputs: list[dict[str, Any]] | None
+    unit_price_mc: int
+    price_hold_mc: int
+    price_final_mc: int | None
+    refunded_mc: int
+    runs: int
+    provider_used: str | None
+    error_code: str | None
+    error_message: str | None
+    finished_fence: int | None
+    request_id: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    percent: int | None
+    stage: str | None
+    cancel_requested_at: datetime | None
+    external_id: str | None
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in OPEN
+
+    @property
+    def charged_mc(self) -> int:
+        """What is held while the job is open, what was charged once it is closed."""
+        return self.price_hold_mc if self.price_final_mc is None else self.price_final_mc
+
+
+async def submit(tx: Tx, job_id: UUID, request: Submission) -> Submitted:
+    """Idempotency, hold, job and queue row in one statement.
+
+    `job_id` is the caller's: the same id sent again after a lost answer is a replay. Raises
+    refusals.TooFewCredits, refusals.Inactive, refusals.Reused; nothing is written then.
+    """
+    parameters: list[Any] = [
+        tx.ctx, job_id, request.app_id, request.external_id, ids.new(), request.route, request.model_id,
+        request.model, request.kind, request.unit_price_mc, request.hold_mc, request.priority,
+        request.idempotency_key, request.request_hash, orjson.dumps(request.input).decode(), request.wait_s,
+        request.deadline_s, request.max_runs, request.request_id, request.traceparent,
+    ]  # fmt: skip
+    query = SUBMIT
+    if request.images:
+        query = SUBMIT_WITH_IMAGES
+        blobs = [blob for _, blob in request.images]
+        parameters += [
+            [name for name, _ in request.images],
+            [blob.media_type for blob in blobs],
+            [blob.width for blob in blobs],
+            [blob.height for blob in blobs],
+            [blob.data for blob in blobs],
+        ]
+    try:
+        row = await tx.get(query, parameters)
+    except psycopg.Error as error:
+        raise refusals.read(error) from error
+    return Submitted(row["job_id"], row["outcome"] == "replayed", row["hold_mc"], row["available_mc"], row["wait_s"])
+
+
+async def get(tx: Tx, app_id: UUID, job_id: UUID, external_id: str | None = None) -> Job:
+    """One job of this app, and of this end user when one is named. Raises JobNotFound."""
+    row = await tx.find(
+        f"SELECT {COLUMNS} FROM {SOURCE} WHERE j.org_id = %(org)s AND j.id = %(job)s AND j.app_id = %(app)s"
+        " AND (%(user)s::text IS NULL OR u.external_id = %(user)s)",
+        {"org": tx.org_id, "job": job_id, "app": app_id, "user": external_id},
+    )
+    if row is None:
+        raise JobNotFound(str(job_id))
+    return Job(**row)
+
+
+async def list_of_app(
+    tx: Tx, app_id: UUID, *, external_id: str | None, state: str | None, limit: int, before: UUID | None
+) -> list[Job]:
+    """Newest first, older than the job `before`; one end user's when one is named, else the whole app's."""
+    owner = (
+        "j.end_user_id = (SELECT x.id FROM limner.end_user x WHERE x.org_id = %(org)s AND x.app_id = %(app)s"
+        " AND x.external_id = %(user)s)"
+        if external_id is not None
+        else "j.app_id = %(app)s"
+    )
+    rows = await tx.all(
+        f"SELECT {COLUMNS} FROM {SOURCE} WHERE j.org_id = %(org)s AND {owner} AND j.id < %(before)s"
+        " AND (%(state)s::text IS NULL OR j.state = %(state)s) ORDER BY j.id DESC LIMIT %(limit)s",
+        {
+            "org": tx.org_id,
+            "app": app_id,
+            "user": external_id,
+            "state": state,
+            "limit": limit,
+            "before": before or UUID(int=2**128 - 1),
+        },
+    )
+    return [Job(**row) for row in rows]
+
+
+async def cancel(tx: Tx, app_id: UUID | None, job_id: UUID, user_id: UUID | None = None) -> str:
+    """`cancelled`, `requested` (a worker holds it and will be told), or `already_<state>`. Raises JobNotFound.
+
+    `app_id` None: an operator cancels across the organization's apps.
+    """
+    row = await tx.get(
+        "SELECT limner.cancel_job(%s, %s, %s, %s, %s, %s) AS outcome",
+        [tx.ctx, app_id, user_id, job_id, ids.new(), ids.new()],
+    )
+    if row["outcome"] is None:
+        raise JobNotFound(str(job_id))
+    return str(row["outcome"])
+
+
+async def mean_wait_s(tx: Tx, app_id: UUID, model: str, sample: int = 20) -> float | None:
+    """Seconds from submit to end over this app's last jobs of a model, or None before the first."""
+    row = await tx.get(
+        "SELECT avg(extract(epoch FROM r.finished_at - r.created_at))::float8 AS mean FROM ("
+        " SELECT j.model, j.state, j.finished_at, j.created_at FROM limner.job j"
+        " WHERE j.org_id = %(org)s AND j.app_id = %(app)s ORDER BY j.id DESC LIMIT %(window)s) r"
+        " WHERE r.model = %(model)s AND r.state = 'succeeded'",
+        {"org": tx.org_id, "app": app_id, "model": model, "window": sample * 5},
+    )
+    mean: float | None = row["mean"]
+    return mean

@@ -1,0 +1,182 @@
+"""Runs as a worker makes them: claim, start, attempts, progress, release, finish. Every write names its fence.
+
+`claim`, `heartbeat` and `report` belong to the dispatch role (ids and leases, never payloads); the rest is the
+worker role's, inside the job's own organization.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+import orjson
+import psycopg
+
+from limner.db.tx import Tx
+from limner.hub.providers.base import Blob
+from limner.kit import ids
+from limner.ledger import refusals
+
+Outcome = Literal["succeeded", "failed", "cancelled"]
+Decision = Literal["send", "resume", "reuse", "uncertain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A claimed job. `exhausted` names why it may only be finished: cancelled, deadline_exceeded, runs_exhausted."""
+
+    org_id: UUID
+    job_id: UUID
+    app_id: UUID
+    fence: int
+    run: int
+    exhausted: str | None
+    deadline_in_s: float
+    waited_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a started run needs: the request as it was priced, and its images."""
+
+    app_id: UUID
+    model_id: UUID
+    model: str
+    kind: str
+    input: dict[str, Any]
+    unit_price_mc: int
+    price_hold_mc: int
+    request_id: str | None
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What may be done about one provider. `outputs` and `cost_micro_usd` come with `reuse`."""
+
+    decision: Decision
+    send_no: int
+    idem_key: str
+    provider_task_id: str | None
+    outputs: list[dict[str, Any]] | None
+    cost_micro_usd: int | None
+
+
+async def claim(tx: Tx, owner: str, limit: int, lease_s: float) -> list[Lease]:
+    """Lease up to `limit` jobs: overdue first, then in turn between the apps of all organizations."""
+    rows = await tx.all("SELECT * FROM limner.claim_jobs(%s, %s, %s)", [owner, limit, lease_s])
+    return [Lease(**row) for row in rows]
+
+
+async def heartbeat(tx: Tx, leases: Sequence[Lease], lease_s: float) -> dict[UUID, str]:
+    """Renew leases; by job: "ok", "cancel" (its owner asks to stop) or "lost" (write nothing more)."""
+    rows = await tx.all(
+        "SELECT * FROM limner.heartbeat_many(%s::uuid[], %s::uuid[], %s::bigint[], %s)",
+        [[x.org_id for x in leases], [x.job_id for x in leases], [x.fence for x in leases], lease_s],
+    )
+    return {row["job_id"]: row["verdict"] for row in rows}
+
+
+async def report(tx: Tx, lease: Lease, percent: int, stage: str) -> None:
+    """Write progress; silently nothing when the lease is lost."""
+    await tx.execute(
+        "SELECT limner.report_progress(%s, %s, %s, %s, %s)",
+        [lease.org_id, lease.job_id, lease.fence, max(0, min(percent, 100)), stage[:100]],
+    )
+
+
+async def start(tx: Tx, lease: Lease) -> Work:
+    """Mark the job running. Raises refusals.StaleLease."""
+    row = await _get(
+        tx, "SELECT * FROM limner.start_job(%s, %s, %s, %s)", [tx.ctx, lease.job_id, lease.fence, ids.new()]
+    )
+    return Work(**row)
+
+
+async def load_images(tx: Tx, job_id: UUID) -> dict[str, Blob]:
+    """The job's input images by name: image_0, image_1 …, mask."""
+    rows = await tx.all(
+        "SELECT name, media_type, data, width, height FROM limner.job_input WHERE org_id = %s AND job_id = %s",
+        [tx.org_id, job_id],
+    )
+    return {row.pop("name"): Blob(**row) for row in rows}
+
+
+async def intend(
+    tx: Tx, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *, resend: bool = False
+) -> Intent:
+    """Record that a provider is about to be called, before the socket opens. Raises refusals.StaleLease."""
+    row = await _get(
+        tx,
+        "SELECT * FROM limner.call_intent(%s, %s, %s, %s, %s, %s, %s, %s)",
+        [tx.ctx, lease.job_id, lease.fence, step, provider, provider_model, rule, resend],
+    )
+    return Intent(**row)
+
+
+async def record_done(
+    tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, outputs: list[dict[str, Any]],
+    task_id: str | None, cost_micro_usd: int | None, latency_ms: int,
+) -> None:  # fmt: skip
+    """The call succeeded and its outputs are stored. Raises refusals.StaleLease."""
+    await _result(tx, lease, step, provider, send_no, "done", task_id=task_id, cost=cost_micro_usd,
+                  latency_ms=latency_ms, outputs=outputs)  # fmt: skip
+
+
+async def record_error(
+    tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, code: str, message: str, latency_ms: int
+) -> None:
+    """The call failed; writes the event `job.attempt_failed`. Raises refusals.StaleLease."""
+    await _result(tx, lease, step, provider, send_no, "error", latency_ms=latency_ms, code=code, message=message)
+
+
+async def _result(
+    tx: Tx, lease: Lease, step: str, provider: str, send_no: int, state: str, *, latency_ms: int,
+    task_id: str | None = None, cost: int | None = None, code: str | None = None, message: str | None = None,
+    outputs: list[dict[str, Any]] | None = None,
+) -> None:  # fmt: skip
+    await _get(
+        tx,
+        "SELECT limner.call_result(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s)",
+        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, state, task_id, cost, latency_ms, code, message,
+         _json(outputs), ids.new()],
+    )  # fmt: skip
+
+
+async def release(tx: Tx, lease: Lease, delay_s: float, *, counts: bool) -> None:
+    """Give the job back for another run; `counts` False gives the run back too. Raises refusals.StaleLease."""
+    await _get(
+        tx,
+        "SELECT limner.release_job(%s, %s, %s, %s, %s)",
+        [tx.ctx, lease.job_id, lease.fence, delay_s, counts],
+    )
+
+
+async def finish(
+    tx: Tx, lease: Lease, outcome: Outcome, *, charge_mc: int = 0, outputs: list[dict[str, Any]] | None = None,
+    error_code: str | None = None, error_message: str | None = None, provider: str | None = None,
+    usage: list[dict[str, Any]] | None = None,
+) -> str:  # fmt: skip
+    """Settle the hold, close the job, write usage and the terminal event: one commit.
+
+    Answers the outcome, or "already" when this fence had closed the job so (an answer was lost). Raises
+    refusals.StaleLease, and refusals.BadAmount for a charge above the hold.
+    """
+    row = await _get(
+        tx,
+        "SELECT limner.finish_job(%s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s::text::jsonb, %s, %s) AS outcome",
+        [tx.ctx, lease.job_id, lease.fence, outcome, charge_mc, _json(outputs), error_code, error_message, provider,
+         _json(usage), ids.new(), ids.new()],
+    )  # fmt: skip
+    return str(row["outcome"])
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+
+
+async def _get(tx: Tx, query: str, parameters: list[Any]) -> dict[str, Any]:
+    try:
+        return await tx.get(query, parameters)
+    except psycopg.Error as error:
+        raise refusals.read(error) from error
