@@ -7,6 +7,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
@@ -73,6 +74,9 @@ def migrate(url: str, root: crypto.RootKey) -> tuple[str | None, str]:
 def _prepare_schema(conn: psycopg.Connection) -> None:
     conn.execute("CREATE SCHEMA IF NOT EXISTS limner AUTHORIZATION limner_owner")
     conn.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    # a temporary type or function would outlive its transaction and wait on the pooled connection for the next tenant
+    database = sql.Identifier(conn.info.dbname)
+    conn.execute(sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
     conn.execute("GRANT USAGE ON SCHEMA limner TO " + ", ".join(roles.RUNTIME))
     # Alembic's own table: the migrating role writes it, processes read it at boot
     conn.execute("SET ROLE limner_owner")

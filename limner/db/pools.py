@@ -96,6 +96,12 @@ class Database:
         return await AsyncConnection.connect(runtime_conninfo(self.address.url, role, self._root), autocommit=True)
 
     @asynccontextmanager
+    async def statement(self, role: str) -> AsyncIterator[AsyncConnection[Any]]:
+        """A pooled connection in autocommit, for statements without data: NOTIFY, SELECT 1."""
+        async with self._connection(role) as conn:
+            yield conn
+
+    @asynccontextmanager
     async def _connection(self, role: str) -> AsyncIterator[AsyncConnection[Any]]:
         try:
             async with self._pools[role].connection() as conn:
@@ -107,7 +113,10 @@ class Database:
     async def tenant_tx(self, org_id: UUID, role: str = "limner_api") -> AsyncIterator[Tx]:
         """A transaction that sees one organization. Commits at the end of the block, rolls back on an error."""
         async with self._connection(role) as conn:
-            await conn.execute(f"BEGIN; SET LOCAL limner.ctx = '{self._signer.sign(org_id)}'", prepare=False)
+            # bound, never spelt out: pg_stat_activity shows a role the text of its other sessions' statements
+            async with conn.pipeline():
+                await conn.execute("BEGIN", prepare=False)
+                await conn.execute("SELECT set_config('limner.ctx', %s, true)", [self._signer.sign(org_id)])
             async with _ending(conn):
                 yield Tx(conn, org_id)
 

@@ -13,6 +13,7 @@ import pickle
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -125,7 +126,7 @@ class CpuPool:
         async with self._slots:
             await self._prepare(target)
             # Held a moment, so that the next warm-up finds this child busy and starts another.
-            await self._call(_hold, 0.2)
+            await self._call(time.sleep, 0.2)
 
     async def _drain_one(self) -> None:
         async with self._slots:
@@ -204,10 +205,6 @@ def _forget_secrets() -> None:
         if address := getenv(os.fsencode(name)):
             ctypes.memset(address, 0, len(os.fsencode(os.environ[name])))
         del os.environ[name]
-
-
-def _hold(seconds: float) -> None:
-    signal.sigtimedwait((), seconds)
 
 
 def _run(target: str, args: tuple[object, ...]) -> Any:

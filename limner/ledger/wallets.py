@@ -83,7 +83,7 @@ async def top_up(tx: Tx, amount_mc: int, reason: str, *, ref: str) -> Grant:
         )
     except psycopg.Error as error:
         raise refusals.read(error) from error
-    return Grant(row["outcome"] == "replayed", transfer_id, amount_mc, row["available_mc"])
+    return Grant(row["outcome"] == "replayed", row["transfer_id"], amount_mc, row["available_mc"])
 
 
 async def refund(tx: Tx, job_id: UUID, amount_mc: int, reason: str, *, ref: str) -> Grant:
@@ -96,4 +96,4 @@ async def refund(tx: Tx, job_id: UUID, amount_mc: int, reason: str, *, ref: str)
         )
     except psycopg.Error as error:
         raise refusals.read(error) from error
-    return Grant(row["outcome"] == "replayed", transfer_id, amount_mc, row["available_mc"])
+    return Grant(row["outcome"] == "replayed", row["transfer_id"], amount_mc, row["available_mc"])

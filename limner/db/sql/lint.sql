@@ -16,7 +16,13 @@ allowed (rule, name, why) AS (VALUES
   ('L12', 'api_key_key_hash_key', 'a key is looked up before its organization is known; 256 random bits reveal nothing'),
   ('L12', 'organization_slug_key', 'operators name organizations; a slug is no tenant''s secret'),
   ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),
-  ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'))
+  ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'),
+  ('L15', 'job_queue limner_dispatch', 'the dispatcher writes leases: columns only, never a payload or an amount'),
+  ('L22', 'model platform', 'the platform''s catalog is everybody''s to read'),
+  ('L22', 'provider platform', 'the platform''s catalog is everybody''s to read'),
+  ('L22', 'route platform', 'the platform''s catalog is everybody''s to read'),
+  ('L22', 'organization operator_lists', 'operators list organizations'),
+  ('L22', 'job_queue operator_counts', 'operators count open jobs; no payload stands there'))
 SELECT 'L01 tenant table without row level security enabled and forced' AS rule, relname AS object
   FROM rel WHERE tenant AND relkind IN ('r', 'p') AND NOT (relrowsecurity AND relforcerowsecurity)
 UNION ALL
@@ -68,6 +74,12 @@ SELECT 'L15 run-time role that may write money or job state', relname || ' ' || 
  WHERE relname IN ('wallet', 'transfer', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event')
    AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE') AND a.grantee <> relowner
 UNION ALL
+SELECT 'L15 run-time role that may write money or job state', rel.relname || '.' || c.attname || ' ' || a.privilege_type || ' to ' || a.grantee::regrole
+  FROM rel JOIN pg_attribute c ON c.attrelid = rel.oid, aclexplode(c.attacl) a
+ WHERE relname IN ('wallet', 'transfer', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event')
+   AND a.privilege_type IN ('INSERT', 'UPDATE') AND a.grantee <> relowner
+   AND relname || ' ' || a.grantee::regrole NOT IN (SELECT name FROM allowed WHERE rule = 'L15')
+UNION ALL
 SELECT 'L16 object of the schema owned by a run-time role', relname || ' by ' || relowner::regrole FROM rel
  WHERE relowner::regrole::text NOT IN ('limner_owner', 'limner_lookup', 'limner_ctx') AND relname <> 'alembic_version'
 UNION ALL
@@ -81,4 +93,22 @@ SELECT 'L18 tenant table whose org_id may be null', rel.relname FROM rel JOIN pg
 UNION ALL
 SELECT 'L19 policy for everybody instead of named roles', rel.relname || ' ' || p.polname FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
  WHERE p.polroles = '{0}'
+UNION ALL
+SELECT 'L20 SECURITY DEFINER function of an owner with other powers', oid::regprocedure || ' by ' || proowner::regrole FROM fn
+ WHERE prosecdef AND proowner::regrole::text NOT IN ('limner_owner', 'limner_lookup', 'limner_ctx')
+UNION ALL
+SELECT 'L21 run-time role that may make objects', r.rolname || ' in ' || n.nspname FROM pg_roles r, pg_namespace n
+ WHERE r.rolcanlogin AND r.rolname LIKE 'limner\_%' AND r.rolname NOT IN ('limner_migrate', 'limner_backup')
+   AND (n.nspname LIKE 'limner%' OR n.nspname = 'public') AND has_schema_privilege(r.oid, n.oid, 'CREATE')
+UNION ALL
+SELECT 'L21 run-time role that may make objects', rolname || ' in pg_temp' FROM pg_roles
+ WHERE rolcanlogin AND rolname LIKE 'limner\_%' AND rolname NOT IN ('limner_migrate', 'limner_backup')
+   AND has_database_privilege(oid, current_database(), 'TEMPORARY')
+UNION ALL
+SELECT 'L22 policy of a tenant role that does not ask for the context', rel.relname || ' ' || p.polname
+  FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
+ WHERE rel.tenant AND p.polpermissive AND p.polroles && ARRAY(SELECT oid FROM pg_roles WHERE rolname IN ('limner_owner', 'limner_api', 'limner_worker', 'limner_operator'))
+   AND (coalesce(pg_get_expr(p.polqual, p.polrelid), 'limner.org()') NOT LIKE '%limner.org()%'
+        OR coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'limner.org()') NOT LIKE '%limner.org()%')
+   AND rel.relname || ' ' || p.polname NOT IN (SELECT name FROM allowed WHERE rule = 'L22')
 ORDER BY 1, 2

@@ -100,6 +100,9 @@ CREATE UNIQUE INDEX job_idem ON limner.job (org_id, principal_id, route, idem_ke
 CREATE INDEX job_of_app ON limner.job (org_id, app_id, id);
 CREATE INDEX job_of_user ON limner.job (org_id, end_user_id, id) WHERE end_user_id IS NOT NULL;
 
+-- jobs that may have left objects nobody refers to: more than one claim, or no success
+CREATE INDEX job_leftovers ON limner.job (org_id, finished_at) WHERE finished_fence > 1 OR state IN ('failed', 'cancelled');
+
 CREATE FUNCTION limner.job_transition() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   IF OLD.finished_at IS NULL THEN
@@ -227,7 +230,7 @@ CREATE TABLE limner.chore (
   name       text PRIMARY KEY,
   next_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
   done_at    timestamptz,
-  watermark  timestamptz NOT NULL DEFAULT '-infinity',
+  watermark  timestamptz NOT NULL DEFAULT '1970-01-01T00:00:00Z',
   result     jsonb NOT NULL DEFAULT '{}'
 );
 
@@ -237,6 +240,25 @@ GRANT SELECT ON limner.job, limner.job_queue, limner.provider_call, limner.usage
 GRANT SELECT ON limner.job, limner.job_input, limner.provider_call TO limner_worker;
 GRANT SELECT, UPDATE (claimable_at, runs, fence, lease_owner, percent, stage) ON limner.job_queue TO limner_dispatch;
 GRANT SELECT, INSERT, UPDATE ON limner.chore TO limner_dispatch;
+GRANT SELECT ON limner.chore TO limner_api, limner_operator;
+GRANT SELECT (org_id, app_id, claimable_at, lease_owner, deadline_at, created_at) ON limner.job_queue TO limner_lookup;
+CREATE POLICY lookup ON limner.job_queue FOR SELECT TO limner_lookup USING (true);
 CREATE POLICY dispatch ON limner.job_queue TO limner_dispatch USING (true) WITH CHECK (true);
 CREATE POLICY operator_counts ON limner.job_queue FOR SELECT TO limner_operator USING (true);
 RESET ROLE;
+
+GRANT CREATE ON SCHEMA limner TO limner_lookup;
+SET ROLE limner_lookup;
+-- the queue in four numbers, for /metrics and /readyz: no tenant can be told from them
+CREATE FUNCTION limner.queue_facts()
+RETURNS TABLE (depth bigint, running bigint, overdue bigint, oldest_s double precision)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT count(*) FILTER (WHERE q.lease_owner IS NULL OR q.claimable_at < clock_timestamp()),
+         count(*) FILTER (WHERE q.lease_owner IS NOT NULL AND q.claimable_at >= clock_timestamp()),
+         count(*) FILTER (WHERE q.deadline_at < clock_timestamp()),
+         coalesce(extract(epoch FROM clock_timestamp() - min(q.created_at) FILTER (WHERE q.lease_owner IS NULL)), 0)::double precision
+    FROM limner.job_queue q;
+$$;
+GRANT EXECUTE ON FUNCTION limner.queue_facts() TO limner_api, limner_dispatch, limner_operator;
+RESET ROLE;
+REVOKE CREATE ON SCHEMA limner FROM limner_lookup;

@@ -44,7 +44,7 @@ BEGIN
       FROM limner.job j JOIN limner.transfer x ON x.org_id = t AND x.id = j.id
      WHERE j.org_id = t AND ((p_key IS NOT NULL AND j.principal_id = v_principal AND j.route = p_route AND j.idem_key = p_key)
                              OR j.id = p_job);
-    IF old.lapsed AND old.closed THEN
+    IF old.lapsed AND old.closed AND old.id <> p_job THEN
       UPDATE limner.job j SET idem_key = NULL WHERE j.org_id = t AND j.id = old.id;
       CONTINUE;
     END IF;
@@ -77,7 +77,8 @@ BEGIN
 END $$;
 
 -- Cross-tenant, run as limner_dispatch: sees ids, keys and leases, never a payload. Overdue rows first; then, round by round,
--- the next job of each app of each organization, so that nobody's backlog stands before another's first job.
+-- the next job of each app of each organization, so that nobody's backlog stands before another's first job. A claim smaller than
+-- the number of apps draws lots between them: by age, the oldest backlog would win every time.
 CREATE FUNCTION limner.claim_jobs(p_owner text, p_n int, p_lease_s double precision)
 RETURNS TABLE (org_id uuid, job_id uuid, app_id uuid, fence bigint, run int, exhausted text, deadline_in_s double precision, waited_ms double precision)
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
@@ -92,17 +93,21 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT n.org_id, n.app_id FROM lane l CROSS JOIN LATERAL (
       SELECT q.org_id, q.app_id FROM limner.job_queue q
        WHERE (q.org_id, q.app_id) > (l.org_id, l.app_id) ORDER BY q.org_id, q.app_id LIMIT 1) n),
+  ready AS (              -- of those, the ones that have something to take: the others must not shrink everybody's share
+    SELECT l.org_id, l.app_id FROM lane l WHERE EXISTS (
+      SELECT 1 FROM limner.job_queue q
+       WHERE q.org_id = l.org_id AND q.app_id = l.app_id AND q.claimable_at <= clock_timestamp() AND q.deadline_at >= clock_timestamp())),
   turn AS (
-    SELECT r.org_id, r.job_id, row_number() OVER (PARTITION BY l.org_id, l.app_id ORDER BY r.priority, r.job_id) AS round, r.job_id AS age
-      FROM lane l CROSS JOIN LATERAL (
+    SELECT r.org_id, r.job_id, row_number() OVER (PARTITION BY l.org_id, l.app_id ORDER BY r.priority, r.job_id) AS round
+      FROM ready l CROSS JOIN LATERAL (
         SELECT q.org_id, q.job_id, q.priority FROM limner.job_queue q
          WHERE q.org_id = l.org_id AND q.app_id = l.app_id AND q.claimable_at <= clock_timestamp() AND q.deadline_at >= clock_timestamp()
-         ORDER BY q.priority, q.job_id LIMIT (SELECT greatest(1, ceil(p_n::numeric / count(*)))::bigint FROM lane)
+         ORDER BY q.priority, q.job_id LIMIT (SELECT greatest(1, ceil(p_n::numeric / count(*)))::bigint FROM ready)
            FOR UPDATE SKIP LOCKED) r),
   chosen AS (
-    (SELECT o.org_id, o.job_id, 0 AS round, o.job_id AS age FROM overdue o
-     UNION ALL SELECT t.org_id, t.job_id, t.round, t.age FROM turn t)
-    ORDER BY round, age LIMIT p_n)
+    SELECT c.org_id, c.job_id FROM (SELECT o.org_id, o.job_id, 0 AS round FROM overdue o
+                                    UNION ALL SELECT t.org_id, t.job_id, t.round FROM turn t) c
+     ORDER BY c.round, random() LIMIT p_n)
   UPDATE limner.job_queue q
      SET fence = q.fence + 1, runs = q.runs + 1, lease_owner = p_owner,
          claimable_at = clock_timestamp() + make_interval(secs => p_lease_s)
@@ -141,7 +146,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE q limner.job_queue;
 BEGIN
   SELECT * INTO q FROM limner.job_queue x WHERE x.org_id = t AND x.job_id = p_job FOR UPDATE;
-  IF NOT FOUND OR q.fence <> p_fence OR q.lease_owner IS NULL THEN
+  IF NOT FOUND OR q.fence IS DISTINCT FROM p_fence OR q.lease_owner IS NULL THEN
     RAISE EXCEPTION 'the lease on job % was lost', p_job USING ERRCODE = 'LM409', DETAIL = 'stale_fence';
   END IF;
   RETURN q;
@@ -250,6 +255,9 @@ BEGIN
   SELECT * INTO STRICT j FROM limner.job x WHERE x.org_id = t AND x.id = p_job FOR NO KEY UPDATE;
   IF amount IS NULL OR amount < 0 OR amount > j.price_hold_mc THEN
     RAISE EXCEPTION 'a charge of % is outside 0..% (the hold)', amount, j.price_hold_mc USING ERRCODE = 'LM422';
+  END IF;
+  IF amount > 0 AND coalesce(jsonb_array_length(p_usage), 0) = 0 THEN
+    RAISE EXCEPTION 'a charge needs a usage record of what was consumed' USING ERRCODE = 'LM422';
   END IF;
   UPDATE limner.wallet x
      SET held_mc = x.held_mc - j.price_hold_mc, available_mc = x.available_mc + j.price_hold_mc - amount, version = x.version + 1,

@@ -1,0 +1,96 @@
+"""The API's composition root: settings → resources → routers, one a line."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import fastapi_offline
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.staticfiles import StaticFiles
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from limner.db.pools import Address, Database
+from limner.hub import api as hub_api
+from limner.hub import catalog, inputs, users_api
+from limner.hub.submission import SubmitLimits, Submitter
+from limner.kit.cpu import CpuPool
+from limner.kit.crypto import RootKey
+from limner.media import api as media_api
+from limner.media.store import ObjectStore
+from limner.media.urls import MediaUrls
+from limner.settings import Settings
+from limner.tenancy.authentication import KeyAuthenticator
+from limner.web import health
+from limner.web.middleware import Edge
+
+ROLES = ("limner_api",)
+CLOCK_EVERY_S = 30.0
+API_CPU_PROCESSES = 1
+VERSION = "0.1.0"
+DESCRIPTION = """Words and pictures from a prompt, with the money right.
+
+Send your key as `X-API-Key` and the user you act for as `X-User-ID`. A job is accepted with its price on hold,
+worked on in the background, and charged for what it delivered, exactly once. Every job has a receipt."""
+
+
+def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
+    """The application; its lifespan opens and closes what it uses."""
+    db = Database(address, root, ROLES, size=settings.database_pool_size)
+    pool = CpuPool(API_CPU_PROCESSES, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
+    store = ObjectStore(settings.store_url, settings.home)
+    urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
+    limits = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    submitter = Submitter(db, catalog.ModelCache(), pool, SubmitLimits(limits, settings.max_runs))
+    authenticate = KeyAuthenticator(db, settings.key_cache_s)
+    hub = hub_api.HubApi(db, authenticate, submitter, urls)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await db.open()
+        background = [asyncio.create_task(submitter.waker.run()), asyncio.create_task(_keep_time(db))]
+        yield
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await pool.aclose()
+        await db.close()
+
+    app = FastAPI(
+        title="limner", version=VERSION, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
+        openapi_url="/openapi.json", redirect_slashes=False,
+    )  # fmt: skip
+    app.include_router(hub_api.router(hub))
+    app.include_router(users_api.router(hub))
+    app.include_router(media_api.router(store, urls))
+    app.include_router(health.router(db, VERSION))
+    _serve_docs(app)
+    app.add_middleware(
+        Edge, limit=settings.max_body_bytes, limits={"/api/v1/generate": settings.max_generate_body_bytes}
+    )
+    return app
+
+
+def _serve_docs(app: FastAPI) -> None:
+    """The reference at /docs, from files of this machine: it works without a network."""
+    folder = Path(fastapi_offline.__file__).parent / "static"
+    app.mount("/docs/static", StaticFiles(directory=folder), name="docs-static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(_: Request) -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="limner API",
+            swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css",
+            swagger_favicon_url="/docs/static/favicon.png",
+        )
+
+
+async def _keep_time(db: Database) -> None:
+    while True:
+        await asyncio.sleep(CLOCK_EVERY_S)
+        with contextlib.suppress(Exception):  # the offset of the last reading stays good meanwhile
+            await db.sync_clock()

@@ -1,0 +1,154 @@
+"""`/api/v1`: jobs and models. Paths, headers, fields and status codes are seed 002's; additions are limner's."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from limner.db.pools import Database
+from limner.hub import catalog, docs, jobs, receipts, schemas
+from limner.hub.submission import Submitter
+from limner.kit import ids, money
+from limner.media.urls import MediaUrls
+from limner.web import parsing
+from limner.web.caller import Authenticate, Caller
+from limner.web.errors import ApiError, invalid, not_found
+
+POLL_S = 1
+"""Retry-After of a job that is still running, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubApi:
+    """What the endpoints need."""
+
+    db: Database
+    authenticate: Authenticate
+    submitter: Submitter
+    urls: MediaUrls
+
+
+def answer(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON with times in RFC 3339 UTC."""
+    data = orjson.dumps(body, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC)
+    return Response(data, status, headers=headers, media_type="application/json")
+
+
+class JobEndpoints:
+    """One method an endpoint: parse, one verb, shape."""
+
+    def __init__(self, api: HubApi) -> None:
+        self._api = api
+
+    async def generate(self, request: Request) -> Response:
+        caller = await self._api.authenticate(request)
+        submitted, model = await self._api.submitter.submit(request, caller)
+        body = {
+            "job_id": submitted.job_id,
+            "status": "queued",
+            "model": model,
+            "tokens_charged": money.whole(submitted.hold_mc),
+            "user_balance": money.whole(submitted.available_mc),
+            "estimated_wait_seconds": submitted.wait_s,
+        }
+        headers = {"location": f"/api/v1/jobs/{submitted.job_id}"}
+        if submitted.replayed:
+            headers["idempotent-replayed"] = "true"
+        return answer(body, 202, headers)
+
+    async def get_job(self, request: Request, job_id: str) -> Response:
+        caller = await self._api.authenticate(request)
+        job = await _job(self._api, caller, job_id)
+        body = schemas.job_body(job, self._api.urls)
+        tag = _etag(job, self._api.urls)
+        headers = {"etag": tag, "cache-control": "private, no-cache"}
+        if job.is_open:
+            headers["retry-after"] = str(POLL_S)
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return answer(body, headers=headers)
+
+    async def list_jobs(self, request: Request) -> Response:
+        caller = await self._api.authenticate(request)
+        caller.require("jobs:read")
+        limit = parsing.page_limit(request)
+        status = request.query_params.get("status") or None
+        if status is not None and status not in jobs.STATES:
+            raise invalid({"/status": [f"must be one of {', '.join(jobs.STATES)}"]})
+        async with self._api.db.tenant_tx(caller.org_id) as tx:
+            found = await jobs.list_of_app(
+                tx, caller.app_id, external_id=caller.external_id, state=status, limit=limit + 1,
+                before=parsing.page_cursor(request),
+            )  # fmt: skip
+        page = found[:limit]
+        return answer(
+            {
+                "jobs": [schemas.job_body(job, self._api.urls) for job in page],
+                "next_cursor": page[-1].id if len(found) > limit else None,
+            }
+        )
+
+    async def cancel_job(self, request: Request, job_id: str) -> Response:
+        caller = await self._api.authenticate(request)
+        caller.require("jobs:create")
+        job = await _job(self._api, caller, job_id, scope="jobs:create")
+        async with self._api.db.tenant_single(caller.org_id) as tx:
+            outcome = await jobs.cancel(tx, caller.app_id, job.id, job.end_user_id)
+        if outcome in {"already_succeeded", "already_failed"}:
+            raise ApiError(409, outcome, f"The job has {outcome.removeprefix('already_')} already.")
+        return answer({"job_id": job.id, "status": outcome}, 202 if outcome == "requested" else 200)
+
+    async def get_receipt(self, request: Request, job_id: str) -> Response:
+        caller = await self._api.authenticate(request)
+        caller.require("jobs:read")
+        parsed = ids.parse(job_id)
+        if parsed is None:
+            raise not_found("job")
+        async with self._api.db.tenant_tx(caller.org_id) as tx:
+            try:
+                job = await jobs.get(tx, caller.app_id, parsed, caller.external_id)
+            except jobs.JobNotFound:
+                raise not_found("job") from None
+            return answer(await receipts.build(tx, job))
+
+    async def list_models(self, request: Request) -> Response:
+        caller = await self._api.authenticate(request)
+        async with self._api.db.tenant_tx(caller.org_id) as tx:
+            models = await catalog.list_models(tx)
+        return answer({"models": [schemas.model_body(model) for model in models]})
+
+
+def router(api: HubApi) -> APIRouter:
+    """The router over these resources."""
+    routes = APIRouter(prefix="/api/v1", tags=["jobs"])
+    endpoints = JobEndpoints(api)
+    routes.add_api_route("/generate", endpoints.generate, methods=["POST"], status_code=202, **docs.GENERATE)
+    routes.add_api_route("/jobs/{job_id}", endpoints.get_job, methods=["GET"], **docs.GET_JOB)
+    routes.add_api_route("/jobs", endpoints.list_jobs, methods=["GET"], **docs.LIST_JOBS)
+    routes.add_api_route("/jobs/{job_id}/cancel", endpoints.cancel_job, methods=["POST"], **docs.CANCEL_JOB)
+    routes.add_api_route("/jobs/{job_id}/receipt", endpoints.get_receipt, methods=["GET"], **docs.GET_RECEIPT)
+    routes.add_api_route("/models", endpoints.list_models, methods=["GET"], **docs.LIST_MODELS)
+    return routes
+
+
+async def _job(api: HubApi, caller: Caller, job_id: str, scope: str = "jobs:read") -> jobs.Job:
+    caller.require(scope)
+    parsed = ids.parse(job_id)
+    if parsed is None:
+        raise not_found("job")
+    async with api.db.tenant_tx(caller.org_id) as tx:
+        try:
+            return await jobs.get(tx, caller.app_id, parsed, caller.external_id)
+        except jobs.JobNotFound:
+            raise not_found("job") from None
+
+
+def _etag(job: jobs.Job, urls: MediaUrls) -> str:
+    """Changes with the job's state and progress, and with the hour its URLs are signed for."""
+    facts = (job.state, job.percent, job.stage, job.runs, job.cancel_requested_at, job.refunded_mc)
+    signed_for = urls.expiry() if job.outputs else 0
+    return f'W/"{hashlib.sha256(repr((job.id, facts, signed_for)).encode()).hexdigest()[:24]}"'

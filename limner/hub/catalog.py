@@ -1,0 +1,248 @@
+"""The catalog: models (what is sold), providers (who runs it), routes (which provider serves which model).
+
+Rows of the platform are everybody's to use; an organization's own come first where names collide.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from limner.db.context import PLATFORM
+from limner.db.tx import Row, Tx
+from limner.hub.pricing import PriceUnit
+from limner.hub.schema import InputSchema
+from limner.kit import ids
+
+CACHE_S = 10.0
+CACHE_ENTRIES = 10_000
+MODEL = """org_id, id, name, display_name, family, description, kind, capabilities, input_schema, price_mc, price_unit,
+expected_s, deadline_s, is_enabled"""
+
+
+class ModelNotFound(LookupError):
+    """Neither the organization nor the platform sells a model of this name."""
+
+
+class ProviderNotFound(LookupError):
+    """Neither the organization nor the platform has a provider of this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A thing sold: `price_mc` milli-credits a `price_unit`, for requests of `schema`."""
+
+    org_id: UUID
+    id: UUID
+    name: str
+    display_name: str
+    family: str
+    description: str
+    kind: str
+    capabilities: dict[str, Any]
+    input_schema: dict[str, Any]
+    price_mc: int
+    price_unit: PriceUnit
+    expected_s: float
+    deadline_s: int
+    is_enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledModel:
+    """A model beside its compiled schema, for the path of every request."""
+
+    row: Model
+    schema: InputSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One provider that serves a model: lower `priority` goes first. `config`: the provider's, then the route's."""
+
+    provider: str
+    adapter: str
+    base_url: str | None
+    key_env: str | None
+    provider_model: str
+    priority: int
+    cost_micro_usd: int
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    org_id: UUID
+    id: UUID
+    name: str
+    display_name: str
+    adapter: str
+    base_url: str | None
+    key_env: str | None
+    config: dict[str, Any]
+    is_enabled: bool
+
+
+async def find_model(tx: Tx, name: str) -> Model | None:
+    """The organization's own enabled model of this name, else the platform's."""
+    row = await tx.find(
+        f"SELECT {MODEL} FROM limner.model WHERE org_id IN (%(org)s, %(platform)s) AND name = %(name)s AND is_enabled"
+        " ORDER BY org_id = %(platform)s LIMIT 1",
+        {"org": tx.org_id, "platform": PLATFORM, "name": name},
+    )
+    return Model(**row) if row else None
+
+
+async def list_models(tx: Tx, limit: int = 500, *, disabled: bool = False) -> list[Model]:
+    """What the organization may use, by name, its own before the platform's."""
+    rows = await tx.all(
+        f"SELECT {MODEL} FROM limner.model m WHERE org_id IN (%(org)s, %(platform)s) AND (is_enabled OR %(disabled)s)"
+        " AND (org_id = %(org)s OR NOT EXISTS (SELECT 1 FROM limner.model o WHERE o.org_id = %(org)s AND o.name = m.name))"
+        " ORDER BY name LIMIT %(limit)s",
+        {"org": tx.org_id, "platform": PLATFORM, "limit": limit, "disabled": disabled},
+    )
+    return [Model(**row) for row in rows]
+
+
+async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
+    """The enabled routes of a model over enabled providers, in priority order."""
+    rows = await tx.all(
+        "SELECT p.name AS provider, p.adapter, p.base_url, p.key_env, r.provider_model, r.priority, r.cost_micro_usd,"
+        " p.config || r.config AS config FROM limner.route r"
+        " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
+        " WHERE r.org_id IN (%(org)s, %(platform)s) AND r.model_id = %(model)s AND r.is_enabled AND p.is_enabled"
+        " ORDER BY r.priority, p.name",
+        {"org": tx.org_id, "platform": PLATFORM, "model": model_id},
+    )
+    return [Route(**row) for row in rows]
+
+
+async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
+    """The organization's own providers and the platform's, by name."""
+    rows = await tx.all(
+        "SELECT org_id, id, name, display_name, adapter, base_url, key_env, config, is_enabled FROM limner.provider"
+        " WHERE org_id IN (%(org)s, %(platform)s) ORDER BY name LIMIT %(limit)s",
+        {"org": tx.org_id, "platform": PLATFORM, "limit": limit},
+    )
+    return [Provider(**row) for row in rows]
+
+
+async def list_routes(tx: Tx, limit: int = 1000) -> list[Row]:
+    """Every route the organization's requests may take, with the names of model and provider."""
+    return await tx.all(
+        "SELECT m.name AS model, p.name AS provider, r.provider_model, r.priority, r.cost_micro_usd,"
+        " r.is_enabled AND p.is_enabled AND m.is_enabled AS live FROM limner.route r"
+        " JOIN limner.model m ON m.org_id = r.org_id AND m.id = r.model_id"
+        " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
+        " WHERE r.org_id IN (%(org)s, %(platform)s) ORDER BY m.name, r.priority, p.name LIMIT %(limit)s",
+        {"org": tx.org_id, "platform": PLATFORM, "limit": limit},
+    )
+
+
+async def put_model(tx: Tx, facts: Mapping[str, Any]) -> UUID:
+    """Create the organization's model of this name, or bring it to these facts. Raises schema.SchemaInvalid."""
+    InputSchema(facts["input_schema"])
+    row = await tx.get(
+        "INSERT INTO limner.model (org_id, id, name, display_name, family, description, kind, capabilities, input_schema,"
+        " price_mc, price_unit, expected_s, deadline_s) VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(family)s,"
+        " %(description)s, %(kind)s, %(capabilities)s, %(input_schema)s, %(price_mc)s, %(price_unit)s, %(expected_s)s,"
+        " %(deadline_s)s) ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
+        " family = excluded.family, description = excluded.description, kind = excluded.kind,"
+        " capabilities = excluded.capabilities, input_schema = excluded.input_schema, price_mc = excluded.price_mc,"
+        " price_unit = excluded.price_unit, expected_s = excluded.expected_s, deadline_s = excluded.deadline_s,"
+        " updated_at = clock_timestamp() RETURNING id",
+        {
+            "family": "", "description": "", "price_unit": "output", "expected_s": 5.0, "deadline_s": 86_400, **facts,
+            "capabilities": Jsonb(facts.get("capabilities", {})), "input_schema": Jsonb(facts["input_schema"]),
+            "org": tx.org_id, "id": ids.new(),
+        },
+    )  # fmt: skip
+    return UUID(str(row["id"]))
+
+
+async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
+    """Create the organization's provider of this name, or bring it to these facts."""
+    row = await tx.get(
+        "INSERT INTO limner.provider (org_id, id, name, display_name, adapter, base_url, key_env, config)"
+        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(key_env)s, %(config)s)"
+        " ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name, adapter = excluded.adapter,"
+        " base_url = excluded.base_url, key_env = excluded.key_env, config = excluded.config RETURNING id",
+        {"base_url": None, "key_env": None, **facts, "config": Jsonb(facts.get("config", {})), "org": tx.org_id,
+         "id": ids.new()},
+    )  # fmt: skip
+    return UUID(str(row["id"]))
+
+
+async def put_route(
+    tx: Tx, model: str, provider: str, *, provider_model: str, priority: int = 1, cost_micro_usd: int = 0,
+    config: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Let a provider (the organization's own, else the platform's) serve a model of this organization.
+
+    Raises ModelNotFound, ProviderNotFound.
+    """
+    found = await tx.find("SELECT id FROM limner.model WHERE org_id = %s AND name = %s", [tx.org_id, model])
+    if found is None:
+        raise ModelNotFound(f"there is no model {model} here")
+    server = await tx.find(
+        "SELECT org_id, id FROM limner.provider WHERE org_id IN (%(org)s, %(platform)s) AND name = %(name)s"
+        " ORDER BY org_id = %(platform)s LIMIT 1",
+        {"org": tx.org_id, "platform": PLATFORM, "name": provider},
+    )
+    if server is None:
+        raise ProviderNotFound(f"there is no provider {provider}")
+    await tx.execute(
+        "INSERT INTO limner.route (org_id, id, model_id, provider_org, provider_id, provider_model, priority,"
+        " cost_micro_usd, config) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (org_id, model_id, provider_id) DO UPDATE SET provider_model = excluded.provider_model,"
+        " priority = excluded.priority, cost_micro_usd = excluded.cost_micro_usd, config = excluded.config,"
+        " is_enabled = true",
+        [tx.org_id, ids.new(), found["id"], server["org_id"], server["id"], provider_model, priority, cost_micro_usd,
+         Jsonb(dict(config or {}))],
+    )  # fmt: skip
+
+
+async def remove_route(tx: Tx, model: str, provider: str) -> bool:
+    """Take a route away; False when there was none."""
+    count = await tx.execute(
+        "DELETE FROM limner.route r USING limner.model m, limner.provider p WHERE r.org_id = %(org)s"
+        " AND m.org_id = r.org_id AND m.id = r.model_id AND m.name = %(model)s"
+        " AND p.org_id = r.provider_org AND p.id = r.provider_id AND p.name = %(provider)s",
+        {"org": tx.org_id, "model": model, "provider": provider},
+    )
+    return count > 0
+
+
+async def enable_model(tx: Tx, name: str, *, enabled: bool) -> None:
+    """Raises ModelNotFound. Takes effect within CACHE_S."""
+    query = "UPDATE limner.model SET is_enabled = %s, updated_at = clock_timestamp() WHERE org_id = %s AND name = %s"
+    if await tx.execute(query, [enabled, tx.org_id, name]) == 0:
+        raise ModelNotFound(f"there is no model {name} here")
+
+
+async def enable_provider(tx: Tx, name: str, *, enabled: bool) -> None:
+    """Raises ProviderNotFound."""
+    query = "UPDATE limner.provider SET is_enabled = %s WHERE org_id = %s AND name = %s"
+    if await tx.execute(query, [enabled, tx.org_id, name]) == 0:
+        raise ProviderNotFound(f"there is no provider {name} here")
+
+
+class ModelCache:
+    """Compiled models by (organization, name), each for ten seconds: a change of price shows within that."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[UUID, str], tuple[float, CompiledModel]] = {}
+
+    def find(self, org_id: UUID, name: str) -> CompiledModel | None:
+        entry = self._entries.get((org_id, name))
+        return entry[1] if entry and entry[0] > time.monotonic() else None
+
+    def put(self, org_id: UUID, model: Model) -> CompiledModel:
+        if len(self._entries) >= CACHE_ENTRIES:
+            self._entries.clear()
+        compiled = CompiledModel(model, InputSchema(model.input_schema, at="/input"))
+        self._entries[org_id, model.name] = (time.monotonic() + CACHE_S, compiled)
+        return compiled

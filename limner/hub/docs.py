@@ -1,0 +1,137 @@
+"""What OpenAPI says of each endpoint: summaries, bodies, examples, and every status with its reason."""
+
+from typing import Any
+
+from limner.hub import jobs, schemas
+from limner.hub.schema import ENVELOPE
+
+USER_ID = {
+    "name": "X-User-ID",
+    "in": "header",
+    "required": False,
+    "description": "The app's own id of the end user this call is for.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "example": "user_42",
+}
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "1 to 255 visible ASCII characters. The same key and body again answers the first answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "example": "req_abc123",
+}
+REASONS = {
+    400: "Invalid input: `details` says what is wrong at each JSON pointer.",
+    401: "Missing, malformed or revoked API key.",
+    402: "Too few credits: `balance` and `required` in whole credits.",
+    403: "The key lacks a scope, or the app or user is disabled.",
+    404: "No such object here: what is absent and what is somebody else's answer alike.",
+    409: "The job has ended already.",
+    413: "The body is too large.",
+    415: "Not application/json.",
+    422: "The idempotency key was used for another request.",
+    503: "Busy: nothing was stored; `Retry-After` says when to come back.",
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": schemas.Problem, "description": REASONS[status]} for status in (401, 403, *statuses, 503)}
+
+
+def _body(schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
+
+
+def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+
+
+GENERATE: dict[str, Any] = {
+    "summary": "Submit a job",
+    "description": "Holds the price, stores the job and queues it, all in one commit; a worker does the rest.",
+    "response_model": schemas.Accepted,
+    "responses": _errors(400, 402, 404, 413, 415, 422),
+    "openapi_extra": {
+        "parameters": [USER_ID, IDEMPOTENCY_KEY],
+        "requestBody": _body(
+            ENVELOPE,
+            {
+                "model": "local/canvas",
+                "input": {"prompt": "A quiet harbour at sunset", "aspect_ratio": "16:9", "num_outputs": 2},
+                "idempotency_key": "req_abc123",
+            },
+        ),
+    },
+}
+GET_JOB: dict[str, Any] = {
+    "summary": "Get a job",
+    "description": "Send `If-None-Match` with the last ETag: 304 while nothing changed. `Retry-After` while it runs.",
+    "response_model": schemas.JobBody,
+    "responses": {304: {"description": "Nothing changed since that ETag."}, **_errors(404)},
+    "openapi_extra": {"parameters": [USER_ID]},
+}
+LIST_JOBS: dict[str, Any] = {
+    "summary": "List jobs",
+    "description": "Newest first: one user's with `X-User-ID`, the whole app's without.",
+    "response_model": schemas.JobPage,
+    "responses": _errors(400),
+    "openapi_extra": {
+        "parameters": [
+            USER_ID,
+            _query("status", {"type": "string", "enum": list(jobs.STATES)}, "Only jobs in this state."),
+            _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
+            _query("cursor", {"type": "string", "format": "uuid"}, "`next_cursor` of the page before."),
+        ]
+    },
+}
+CANCEL_JOB: dict[str, Any] = {
+    "summary": "Cancel a job",
+    "description": "200 `cancelled` when nobody works on it; 202 `requested` when a worker does and will be told.",
+    "response_model": schemas.Cancelled,
+    "responses": {
+        202: {"model": schemas.Cancelled, "description": "A worker has it; if the result arrives first, it counts."},
+        **_errors(404, 409),
+    },
+    "openapi_extra": {"parameters": [USER_ID]},
+}
+GET_RECEIPT: dict[str, Any] = {
+    "summary": "A job's receipt",
+    "description": "Every run and attempt, every transfer of credits, what was used, and the rule that chose the provider.",
+    "responses": _errors(404),
+    "openapi_extra": {"parameters": [USER_ID]},
+}
+LIST_MODELS: dict[str, Any] = {
+    "summary": "List models",
+    "description": "What this organization may use, each with its price and strict input schema.",
+    "response_model": schemas.ModelList,
+    "responses": _errors(),
+}
+GET_USER: dict[str, Any] = {
+    "summary": "Get a user",
+    "description": "Balance and job counts. Reading never makes a user.",
+    "response_model": schemas.UserBody,
+    "responses": _errors(404),
+}
+GRANT_TOKENS: dict[str, Any] = {
+    "summary": "Grant tokens to a user",
+    "description": "Makes the user, with its welcome credits, when it is new.",
+    "response_model": schemas.Granted,
+    "responses": _errors(400, 402, 404, 413, 415, 422),
+    "openapi_extra": {
+        "parameters": [USER_ID, IDEMPOTENCY_KEY],
+        "requestBody": _body(
+            {
+                "type": "object",
+                "properties": {
+                    "amount": {"type": "integer", "minimum": 1, "maximum": 1_000_000_000},
+                    "reason": {"type": "string", "maxLength": 500},
+                    "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 255},
+                },
+                "required": ["amount"],
+                "additionalProperties": False,
+            },
+            {"amount": 100, "reason": "Monthly subscription renewal", "idempotency_key": "sub_renewal_2026_11"},
+        ),
+    },
+}

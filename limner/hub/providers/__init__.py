@@ -1,0 +1,1 @@
+"""Provider adapters, one small file (or folder) each, all speaking `base`."""

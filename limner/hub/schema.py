@@ -1,0 +1,95 @@
+"""A model's strict input schema: one parse, from which both the price and the provider's request are built.
+
+JSON Schema draft 2020-12. What the schema does not name is refused; defaults are filled in; a whole number sent
+as 2.0 becomes 2.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jsonschema_rs
+
+from limner.web.errors import invalid
+
+MAX_REPORTED = 20
+
+ENVELOPE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string", "minLength": 1, "maxLength": 128, "description": "A model's name, see GET /api/v1/models."},
+        "input": {"type": "object", "description": "What the model takes: its own strict schema."},
+        "priority": {
+            "type": "integer", "minimum": 1, "maximum": 100, "default": 10,
+            "description": "Order among your own app's waiting jobs: lower goes first.",
+        },
+        "webhook_url": {"type": "string", "maxLength": 2048, "description": "Not available yet."},
+        "idempotency_key": {
+            "type": "string", "minLength": 1, "maxLength": 255,
+            "description": "Sending the same request again with the same key never makes a second job.",
+        },
+    },
+    "required": ["model", "input"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+class SchemaInvalid(ValueError):
+    """A model's input schema is not one limner can hold requests to; the message says why."""
+
+
+class InputSchema:
+    """A compiled schema. `at` is the JSON pointer its values stand under in the request body."""
+
+    def __init__(self, schema: Mapping[str, Any], at: str = "") -> None:
+        """Raises SchemaInvalid: not a schema, not an object's, or one that lets unknown fields pass."""
+        if schema.get("type") != "object" or schema.get("additionalProperties") is not False:
+            raise SchemaInvalid('an input schema is of type "object" with "additionalProperties": false')
+        try:
+            self._validator = jsonschema_rs.Draft202012Validator(dict(schema), mask="the value")
+        except (ValueError, jsonschema_rs.ValidationError) as error:
+            raise SchemaInvalid(str(error)) from None
+        self._schema = schema
+        self._at = at
+
+    def parse(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """The value with defaults filled in. Raises ApiError 400 with a message for each wrong pointer."""
+        if not self._validator.is_valid(value):
+            raise invalid(self._problems(value))
+        return _filled(value, self._schema)
+
+    def _problems(self, value: Mapping[str, Any]) -> dict[str, list[str]]:
+        problems: dict[str, list[str]] = {}
+        for number, error in enumerate(self._validator.iter_errors(value)):
+            if number == MAX_REPORTED:
+                break
+            base = self._at + "".join(f"/{_escape(part)}" for part in error.instance_path)
+            kind = error.kind.name
+            if kind == "additionalProperties":
+                for name in error.kind.as_dict()["unexpected"]:
+                    problems.setdefault(f"{base}/{_escape(name)}", []).append("is not a field of this model")
+            elif kind == "required":
+                problems.setdefault(f"{base}/{_escape(error.kind.as_dict()['property'])}", []).append("is required")
+            else:
+                problems.setdefault(base, []).append(error.message)
+        return problems
+
+
+def _filled(value: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    result = dict(value)
+    for name, sub in properties.items():
+        if name not in result:
+            if "default" in sub:
+                result[name] = sub["default"]
+            continue
+        given = result[name]
+        if isinstance(given, dict):
+            result[name] = _filled(given, sub)
+        elif isinstance(given, float) and sub.get("type") == "integer":
+            result[name] = int(given)
+    return result
+
+
+def _escape(part: str | int) -> str:
+    """RFC 6901."""
+    return str(part).replace("~", "~0").replace("/", "~1")

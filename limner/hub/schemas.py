@@ -1,0 +1,191 @@
+"""Bodies on the wire (seed 002's field names live here and nowhere else), for the answers and for OpenAPI."""
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from limner.hub.catalog import Model
+from limner.hub.jobs import Job
+from limner.kit import money
+from limner.media.urls import MediaUrls
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+class Accepted(BaseModel):
+    """202 of generate. `tokens_charged` is what was put on hold; `user_balance` what is left to spend."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "job_id": "019a1f85-126f-701c-b732-d9e071145302", "status": "queued", "model": "local/canvas",
+                    "tokens_charged": 2, "user_balance": 98, "estimated_wait_seconds": 1,
+                }
+            ]
+        }
+    )  # fmt: skip
+    job_id: UUID
+    status: Literal["queued"]
+    model: str
+    tokens_charged: int
+    user_balance: int
+    estimated_wait_seconds: int
+
+
+class Output(BaseModel):
+    """An image carries `url` (signed, at least 24 h) and its size; a text carries `text`."""
+
+    index: int
+    type: Literal["image", "text"]
+    url: str | None = None
+    media_type: str | None = None
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
+    text: str | None = None
+    facts: dict[str, Any] | None = Field(default=None, description="What the model measured, where it measures.")
+
+
+class Progress(BaseModel):
+    percent: int = Field(ge=0, le=100)
+    stage: str
+
+
+class JobError(BaseModel):
+    code: str
+    message: str
+
+
+class JobBody(BaseModel):
+    """A job. `tokens_charged` is the hold while it is open, the settled price afterwards (0 when not succeeded)."""
+
+    job_id: UUID
+    status: Status
+    model: str
+    user_id: str | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    progress: Progress
+    outputs: list[Output] | None = None
+    tokens_charged: int
+    provider_used: str | None = None
+    error: JobError | None = None
+    cancel_requested: bool | None = None
+
+
+class JobPage(BaseModel):
+    jobs: list[JobBody]
+    next_cursor: UUID | None
+
+
+class Cancelled(BaseModel):
+    job_id: UUID
+    status: Literal["cancelled", "requested", "already_cancelled"]
+
+
+class UserBody(BaseModel):
+    """An end user. `token_balance`: whole credits that can be spent now."""
+
+    external_id: str
+    token_balance: int
+    tokens_held: int
+    total_jobs: int
+    successful_jobs: int
+    metadata: dict[str, Any]
+    is_active: bool
+    created_at: datetime
+
+
+class Granted(BaseModel):
+    external_id: str
+    previous_balance: int
+    amount_added: int
+    new_balance: int
+    transaction_id: UUID
+
+
+class Price(BaseModel):
+    credits: str = Field(description="Exact decimal, at most three places.")
+    unit: Literal["output", "job"]
+
+
+class ModelBody(BaseModel):
+    name: str
+    display_name: str
+    family: str
+    description: str
+    kind: str
+    capabilities: dict[str, Any]
+    price: Price
+    expected_seconds: float
+    input_schema: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    models: list[ModelBody]
+
+
+class Problem(BaseModel):
+    """Every error of this surface."""
+
+    error: str
+    code: str
+    details: dict[str, list[str]] | None = None
+    balance: int | None = None
+    required: int | None = None
+    retry_after: int | None = None
+    request_id: UUID
+
+
+def job_body(job: Job, urls: MediaUrls) -> dict[str, Any]:
+    """A job as its owner sees it, output URLs signed afresh."""
+    body: dict[str, Any] = {
+        "job_id": job.id,
+        "status": job.state,
+        "model": job.model,
+        "user_id": job.external_id,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "completed_at": job.finished_at,
+        "progress": _progress(job),
+        "tokens_charged": money.whole(job.charged_mc),
+    }
+    if job.state == "succeeded":
+        body["outputs"] = [_output(item, urls) for item in job.outputs or []]
+        body["provider_used"] = job.provider_used
+    elif job.state in {"failed", "cancelled"}:
+        body["error"] = {"code": job.error_code, "message": job.error_message}
+    elif job.cancel_requested_at is not None:
+        body["cancel_requested"] = True
+    return body
+
+
+def _progress(job: Job) -> dict[str, Any]:
+    if job.is_open:
+        return {"percent": job.percent or 0, "stage": job.stage or job.state}
+    return {"percent": 100 if job.state == "succeeded" else 0, "stage": job.state}
+
+
+def _output(item: dict[str, Any], urls: MediaUrls) -> dict[str, Any]:
+    shown = {name: value for name, value in item.items() if name not in {"key", "sha256"} and value is not None}
+    if "key" in item:
+        shown["url"] = urls.sign(item["key"])
+    return shown
+
+
+def model_body(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "display_name": model.display_name,
+        "family": model.family,
+        "description": model.description,
+        "kind": model.kind,
+        "capabilities": model.capabilities,
+        "price": {"credits": money.exact(model.price_mc), "unit": model.price_unit},
+        "expected_seconds": model.expected_s,
+        "input_schema": model.input_schema,
+    }

@@ -1,0 +1,33 @@
+"""The platform's first catalog: the local provider and its models. Running it again brings them up to date."""
+
+from limner.db.tx import Tx
+from limner.hub import catalog
+from limner.hub.providers.local.models import MODELS
+from limner.kit import money
+
+PROVIDER = "local"
+
+
+async def install_local(tx: Tx) -> int:
+    """Put the local provider, its models and routes into the platform organization; the number of models."""
+    await catalog.put_provider(tx, {"name": PROVIDER, "display_name": "Local", "adapter": "local"})
+    for model in MODELS:
+        await catalog.put_model(
+            tx,
+            {
+                "name": model.name,
+                "display_name": model.display_name,
+                "family": model.family,
+                "description": model.description,
+                "kind": model.kind,
+                "capabilities": model.capabilities,
+                "input_schema": model.input_schema,
+                "price_mc": model.price_credits * money.MC,
+                "price_unit": model.unit,
+                "expected_s": model.expected_s,
+            },
+        )
+        await catalog.put_route(
+            tx, model.name, PROVIDER, provider_model=model.name, cost_micro_usd=model.cost_micro_usd
+        )
+    return len(MODELS)

@@ -1,0 +1,42 @@
+"""What an operator watches. Names, labels and buckets in one place; docs/operate/metrics.md explains each."""
+
+import os
+
+from prometheus_client import REGISTRY as PROCESS_REGISTRY
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+REQUESTS = Counter("limner_requests", "HTTP requests answered", ["route", "status"])
+REQUEST_SECONDS = Histogram(
+    "limner_request_seconds", "Time to answer a request", ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)  # fmt: skip
+JOBS = Counter("limner_jobs_finished", "Jobs closed", ["model", "outcome", "error_code"])
+JOB_SECONDS = Histogram(
+    "limner_job_seconds", "From a run's start to the job's end", ["model"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)  # fmt: skip
+PICKUP_SECONDS = Histogram(
+    "limner_job_pickup_seconds", "From submit to the first claim",
+    buckets=(0.005, 0.01, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1, 5, 30, 300),
+)  # fmt: skip
+ATTEMPTS = Counter("limner_provider_attempts", "Calls of providers", ["provider", "outcome"])
+RUNS_RELEASED = Counter("limner_runs_released", "Runs given back", ["reason"])
+LEASES_LOST = Counter("limner_leases_lost", "Runs whose lease another worker took")
+QUEUE_DEPTH = Gauge("limner_queue_depth", "Jobs waiting to be claimed", multiprocess_mode="mostrecent")
+QUEUE_RUNNING = Gauge("limner_queue_running", "Jobs under a live lease", multiprocess_mode="mostrecent")
+QUEUE_OLDEST = Gauge("limner_queue_oldest_seconds", "Age of the oldest waiting job", multiprocess_mode="mostrecent")
+QUEUE_OVERDUE = Gauge("limner_queue_overdue", "Open jobs past their deadline", multiprocess_mode="mostrecent")
+OPEN_HOLDS = Gauge("limner_open_holds", "Holds not yet settled", multiprocess_mode="mostrecent")
+HELD_CREDITS = Gauge("limner_held_credits", "Credits on hold", multiprocess_mode="mostrecent")
+VIOLATIONS = Gauge(
+    "limner_invariant_violations", "Broken invariants at the last check (0 is right)", multiprocess_mode="mostrecent"
+)
+
+
+def render() -> bytes:
+    """The Prometheus text format; over all processes of this machine where they share a folder (`limner up`)."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+    return generate_latest(PROCESS_REGISTRY)

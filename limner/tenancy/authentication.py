@@ -1,0 +1,70 @@
+"""Who an API key stands for, remembered for at most a minute, so that revoking works everywhere by then."""
+
+import time
+from collections import OrderedDict
+
+from starlette.requests import Request
+
+from limner.db.pools import Database
+from limner.tenancy import api_keys, end_users
+from limner.web.caller import Caller
+from limner.web.errors import ApiError, invalid
+
+CACHE_ENTRIES = 50_000
+
+
+class KeyAuthenticator:
+    """Looks keys up by their full SHA-256 and remembers live answers for `cache_s` seconds (0: never).
+
+    Unknown keys are not remembered: a flood of them cannot push live ones out.
+    """
+
+    def __init__(self, db: Database, cache_s: float) -> None:
+        self._db = db
+        self._cache_s = cache_s
+        self._cache: OrderedDict[bytes, tuple[float, api_keys.ResolvedKey]] = OrderedDict()
+
+    async def __call__(self, request: Request) -> Caller:
+        """Raises ApiError 401 `missing_api_key`, `invalid_api_key`; 403 `app_disabled`, `organization_inactive`."""
+        presented = request.headers.get("x-api-key")
+        if not presented:
+            raise ApiError(401, "missing_api_key", "Send your API key in the X-API-Key header.")
+        key_hash = api_keys.digest(presented)
+        key = await self._resolve(key_hash) if key_hash is not None else None
+        if key is None or not key.live:
+            raise ApiError(401, "invalid_api_key", "This API key is not valid.")
+        if not key.org_active:
+            raise ApiError(403, "organization_inactive", "This organization is deactivated.")
+        if not key.app_enabled:
+            raise ApiError(403, "app_disabled", "This app is disabled.")
+        external_id = request.headers.get("x-user-id") or None
+        if external_id is not None:
+            external_id = _utf8(external_id)
+            if not end_users.valid_external_id(external_id):
+                raise invalid({"/X-User-ID": ["must be 1 to 255 printable characters"]}, "invalid_user")
+        request.state.log = {"org": key.org_id, "app": key.app_id, "user": external_id}
+        return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id)
+
+    async def _resolve(self, key_hash: bytes) -> api_keys.ResolvedKey | None:
+        remembered = self._cache.get(key_hash)
+        now = time.monotonic()
+        if remembered is not None and remembered[0] > now:
+            return remembered[1]
+        async with self._db.system_tx("limner_api", "a key names its organization: none is known yet") as tx:
+            key = await api_keys.resolve(tx, key_hash)
+        if key is not None and key.live and self._cache_s > 0:
+            self._cache[key_hash] = (now + self._cache_s, key)
+            self._cache.move_to_end(key_hash)
+            if len(self._cache) > CACHE_ENTRIES:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.pop(key_hash, None)
+        return key
+
+
+def _utf8(header: str) -> str:
+    """Headers arrive as Latin-1; ids are sent as UTF-8."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header

@@ -1,0 +1,29 @@
+"""Who is calling, as plain data; tenancy fills it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from starlette.requests import Request
+
+from limner.web.errors import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An app that proved a key. `external_id`: the end user it speaks for (X-User-ID), if any."""
+
+    org_id: UUID
+    app_id: UUID
+    key_id: UUID
+    scopes: frozenset[str]
+    external_id: str | None
+
+    def require(self, scope: str) -> None:
+        """Raises ApiError 403 `missing_scope`."""
+        if scope not in self.scopes:
+            raise ApiError(403, "missing_scope", f"This API key lacks the scope {scope}.")
+
+
+Authenticate = Callable[[Request], Awaitable[Caller]]
+"""Raises ApiError 401 (missing, malformed or dead key) or 403 (disabled app, inactive organization)."""

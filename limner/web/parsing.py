@@ -1,0 +1,81 @@
+"""Bodies, idempotency keys and pages, parsed strictly: what cannot be right answers 400 with a pointer."""
+
+import re
+from typing import Any
+from uuid import UUID
+
+import orjson
+from starlette.requests import Request
+
+from limner.kit import ids
+from limner.web.errors import ApiError, invalid
+
+KEY = re.compile(r"[\x21-\x7e]{1,255}")
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+MAX_PAGE = 100
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object (RFC 8259, UTF-8). Raises ApiError 400 or 415."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "unsupported_media_type", "Send application/json.")
+    body = await request.body()
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise invalid({"": [f"not valid JSON: {error}"]}, "invalid_json", "The body is not valid JSON.") from None
+    if not isinstance(value, dict):
+        raise invalid({"": ["must be a JSON object"]})
+    if b"\\u0000" in body and _holds_nul(value):
+        raise invalid({"": ["text must not contain U+0000"]})
+    return value
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in key or _holds_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(_holds_nul(item) for item in value)
+
+
+def idempotency_key(request: Request, body_key: Any) -> str | None:
+    """The key of the header or the body field, byte-exact; both given and different → 400.
+
+    1 to 255 visible ASCII characters, neither trimmed nor folded.
+    """
+    header_key = request.headers.get("idempotency-key")
+    if header_key is not None and body_key is not None and header_key != body_key:
+        raise invalid({"/idempotency_key": ["differs from the Idempotency-Key header"]})
+    key = header_key if header_key is not None else body_key
+    if key is not None and (not isinstance(key, str) or not KEY.fullmatch(key)):
+        raise invalid({"/idempotency_key": ["must be 1 to 255 visible ASCII characters"]})
+    return key
+
+
+def traceparent(request: Request) -> str | None:
+    """The caller's W3C trace context, or None when absent or malformed."""
+    value = request.headers.get("traceparent")
+    return value if value is not None and TRACEPARENT.fullmatch(value) else None
+
+
+def page_limit(request: Request, default: int = 20) -> int:
+    """The `limit` parameter, 1 to 100."""
+    text = request.query_params.get("limit")
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 3 or not 1 <= int(text) <= MAX_PAGE:
+        raise invalid({"/limit": [f"must be a whole number from 1 to {MAX_PAGE}"]})
+    return int(text)
+
+
+def page_cursor(request: Request) -> UUID | None:
+    """The `cursor` parameter: the id a page ended with."""
+    text = request.query_params.get("cursor")
+    if not text:
+        return None
+    cursor = ids.parse(text)
+    if cursor is None:
+        raise invalid({"/cursor": ["is not a cursor of this list"]})
+    return cursor

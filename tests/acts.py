@@ -1,0 +1,154 @@
+"""What tests do to limner, in its own verbs: submit, lease, work, close, and look into the books."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from conftest import Tenant
+
+from limner.db.pools import Database
+from limner.hub import jobs, runs
+from limner.kit import crypto, ids
+from limner.kit.money import MC
+from limner.ledger import invariants, statements, wallets
+from limner.tenancy import end_users
+
+ROUTE = "POST /api/v1/generate"
+MODEL_ID = ids.new()
+LEASE_S = 1.0
+
+
+def request(
+    tenant: Tenant, *, price: int = 1, key: str | None = None, user: str | None = "ann", body: str = "a hare",
+    app_id: UUID | None = None, priority: int = 50, deadline_s: int = 3600, max_runs: int = 3, route: str = ROUTE,
+) -> jobs.Submission:  # fmt: skip
+    """A parsed request worth `price`; the same `body` hashes to the same request."""
+    return jobs.Submission(
+        app_id=app_id or tenant.app.id, external_id=user, route=route, model_id=MODEL_ID, model="test/painter", kind="image",
+        unit_price_mc=price * MC, hold_mc=price * MC, priority=priority, idempotency_key=key,
+        request_hash=crypto.sha256(body.encode()), input={"prompt": body}, wait_s=5, deadline_s=deadline_s, max_runs=max_runs,
+    )  # fmt: skip
+
+
+async def submit(db: Database, tenant: Tenant, *, job_id: UUID | None = None, **changes: Any) -> jobs.Submitted:
+    async with db.tenant_single(tenant.org_id) as tx:
+        return await jobs.submit(tx, job_id or ids.new(), request(tenant, **changes))
+
+
+async def claim(db: Database, limit: int = 1, *, owner: str = "w1", lease_s: float = LEASE_S) -> list[runs.Lease]:
+    async with db.system_tx("limner_dispatch", "a test claims") as tx:
+        return await runs.claim(tx, owner, limit, lease_s)
+
+
+async def lease(db: Database, job_id: UUID, *, owner: str = "w1", lease_s: float = LEASE_S) -> runs.Lease:
+    """Claim until this job is the one; it must be claimable by now."""
+    for _ in range(200):
+        for found in await claim(db, 1, owner=owner, lease_s=lease_s):
+            if found.job_id == job_id:
+                return found
+    raise AssertionError(f"job {job_id} cannot be claimed")
+
+
+async def start(db: Database, held: runs.Lease) -> runs.Work:
+    async with db.tenant_tx(held.org_id, "limner_worker") as tx:
+        return await runs.start(tx, held)
+
+
+async def finish(
+    db: Database, held: runs.Lease, outcome: runs.Outcome = "succeeded", *, charge_mc: int | None = None
+) -> str:
+    """Close a started job: by default with success, charged one credit."""
+    won = outcome == "succeeded"
+    charge = (MC if charge_mc is None else charge_mc) if won else 0
+    usage = [{"kind": "image", "quantity": 1, "unit": "image", "cost_micro_usd": 10}] if won else None
+    async with db.tenant_tx(held.org_id, "limner_worker") as tx:
+        return await runs.finish(tx, held, outcome, charge_mc=charge, outputs=[] if won else None, provider="local",
+                                 error_code=None if won else outcome, usage=usage)  # fmt: skip
+
+
+async def work(db: Database, job_id: UUID, outcome: runs.Outcome = "succeeded", **changes: Any) -> runs.Lease:
+    """Take one job from queued to its end."""
+    held = await lease(db, job_id)
+    await start(db, held)
+    await finish(db, held, outcome, **changes)
+    return held
+
+
+async def cancel(db: Database, tenant: Tenant, job_id: UUID) -> str:
+    async with db.tenant_single(tenant.org_id) as tx:
+        return await jobs.cancel(tx, tenant.app.id, job_id)
+
+
+async def job(db: Database, tenant: Tenant, job_id: UUID) -> jobs.Job:
+    async with db.tenant_tx(tenant.org_id) as tx:
+        return await jobs.get(tx, tenant.app.id, job_id)
+
+
+async def grant(
+    db: Database, tenant: Tenant, amount_mc: int, *, user: str = "ann", ref: str | None = None, body: str = "g",
+    app_id: UUID | None = None,
+) -> wallets.Grant:  # fmt: skip
+    async with db.tenant_single(tenant.org_id) as tx:
+        return await wallets.grant(tx, app_id or tenant.app.id, user, amount_mc, "a gift", ref=ref,
+                                   request_hash=crypto.sha256(body.encode()) if ref else None)  # fmt: skip
+
+
+async def refund(db: Database, tenant: Tenant, job_id: UUID, amount_mc: int, ref: str) -> wallets.Grant:
+    async with db.tenant_single(tenant.org_id, "limner_operator") as tx:
+        return await wallets.refund(tx, job_id, amount_mc, "sorry", ref=ref)
+
+
+async def top_up(db: Database, tenant: Tenant, amount_mc: int, ref: str) -> wallets.Grant:
+    async with db.tenant_single(tenant.org_id, "limner_operator") as tx:
+        return await wallets.top_up(tx, amount_mc, "bought", ref=ref)
+
+
+async def wallet(db: Database, tenant: Tenant, user: str | None = "ann") -> wallets.Wallet:
+    async with db.tenant_tx(tenant.org_id) as tx:
+        owner = tenant.org_id if user is None else (await end_users.get(tx, tenant.app.id, user)).id
+        return await wallets.get(tx, owner)
+
+
+async def lines(db: Database, tenant: Tenant, user: str | None = "ann", **paging: Any) -> list[statements.Line]:
+    async with db.tenant_tx(tenant.org_id) as tx:
+        owner = tenant.org_id if user is None else (await end_users.get(tx, tenant.app.id, user)).id
+        return await statements.list_lines(tx, owner, **paging)
+
+
+async def books(db: Database, org_id: UUID) -> dict[str, str | None]:
+    """The invariants that are broken, each with an example. {} is what every test wants."""
+    async with db.system_tx("limner_audit", "a test checks the books") as tx:
+        found = await invariants.check_all(tx, org_id)
+    assert len(found) == 10
+    return {f.invariant: f.example for f in found if f.violations}
+
+
+async def together(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
+    """Start all calls at the same moment; what each answered or raised, in order."""
+    gate = asyncio.Event()
+
+    async def one(call: Callable[[], Awaitable[Any]]) -> Any:
+        await gate.wait()
+        return await call()
+
+    tasks = [asyncio.create_task(one(call)) for call in calls]
+    await asyncio.sleep(0)
+    gate.set()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def count(conn: psycopg.Connection, query: str, *params: Any) -> int:
+    """The single number of a query."""
+    row = conn.execute(query, params).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def empty_queue(superuser: psycopg.Connection) -> None:
+    """Take every open job of earlier tests out of claimers' sight for a day: tests of the order need the queue."""
+    superuser.execute(
+        "UPDATE limner.job_queue SET claimable_at = clock_timestamp() + interval '1 day', deadline_at = clock_timestamp()"
+        " + interval '2 days'"
+    )

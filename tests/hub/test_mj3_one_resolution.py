@@ -1,0 +1,75 @@
+"""MJ3: a hold is settled exactly once, whoever arrives at the same moment."""
+
+import asyncio
+from collections import Counter
+
+import acts
+import psycopg
+import pytest
+from conftest import Tenant
+
+from limner.db.pools import Database
+from limner.kit.money import MC
+from limner.ledger import refusals
+
+ROUNDS = [50, pytest.param(500, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+async def test_mj3_finish_finish_cancel_and_reclaim_together_settle_once(
+    db: Database, tenant: Tenant, superuser: psycopg.Connection, rounds: int
+) -> None:
+    acts.empty_queue(superuser)
+    submitted = [(await acts.submit(db, tenant)).job_id for _ in range(rounds)]
+    leases = {held.job_id: held for held in await acts.claim(db, rounds, lease_s=0.05)}
+    for held in leases.values():
+        await acts.start(db, held)
+    await asyncio.sleep(0.1)  # every lease is over: anybody may take the job now
+    winners: Counter[str] = Counter()
+
+    for number, job_id in enumerate(submitted):
+        held = leases[job_id]
+
+        async def reclaim_and_fail(job_id: object = job_id) -> str:
+            for again in await acts.claim(db, rounds, owner="w2", lease_s=0.0):
+                if again.job_id == job_id:
+                    return await acts.finish(db, again, "failed")
+            return "not mine"
+
+        calls = [
+            lambda held=held: acts.finish(db, held),
+            lambda held=held: acts.finish(db, held, charge_mc=MC // 2),
+            lambda job_id=job_id: acts.cancel(db, tenant, job_id),
+            reclaim_and_fail,
+        ]
+        answers = await acts.together(calls[number % 4 :] + calls[: number % 4])  # type: ignore[arg-type]
+
+        resolved = [a for a in answers if a in {"succeeded", "failed", "cancelled"}]
+        assert len(resolved) == 1, answers
+        assert all(isinstance(a, str | refusals.StaleLease) for a in answers), answers
+        assert (await acts.job(db, tenant, job_id)).state == resolved[0]
+        winners[resolved[0]] += 1
+
+    resolutions = acts.count(
+        superuser, "SELECT count(*) FROM limner.transfer WHERE org_id = %s AND hold_id IS NOT NULL", tenant.org_id
+    )
+    assert resolutions == rounds
+    assert len(winners) > 1, f"one call always won, so nothing raced: {winners}"
+    assert (await acts.wallet(db, tenant)).held_mc == 0
+    assert await acts.books(db, tenant.org_id) == {}
+
+
+async def test_mj3_a_second_resolution_is_refused_by_the_table_itself(
+    db: Database, tenant: Tenant, superuser: psycopg.Connection
+) -> None:
+    """Beneath the functions stands an index: not even the superuser, who may write, can settle a hold twice."""
+    job_id = (await acts.submit(db, tenant)).job_id
+    await acts.work(db, job_id)
+
+    with pytest.raises(psycopg.errors.UniqueViolation, match="one_resolution_per_hold"):
+        superuser.execute(
+            "INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc,"
+            " hold_id, job_id) SELECT org_id, gen_random_uuid(), 'void', debit_wallet, 999, 0, 'revenue', 0, hold_id, job_id"
+            " FROM limner.transfer WHERE hold_id = %s",
+            [job_id],
+        )
