@@ -1,12 +1,12 @@
 """What tests do to limner, in its own verbs: submit, lease, work, close, and look into the books."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 import psycopg
-from conftest import Tenant
 
 from limner.db.pools import Database
 from limner.hub import jobs, runs
@@ -14,6 +14,7 @@ from limner.kit import crypto, ids
 from limner.kit.money import MC
 from limner.ledger import invariants, statements, wallets
 from limner.tenancy import end_users
+from tests.conftest import Tenant
 
 ROUTE = "POST /api/v1/generate"
 MODEL_ID = ids.new()
@@ -125,12 +126,14 @@ async def books(db: Database, org_id: UUID) -> dict[str, str | None]:
     return {f.invariant: f.example for f in found if f.violations}
 
 
-async def together(calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """Start all calls at the same moment; what each answered or raised, in order."""
+async def together(calls: Sequence[Callable[[], Awaitable[Any]]], *, jitter_s: float = 0) -> list[Any]:
+    """Start all calls at the same moment (give or take); what each answered or raised, in order."""
     gate = asyncio.Event()
 
     async def one(call: Callable[[], Awaitable[Any]]) -> Any:
         await gate.wait()
+        if jitter_s:
+            await asyncio.sleep(random.uniform(0, jitter_s))
         return await call()
 
     tasks = [asyncio.create_task(one(call)) for call in calls]

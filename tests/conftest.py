@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import aiohttp
 import psycopg
 import pytest
 import pytest_asyncio
 
+from limner.cli import demo_tenant
 from limner.db import migrate
 from limner.db.embedded import EmbeddedPostgres
 from limner.db.pools import Address, Database
@@ -20,6 +22,7 @@ from limner.kit.crypto import RootKey
 from limner.ledger import wallets
 from limner.settings import Settings, load_root_key
 from limner.tenancy import api_keys, apps, organizations
+from tests.running import Api, Client, Process, start_worker
 
 ROLES = ("limner_api", "limner_worker", "limner_dispatch", "limner_operator", "limner_audit")
 
@@ -55,6 +58,7 @@ def server() -> Iterator[Server]:
 async def db(server: Server) -> AsyncIterator[Database]:
     database = Database(Address(server.url), server.root, ROLES, size=12)
     await database.open()
+    await demo_tenant.install_catalog(database)
     yield database
     await database.close()
 
@@ -110,3 +114,31 @@ def make_tenant(db: Database) -> MakeTenant:
 @pytest_asyncio.fixture
 async def tenant(make_tenant: MakeTenant) -> Tenant:
     return await make_tenant()
+
+
+@pytest.fixture(scope="session")
+def api(server: Server, db: Database) -> Iterator[Api]:
+    """One `limner api` process for the whole run."""
+    process = Api(server.home)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def worker(server: Server, db: Database) -> Iterator[Process]:
+    """One `limner worker` process for the whole run."""
+    process = start_worker(server.home)
+    yield process
+    process.stop()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=200)) as session:
+        yield session
+
+
+@pytest.fixture
+def client(http: aiohttp.ClientSession, api: Api, tenant: Tenant) -> Client:
+    """The test's own tenant over HTTP, as its end user `ann`."""
+    return Client(http, api.url, tenant.api_key)

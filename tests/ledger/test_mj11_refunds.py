@@ -1,13 +1,13 @@
 """MJ11: refunds never exceed what was paid; replays do nothing."""
 
-import acts
 import pytest
-from conftest import MakeTenant, Tenant
 
 from limner.db.pools import Database
 from limner.kit import ids
 from limner.kit.money import MC
 from limner.ledger import refusals
+from tests import acts
+from tests.conftest import MakeTenant, Tenant
 
 
 @pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.long)])

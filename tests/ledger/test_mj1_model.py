@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
-import acts
 import pytest
-from conftest import ROLES, Server, Tenant
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -30,6 +28,8 @@ from limner.kit import ids
 from limner.kit.money import MC
 from limner.ledger import refusals
 from limner.tenancy import apps, organizations
+from tests import acts
+from tests.conftest import ROLES, Server, Tenant
 
 USERS = ("ann", "bob", "cyd")
 PAYERS = (*USERS, None)  # None: the organization itself
@@ -120,7 +120,9 @@ class Ledger(RuleBasedStateMachine):
         return self.loop.run_until_complete(asyncio.wait_for(work, 20))
 
     @initialize(
-        grants=st.sampled_from(["issue", "from_wallet"]), welcome=st.sampled_from([0, 2 * MC]), rich=st.sampled_from([True, True, False])
+        grants=st.sampled_from(["issue", "from_wallet"]),
+        welcome=st.sampled_from([0, 2 * MC]),
+        rich=st.sampled_from([True, True, False]),
     )
     def found(self, grants: organizations.Grants, welcome: int, rich: bool) -> None:
         self.model = Model(grants, welcome)

@@ -3,23 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import acts
 import psycopg
 import pytest
 import pytest_asyncio
-from conftest import MakeTenant, Server
 
 from limner.db.pools import Address, Database
 from limner.kit.money import MC
 from limner.ledger import refusals
+from tests import acts, alone
+from tests.conftest import MakeTenant, Server
 
 CLIENTS = 64
+CONNECTIONS = 40
 
 
 @pytest_asyncio.fixture
 async def crowd(server: Server) -> AsyncIterator[Database]:
-    """A connection for each of 64 clients."""
-    database = Database(Address(server.url), server.root, ("limner_api",), size=CLIENTS)
+    """Many connections at once: what 64 clients share."""
+    database = Database(Address(server.url), server.root, ("limner_api",), size=CONNECTIONS)
     await database.open()
     yield database
     await database.close()
@@ -74,7 +75,7 @@ async def test_mj2_the_seeds_read_check_write_oversells(server: Server, superuse
     superuser.execute("CREATE TABLE public.seed_user (id int PRIMARY KEY, balance int NOT NULL)")
     superuser.execute("CREATE TABLE public.seed_debit (amount int NOT NULL)")
     superuser.execute("INSERT INTO public.seed_user VALUES (1, 100)")
-    conninfo = server.embedded.superuser_conninfo().replace("dbname=postgres", "dbname=limner")
+    conninfo = alone.superuser_conninfo(server)
     try:
         await _reserve_like_the_seed(conninfo, clients=8, each=50)
         sold = acts.count(superuser, "SELECT sum(amount) FROM public.seed_debit")

@@ -2,10 +2,8 @@
 
 import asyncio
 
-import acts
 import psycopg
 import pytest
-from conftest import MakeTenant, Tenant
 
 from limner.db.pools import Database
 from limner.hub import jobs
@@ -13,6 +11,8 @@ from limner.kit import ids
 from limner.kit.money import MC
 from limner.ledger import refusals
 from limner.tenancy import apps
+from tests import acts, alone
+from tests.conftest import MakeTenant, Server, Tenant
 
 
 @pytest.mark.parametrize(("keys", "copies"), [(50, 10), pytest.param(1_000, 20, marks=pytest.mark.long)])
@@ -40,9 +40,11 @@ async def test_mj4_concurrent_copies_of_a_request_make_one_job_and_one_hold(
     acts.empty_queue(superuser)
 
 
-async def test_mj4_the_seeds_check_before_insert_makes_several_jobs(superuser: psycopg.Connection, server: object) -> None:
+async def test_mj4_the_seeds_check_before_insert_makes_several_jobs(
+    superuser: psycopg.Connection, server: Server
+) -> None:
     """Seed 002 looks the key up and inserts when it is new: copies that arrive together all find it new."""
-    conninfo = superuser.info.dsn + f" password={superuser.info.password}"
+    conninfo = alone.superuser_conninfo(server)
     superuser.execute("CREATE TABLE public.seed_job (key text)")
 
     async def copy() -> None:
@@ -73,7 +75,7 @@ async def test_mj4_another_request_under_a_used_key_is_refused_and_costs_nothing
 async def test_mj4_one_of_two_different_requests_racing_for_a_key_wins(db: Database, tenant: Tenant) -> None:
     for number in range(20):
         answers = await acts.together(
-            [lambda b=body: acts.submit(db, tenant, key=f"race-{number}", body=b) for body in ("x", "y") * 4]  # type: ignore[misc]
+            [lambda b=body, n=number: acts.submit(db, tenant, key=f"race-{n}", body=b) for body in ("x", "y") * 4]  # type: ignore[misc]
         )
         won = [a for a in answers if isinstance(a, jobs.Submitted)]
         assert len({a.job_id for a in won}) == 1
@@ -100,7 +102,9 @@ async def test_mj4_two_organizations_using_one_key_never_meet(db: Database, make
     assert a.job_id != b.job_id
 
 
-async def test_mj4_two_apps_two_users_and_two_routes_using_one_key_never_meet(db: Database, make_tenant: MakeTenant) -> None:
+async def test_mj4_two_apps_two_users_and_two_routes_using_one_key_never_meet(
+    db: Database, make_tenant: MakeTenant
+) -> None:
     tenant = await make_tenant(wallet_credits=10)
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
         second = await apps.create(tx, "second", "Second", actor="test")
@@ -188,7 +192,9 @@ async def test_mj4_concurrent_copies_of_a_grant_give_once(db: Database, make_ten
     assert await acts.books(db, tenant.org_id) == {}
 
 
-async def test_mj4_two_organizations_granting_under_one_reference_both_grant(db: Database, make_tenant: MakeTenant) -> None:
+async def test_mj4_two_organizations_granting_under_one_reference_both_grant(
+    db: Database, make_tenant: MakeTenant
+) -> None:
     """Seed 002's ledger key is globally unique: the second tenant's `promo_jan` says success and grants nothing."""
     tenants = [await make_tenant(credits=0) for _ in range(3)]
 
@@ -217,7 +223,10 @@ async def test_mj4_a_reference_used_for_another_grant_is_refused_also_at_the_sam
 
     for number in range(20):
         answers = await acts.together(
-            [lambda u=user, n=number: acts.grant(db, tenant, MC, user=u, ref=f"r{n}", body=u) for user in ("ann", "bob") * 3]  # type: ignore[misc]
+            [
+                lambda u=user, n=number: acts.grant(db, tenant, MC, user=u, ref=f"r{n}", body=u)
+                for user in ("ann", "bob") * 3
+            ]  # type: ignore[misc]
         )
         assert sum(isinstance(a, refusals.Reused) for a in answers) == 3, answers
         assert sum(not isinstance(a, Exception) and not a.replayed for a in answers) == 1, answers
