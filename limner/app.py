@@ -9,6 +9,7 @@ import fastapi_offline
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
@@ -24,7 +25,7 @@ from limner.media.urls import MediaUrls
 from limner.settings import Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health
-from limner.web.middleware import Edge
+from limner.web.middleware import Edge, hand_on
 
 ROLES = ("limner_api",)
 CLOCK_EVERY_S = 30.0
@@ -60,7 +61,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
 
     app = FastAPI(
         title="limner", version=VERSION, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
-        openapi_url="/openapi.json", redirect_slashes=False,
+        openapi_url="/openapi.json", redirect_slashes=False, exception_handlers={HTTPException: hand_on},
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
     app.include_router(users_api.router(hub))
@@ -68,7 +69,10 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
     app.add_middleware(
-        Edge, limit=settings.max_body_bytes, limits={"/api/v1/generate": settings.max_generate_body_bytes}
+        Edge,
+        limit=settings.max_body_bytes,
+        limits={"/api/v1/generate": settings.max_generate_body_bytes},
+        direct={"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate},
     )
     return app
 

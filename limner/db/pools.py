@@ -120,11 +120,13 @@ class Database:
             async with _ending(conn):
                 yield Tx(conn, org_id)
 
-    @asynccontextmanager
-    async def tenant_single(self, org_id: UUID, role: str = "limner_api") -> AsyncIterator[Single]:
-        """One statement that carries its own context: one round trip is the whole transaction."""
-        async with self._connection(role) as conn:
-            yield Single(conn, org_id, self._signer.sign(org_id))
+    def tenant_single(self, org_id: UUID, role: str = "limner_api") -> "_SingleStatement":
+        """One statement that carries its own context: one round trip is the whole transaction.
+
+        `async with db.tenant_single(org) as tx:` yields a Single. Written without nested context managers: this is
+        the path of every submit.
+        """
+        return _SingleStatement(self._pools[role], org_id, self._signer.sign(org_id))
 
     @asynccontextmanager
     async def system_tx(self, role: str, reason: str) -> AsyncIterator[Tx]:
@@ -134,6 +136,27 @@ class Database:
             await conn.execute("BEGIN", prepare=False)
             async with _ending(conn):
                 yield Tx(conn, None)
+
+
+class _SingleStatement:
+    """Takes a connection, gives it back; there is no transaction to end."""
+
+    __slots__ = ("_conn", "_ctx", "_org_id", "_pool")
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]], org_id: UUID, ctx: str) -> None:
+        self._pool = pool
+        self._org_id = org_id
+        self._ctx = ctx
+
+    async def __aenter__(self) -> Single:
+        try:
+            self._conn = await self._pool.getconn()
+        except PoolTimeout as error:
+            raise DatabaseUnavailable("every connection is busy or the database is away") from error
+        return Single(self._conn, self._org_id, self._ctx)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.putconn(self._conn)
 
 
 @asynccontextmanager

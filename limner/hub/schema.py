@@ -4,6 +4,7 @@ JSON Schema draft 2020-12. What the schema does not name is refused; defaults ar
 as 2.0 becomes 2.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jsonschema_rs
 from limner.web.errors import invalid
 
 MAX_REPORTED = 20
+MAX_NAME = 128
 
 ENVELOPE: dict[str, Any] = {
     "type": "object",
@@ -58,20 +60,27 @@ class InputSchema:
         return _filled(value, self._schema)
 
     def _problems(self, value: Mapping[str, Any]) -> dict[str, list[str]]:
+        """At most MAX_REPORTED pointers: the answer to a hostile body stays short."""
         problems: dict[str, list[str]] = {}
-        for number, error in enumerate(self._validator.iter_errors(value)):
-            if number == MAX_REPORTED:
-                break
-            base = self._at + "".join(f"/{_escape(part)}" for part in error.instance_path)
-            kind = error.kind.name
-            if kind == "additionalProperties":
-                for name in error.kind.as_dict()["unexpected"]:
-                    problems.setdefault(f"{base}/{_escape(name)}", []).append("is not a field of this model")
-            elif kind == "required":
-                problems.setdefault(f"{base}/{_escape(error.kind.as_dict()['property'])}", []).append("is required")
-            else:
-                problems.setdefault(base, []).append(error.message)
-        return problems
+        try:
+            for error in self._validator.iter_errors(value):
+                self._add(problems, error)
+                if len(problems) >= MAX_REPORTED:
+                    break
+        except ValueError:  # the validator's own limit of recursion
+            problems.setdefault(self._at, []).append("is nested too deeply")
+        return dict(itertools.islice(problems.items(), MAX_REPORTED))
+
+    def _add(self, problems: dict[str, list[str]], error: jsonschema_rs.ValidationError) -> None:
+        base = self._at + "".join(f"/{_escape(part)}" for part in error.instance_path)
+        kind = error.kind.name
+        if kind == "additionalProperties":
+            for name in error.kind.as_dict()["unexpected"][:MAX_REPORTED]:
+                problems.setdefault(f"{base}/{_escape(name)}", []).append("is not a field of this model")
+        elif kind == "required":
+            problems.setdefault(f"{base}/{_escape(error.kind.as_dict()['property'])}", []).append("is required")
+        else:
+            problems.setdefault(base, []).append(error.message)
 
 
 def _filled(value: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,5 +100,5 @@ def _filled(value: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, An
 
 
 def _escape(part: str | int) -> str:
-    """RFC 6901."""
-    return str(part).replace("~", "~0").replace("/", "~1")
+    """RFC 6901; a name too long to be anybody's field is cut."""
+    return str(part)[:MAX_NAME].replace("~", "~0").replace("/", "~1")

@@ -42,6 +42,8 @@ class UserEndpoints:
         caller = await self._api.authenticate(request)
         caller.require("users:read")
         _same_user(caller, external_id)
+        if not end_users.valid_external_id(external_id):
+            raise not_found("user")
         async with self._api.db.tenant_tx(caller.org_id) as tx:
             try:
                 user = await end_users.get(tx, caller.app_id, external_id)

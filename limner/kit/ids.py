@@ -12,9 +12,8 @@ def new() -> UUID:
 
 def parse(text: str) -> UUID | None:
     """The UUID in `text`, or None for anything that is not exactly one in its canonical form."""
-    if len(text) != 36:
-        return None
     try:
-        return UUID(text)
+        found = UUID(text)
     except ValueError:
         return None
+    return found if str(found) == text.lower() else None

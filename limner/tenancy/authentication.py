@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from limner.db.pools import Database
 from limner.tenancy import api_keys, end_users
+from limner.web import parsing
 from limner.web.caller import Caller
 from limner.web.errors import ApiError, invalid
 
@@ -26,7 +27,7 @@ class KeyAuthenticator:
 
     async def __call__(self, request: Request) -> Caller:
         """Raises ApiError 401 `missing_api_key`, `invalid_api_key`; 403 `app_disabled`, `organization_inactive`."""
-        presented = request.headers.get("x-api-key")
+        presented = parsing.one_header(request, "X-API-Key")
         if not presented:
             raise ApiError(401, "missing_api_key", "Send your API key in the X-API-Key header.")
         key_hash = api_keys.digest(presented)
@@ -37,11 +38,7 @@ class KeyAuthenticator:
             raise ApiError(403, "organization_inactive", "This organization is deactivated.")
         if not key.app_enabled:
             raise ApiError(403, "app_disabled", "This app is disabled.")
-        external_id = request.headers.get("x-user-id") or None
-        if external_id is not None:
-            external_id = _utf8(external_id)
-            if not end_users.valid_external_id(external_id):
-                raise invalid({"/X-User-ID": ["must be 1 to 255 printable characters"]}, "invalid_user")
+        external_id = _external_id(request)
         request.state.log = {"org": key.org_id, "app": key.app_id, "user": external_id}
         return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id)
 
@@ -62,9 +59,19 @@ class KeyAuthenticator:
         return key
 
 
-def _utf8(header: str) -> str:
-    """Headers arrive as Latin-1; ids are sent as UTF-8."""
+def _external_id(request: Request) -> str | None:
+    """Whom the app speaks for. An empty header is a mistake of the caller's and never means "nobody": without a
+    user, an app reads all of its jobs and may spend its organization's credits. Raises ApiError 400.
+    """
+    header = parsing.one_header(request, "X-User-ID")
+    if header is None:
+        return None
+    if header == "":
+        raise invalid({"/X-User-ID": ["is empty"]}, "missing_user", "X-User-ID is empty.")
     try:
-        return header.encode("latin-1").decode()
+        external_id = header.encode("latin-1").decode()  # headers arrive as Latin-1; ids are sent as UTF-8
     except UnicodeDecodeError:
-        return header
+        raise invalid({"/X-User-ID": ["must be UTF-8"]}, "invalid_user", "Send X-User-ID as UTF-8.") from None
+    if not end_users.valid_external_id(external_id):
+        raise invalid({"/X-User-ID": ["must be 1 to 255 printable characters"]}, "invalid_user")
+    return external_id

@@ -29,8 +29,11 @@ class EndUser:
 
 
 def valid_external_id(text: str) -> bool:
-    """1 to 255 printable characters, without surrounding blanks: what an app may call its user."""
-    return 0 < len(text) <= MAX_EXTERNAL_ID and text.isprintable() and text == text.strip()
+    """1 to 255 printable characters, without surrounding blanks: what an app may call its user.
+
+    U+FFFD is what bytes that are not UTF-8 turn into in a path: two different ids would become one user.
+    """
+    return 0 < len(text) <= MAX_EXTERNAL_ID and text.isprintable() and text == text.strip() and "\ufffd" not in text
 
 
 async def get(tx: Tx, app_id: UUID, external_id: str) -> EndUser:

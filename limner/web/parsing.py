@@ -11,6 +11,8 @@ from limner.kit import ids
 from limner.web.errors import ApiError, invalid
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
+PLAIN_BYTES = 1024 * 1024
+MAX_VALUES = 250_000
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_PAGE = 100
 
@@ -21,6 +23,9 @@ async def json_object(request: Request) -> dict[str, Any]:
     if kind != "application/json":
         raise ApiError(415, "unsupported_media_type", "Send application/json.")
     body = await request.body()
+    if len(body) > PLAIN_BYTES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        # 60 MB of `{},{},` would be 1.8 GB of objects: long bodies may be long texts only
+        raise invalid({"": [f"holds more than {MAX_VALUES} values"]})
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -33,11 +38,27 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 
 def _holds_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, dict):
-        return any("\0" in key or _holds_nul(item) for key, item in value.items())
-    return isinstance(value, list) and any(_holds_nul(item) for item in value)
+    """A loop, not a recursion: JSON may nest deeper than Python's stack."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if "\0" in item:
+                return True
+        elif isinstance(item, dict):
+            waiting += item.keys()
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return False
+
+
+def one_header(request: Request, name: str) -> str | None:
+    """A header that may come once: twice, a proxy and limner could each believe another one. Raises ApiError 400."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise invalid({f"/{name}": ["was sent more than once"]})
+    return values[0] if values else None
 
 
 def idempotency_key(request: Request, body_key: Any) -> str | None:
@@ -45,7 +66,7 @@ def idempotency_key(request: Request, body_key: Any) -> str | None:
 
     1 to 255 visible ASCII characters, neither trimmed nor folded.
     """
-    header_key = request.headers.get("idempotency-key")
+    header_key = one_header(request, "Idempotency-Key")
     if header_key is not None and body_key is not None and header_key != body_key:
         raise invalid({"/idempotency_key": ["differs from the Idempotency-Key header"]})
     key = header_key if header_key is not None else body_key

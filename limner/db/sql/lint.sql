@@ -111,4 +111,9 @@ SELECT 'L22 policy of a tenant role that does not ask for the context', rel.reln
    AND (coalesce(pg_get_expr(p.polqual, p.polrelid), 'limner.org()') NOT LIKE '%limner.org()%'
         OR coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'limner.org()') NOT LIKE '%limner.org()%')
    AND rel.relname || ' ' || p.polname NOT IN (SELECT name FROM allowed WHERE rule = 'L22')
+UNION ALL
+SELECT 'L20 function with the owner''s rights that a run-time role may call and that does not enter first', fn.oid::regprocedure::text
+  FROM fn, aclexplode(fn.proacl) a
+ WHERE fn.prosecdef AND fn.proowner = 'limner_owner'::regrole AND a.grantee <> fn.proowner AND a.privilege_type = 'EXECUTE'
+   AND fn.prosrc !~ '^\s*(#\w+ \w+\s*)?DECLARE\s+t uuid := limner\.enter\(p_ctx\);'
 ORDER BY 1, 2

@@ -13,10 +13,10 @@ CREATE TABLE limner_priv.ctx_key (
   ok  bytea NOT NULL CHECK (length(ok) = 64)
 );
 
-CREATE FUNCTION limner.org() RETURNS uuid
+-- the organization a context names, once its signature and its age are right
+CREATE FUNCTION limner.verify(v text) RETURNS uuid
 LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  v text := current_setting('limner.ctx', true);
   part text[];
   key record;
 BEGIN
@@ -40,19 +40,28 @@ BEGIN
   END IF;
   RETURN part[2]::uuid;
 END $$;
-GRANT EXECUTE ON FUNCTION limner.org() TO limner_owner, limner_api, limner_worker, limner_operator;
+
+-- what the run-time roles' policies compare with
+CREATE FUNCTION limner.org() RETURNS uuid
+LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT limner.verify(current_setting('limner.ctx', true))
+$$;
+GRANT EXECUTE ON FUNCTION limner.org() TO limner_api, limner_worker, limner_operator;
+GRANT EXECUTE ON FUNCTION limner.verify(text) TO limner_owner;
 RESET ROLE;
 REVOKE CREATE ON SCHEMA limner FROM limner_ctx;
 
 SET ROLE limner_owner;
--- a single-statement call may carry its context as an argument: one round trip, one transaction
+-- The first act of every function that runs with the owner's rights: the context, carried as an argument (one round
+-- trip, one transaction) or set in the transaction, is verified once, and the owner's own policies compare with the
+-- result. Nobody but this schema's functions runs as the owner, and each of them enters first (lint L20), so what a
+-- caller may have put into limner.entered is never read.
 CREATE FUNCTION limner.enter(p_ctx text) RETURNS uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE t uuid := limner.verify(coalesce(p_ctx, current_setting('limner.ctx', true)));
 BEGIN
-  IF p_ctx IS NOT NULL THEN
-    PERFORM set_config('limner.ctx', p_ctx, true);
-  END IF;
-  RETURN limner.org();
+  PERFORM set_config('limner.entered', t::text, true);
+  RETURN t;
 END $$;
 
 CREATE FUNCTION limner.platform() RETURNS uuid

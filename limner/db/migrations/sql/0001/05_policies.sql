@@ -7,8 +7,11 @@ BEGIN
                            'route', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event'] LOOP
     EXECUTE format('ALTER TABLE limner.%I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('ALTER TABLE limner.%I FORCE ROW LEVEL SECURITY', t);
-    EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_owner, limner_api, limner_worker, limner_operator
+    EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_api, limner_worker, limner_operator
         USING (org_id = (SELECT limner.org())) WITH CHECK (org_id = (SELECT limner.org()))', t);
+    -- the owner is bound too, to the organization its function entered; an error before that
+    EXECUTE format('CREATE POLICY entered ON limner.%I TO limner_owner
+        USING (org_id = current_setting(''limner.entered'')::uuid) WITH CHECK (org_id = current_setting(''limner.entered'')::uuid)', t);
     EXECUTE format('CREATE POLICY audit ON limner.%I FOR SELECT TO limner_audit USING (true)', t);
     EXECUTE format('GRANT SELECT ON limner.%I TO limner_audit', t);
   END LOOP;

@@ -1,0 +1,110 @@
+"""Submits a second: over HTTP on one API core, beside pgbench calling the same function in the same run."""
+
+import argparse
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator
+
+import orjson
+from psycopg.conninfo import conninfo_to_dict
+
+from bench import rig
+from limner.db.context import PLATFORM, ContextSigner
+from limner.db.pools import runtime_conninfo
+from limner.hub import catalog
+from limner.hub.schema import InputSchema
+
+PROMPT = "A quiet harbour at sunset, long shadows on the water"
+FUNCTION = """\\set n random(1, {users})
+SELECT * FROM limner.submit_job('{ctx}', gen_random_uuid(), '{app}', 'user-' || ((:n - 1)::text), gen_random_uuid(), 'generate',
+  '{model}', 'local/canvas', 'image.generate', 1000, 1000, 10, NULL, sha256(gen_random_uuid()::text::bytea), '{input}'::jsonb,
+  1, 86400, 3, NULL, NULL)
+"""
+
+
+def requests(url: str, apps: list[rig.BenchApp]) -> Iterator[bytes]:
+    """A request for a random user of a random app, forever; every tenth with an idempotency key of its own."""
+    counter = itertools.count()
+    while True:
+        app = random.choice(apps)
+        body = {"model": "local/canvas", "input": {"prompt": PROMPT}}
+        number = next(counter)
+        if number % 10 == 0:
+            body["idempotency_key"] = f"bench-{number}-{random.getrandbits(64):x}"
+        yield rig.post(url, "/api/v1/generate", app.key, random.choice(app.users), orjson.dumps(body))
+
+
+async def prepare(bench: rig.Rig, args: argparse.Namespace) -> tuple[list[rig.BenchApp], str]:
+    """The tenants, and a pgbench script that calls the same function with the same shape of input."""
+    async with bench.database() as db:
+        apps = await bench.tenants(db, args.orgs, args.apps, args.users)
+        async with db.tenant_tx(PLATFORM) as tx:
+            model = await catalog.find_model(tx, "local/canvas")
+        assert model is not None
+        signer = ContextSigner(bench.root, db.clock)
+        parsed = catalog.CompiledModel(model, InputSchema(model.input_schema)).schema.parse({"prompt": PROMPT})
+        body = orjson.dumps(parsed).decode().replace("'", "''")
+        # one script an app, chosen at random by pgbench's own weights: here one after another, as \\if branches
+        lines = [f"\\set pick random(1, {len(apps)})"]
+        for place, app in enumerate(apps, start=1):
+            lines.append(("\\if" if place == 1 else "\\elif") + f" :pick = {place}")
+            lines.append(FUNCTION.format(users=args.users, ctx=signer.sign(app.org_id), app=app.app_id, model=model.id,
+                                         input=body).strip() + ";")  # fmt: skip
+        return apps, "\n".join([*lines, "\\endif"]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--orgs", type=int, default=10)
+    parser.add_argument("--apps", type=int, default=2)
+    parser.add_argument("--users", type=int, default=50)
+    args = parser.parse_args()
+    with rig.rig() as bench:
+        apps, script = asyncio.run(prepare(bench, args))
+        info = conninfo_to_dict(runtime_conninfo(bench.url, "limner_api", bench.root))
+        conninfo = {key: str(info[key]) for key in ("host", "user", "password", "dbname")}
+        direct = rig.pgbench(bench.embedded, conninfo, script, args.clients, args.seconds)
+        api = bench.api(core=0)
+        try:
+            load = requests(api.url, apps)
+            asyncio.run(rig.hammer(api.url, load, 4, 2))  # warm: pools, prepared plans, caches
+            alone, statuses_alone, _ = asyncio.run(rig.hammer(api.url, load, 1, max(args.seconds / 2, 2)))
+            cpu = rig.cpu_seconds(api)
+            many, statuses, per_s = asyncio.run(rig.hammer(api.url, load, args.clients, args.seconds))
+            cpu = rig.cpu_seconds(api) - cpu
+            resident = rig.resident_mb(api)
+        finally:
+            rig.stop(api)
+    if set(statuses) | set(statuses_alone) != {202}:
+        raise SystemExit(f"not every submit was accepted: {statuses} {statuses_alone}")
+    facts = {
+        "submit_per_s": round(per_s),
+        "pgbench_per_s": round(direct),
+        "ratio": round(per_s / direct, 3),
+        "p50_ms": rig.quantile_ms(alone, 0.5),
+        "p99_ms": rig.quantile_ms(alone, 0.99),
+        "p50_ms_16": rig.quantile_ms(many, 0.5),
+        "p99_ms_16": rig.quantile_ms(many, 0.99),
+        "api_cpu_us": round(cpu / len(many) * 1e6),
+        "api_rss_mb": resident,
+        "clients": args.clients,
+    }
+    rows = [
+        (f"HTTP submits/s, one API core, {args.clients} clients", f"{per_s:,.0f}"),
+        (f"pgbench on the same function, {args.clients} clients", f"{direct:,.0f}"),
+        ("ratio", f"{per_s / direct:.3f}"),
+        ("p50 / p99 at 1 client", f"{facts['p50_ms']} / {facts['p99_ms']} ms"),
+        (f"p50 / p99 at {args.clients} clients", f"{facts['p50_ms_16']} / {facts['p99_ms_16']} ms"),
+    ]
+    rows += [
+        ("API processor time a submit", f"{facts['api_cpu_us']} µs"),
+        ("API resident memory after it", f"{resident} MB"),
+    ]
+    rig.report("submit", rows, facts)
+
+
+if __name__ == "__main__":
+    main()
