@@ -5,11 +5,12 @@ pinned wheel straight from the index, checked against its hash.
 """
 
 import hashlib
-import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 import venv
 import zipfile
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 TOOLS = VENV / "tools"
 UV_VERSION = "0.13.8"
-INDEX = "https://pypi.org/pypi"
+INDEX = "https://pypi.org/simple/uv/"
 
 
 def main() -> None:
@@ -59,19 +60,20 @@ def by_pip() -> bool:
 
 def by_hand() -> None:
     """Fetch the wheel for this machine and take the program out of it."""
-    with urllib.request.urlopen(f"{INDEX}/uv/{UV_VERSION}/json", timeout=60) as answer:
-        files = json.load(answer)["urls"]
-    wanted = [file for file in files if fits(file["filename"])]
+    with urllib.request.urlopen(INDEX, timeout=60) as answer:  # the simple repository API (PEP 503)
+        links = re.findall(r'href="([^"#]*/(uv-[^"#/]+[.]whl))#sha256=([0-9a-f]{64})"', answer.read().decode())
+    wanted = [(url, name, digest) for url, name, digest in links if f"uv-{UV_VERSION}-" in name and fits(name)]
     if not wanted:
-        sys.exit(f"there is no uv {UV_VERSION} for {platform.system()} {platform.machine()}: install uv yourself")
-    wheel = TOOLS / wanted[0]["filename"]
-    with urllib.request.urlopen(wanted[0]["url"], timeout=300) as answer:
+        sys.exit(f"there is no uv {UV_VERSION} for {platform.system()} {platform.machine()}: install pip and try again")
+    url, name, digest = wanted[0]
+    wheel = TOOLS / name
+    with urllib.request.urlopen(urllib.parse.urljoin(INDEX, url), timeout=300) as answer:
         wheel.write_bytes(answer.read())
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() != wanted[0]["digests"]["sha256"]:
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != digest:
         sys.exit("the downloaded uv does not match its hash")
     with zipfile.ZipFile(wheel) as archive:
-        name = next(item for item in archive.namelist() if item.endswith("/scripts/uv"))
-        (TOOLS / "uv").write_bytes(archive.read(name))
+        program = next(item for item in archive.namelist() if item.endswith("/scripts/uv"))
+        (TOOLS / "uv").write_bytes(archive.read(program))
     wheel.unlink()
 
 
