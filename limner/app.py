@@ -26,6 +26,7 @@ from limner.settings import Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health
 from limner.web.middleware import Edge, hand_on
+from limner.web.reference import Application
 
 ROLES = ("limner_api",)
 CLOCK_EVERY_S = 30.0
@@ -59,9 +60,10 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         await pool.aclose()
         await db.close()
 
-    app = FastAPI(
+    app = Application(
         title="limner", version=VERSION, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
         openapi_url="/openapi.json", redirect_slashes=False, exception_handlers={HTTPException: hand_on},
+        generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
     app.include_router(users_api.router(hub))
@@ -90,6 +92,7 @@ def _serve_docs(app: FastAPI) -> None:
             swagger_js_url="/docs/static/swagger-ui-bundle.js",
             swagger_css_url="/docs/static/swagger-ui.css",
             swagger_favicon_url="/docs/static/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},
         )
 
 

@@ -15,6 +15,7 @@ from limner import worker as worker_app
 from limner.cli import session
 from limner.db.pools import DatabaseUnavailable
 from limner.telemetry import logs
+from limner.web.wire import BoundedHead
 
 SUPERVISOR = "LIMNER_SUPERVISOR_PID"
 
@@ -35,7 +36,7 @@ def api(
         server = uvicorn.Server(
             uvicorn.Config(
                 application, host=config.host, port=config.port, log_config=None, access_log=False, loop="uvloop",
-                http="httptools", server_header=False, timeout_graceful_shutdown=int(config.shutdown_s),
+                http=BoundedHead, server_header=False, timeout_graceful_shutdown=int(config.shutdown_s),
                 proxy_headers=False, lifespan="on",
             )
         )  # fmt: skip

@@ -89,8 +89,13 @@ class EmbeddedPostgres:
                 with self._lock("start", fcntl.LOCK_EX):
                     self._stop_if_last(users)
 
+    def revive(self) -> None:
+        """Start the server again if it died; for whoever is inside `running`. Raises EmbeddedError."""
+        with self._lock("start", fcntl.LOCK_EX):
+            self.ensure_started()
+
     def ensure_started(self) -> None:
-        """Start the server unless it runs; initialise it first if it never ran. Call under `running`."""
+        """Start the server unless it runs; initialise it first if it never ran. Call under the start lock."""
         self._make_folders()
         if not (self.data / "PG_VERSION").exists():
             self._initialise()
@@ -120,12 +125,19 @@ class EmbeddedPostgres:
             deadline = time.monotonic() + patience
             while time.monotonic() < deadline:
                 if self.postmaster_pid() is None:
+                    with contextlib.suppress(ChildProcessError):  # somebody else's child is theirs to reap
+                        os.waitpid(pid, os.WNOHANG)
                     return
                 time.sleep(0.05)
         raise EmbeddedError(f"the database (process {pid}) does not stop")
 
     def psql(self) -> Path:
         return self._bin / "psql"
+
+    def missing_programs(self) -> list[str]:
+        """Names of the wheel's programs that are absent or may not be run."""
+        needed = ("initdb", "postgres", "psql")
+        return [name for name in needed if not os.access(self._bin / name, os.X_OK)]
 
     def pgbench(self) -> Path:
         return self._bin / "pgbench"

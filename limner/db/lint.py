@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psycopg
 
-from limner.db import migrate
+from limner.db import revisions
 
 SQL = Path(__file__).parent / "sql"
 
@@ -45,7 +45,7 @@ def findings(conn: psycopg.Connection) -> list[tuple[str, str]]:
     return [(row[0], row[1]) for row in conn.execute((SQL / "lint.sql").read_text())]
 
 
-def boot_problems(conn: psycopg.Connection, floor: int = migrate.FLOOR_VERSION) -> list[str]:
+def boot_problems(conn: psycopg.Connection, floor: int = revisions.FLOOR_VERSION) -> list[str]:
     """What is wrong with running as this connection's role against this server. Empty is good."""
     problems = []
     if conn.info.server_version < floor:
@@ -60,8 +60,8 @@ def boot_problems(conn: psycopg.Connection, floor: int = migrate.FLOOR_VERSION) 
             )
     if facts.get("naked"):
         problems.append("a tenant table has row level security switched off: run limner db lint")
-    if migrate.current(conn) != migrate.head():
+    if revisions.current(conn) != revisions.head():
         problems.append(
-            f"the schema is at {migrate.current(conn)}, this release needs {migrate.head()}: run limner db migrate"
+            f"the schema is at {revisions.current(conn)}, this release needs {revisions.head()}: run limner db migrate"
         )
     return problems

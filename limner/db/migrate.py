@@ -6,37 +6,21 @@ from pathlib import Path
 import psycopg
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from psycopg import sql
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from limner.db import context, roles
+from limner.db import context, revisions, roles
 from limner.kit import crypto
 
 HERE = Path(__file__).parent
 ADVISORY_LOCK = 0x6C696D6E65720001  # "limner", migrations
 LOCK_TRIES = 5
-FLOOR_VERSION = 150000
 
 
 class MigrationError(Exception):
     """The database could not be brought to this release's schema; the message says why."""
-
-
-def head() -> str:
-    """The revision this release needs."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
-    return revision
-
-
-def current(conn: psycopg.Connection) -> str | None:
-    """The revision the database is at, or None before the first migration."""
-    if conn.execute("SELECT to_regclass('limner.alembic_version')").fetchone() == (None,):
-        return None
-    row = conn.execute("SELECT version_num FROM limner.alembic_version").fetchone()
-    return row[0] if row else None
 
 
 def migrate(url: str, root: crypto.RootKey) -> tuple[str | None, str]:
@@ -46,27 +30,26 @@ def migrate(url: str, root: crypto.RootKey) -> tuple[str | None, str]:
     """
     try:
         with psycopg.connect(url, connect_timeout=10) as conn:
-            if conn.info.server_version < FLOOR_VERSION:
+            if conn.info.server_version < revisions.FLOOR_VERSION:
                 raise MigrationError(f"PostgreSQL 15 or newer is needed, this is {conn.info.server_version}")
             conn.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
             roles.ensure(conn, root)
             _prepare_schema(conn)
-            before = current(conn)
+            before = revisions.current(conn)
         for attempt in range(LOCK_TRIES):
             try:
-                _upgrade(url)
+                _upgrade(url, root)
                 break
             except psycopg.errors.LockNotAvailable:
                 if attempt == LOCK_TRIES - 1:
                     raise
                 time.sleep(0.5 * 2**attempt)
         with psycopg.connect(url, connect_timeout=10) as conn:
-            _store_context_key(conn, root)
-            after = current(conn)
+            after = revisions.current(conn)
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationError(f"the migrating role needs CREATEROLE and CREATE on the database: {error}") from error
-    except psycopg.Error as error:
-        raise MigrationError(str(error)) from error
+    except (psycopg.Error, CommandError) as error:  # Alembic's own: the database is ahead of this release
+        raise MigrationError(str(error).strip()) from error
     assert after is not None
     return before, after
 
@@ -84,7 +67,7 @@ def _prepare_schema(conn: psycopg.Connection) -> None:
     conn.execute("RESET ROLE")
 
 
-def _upgrade(url: str) -> None:
+def _upgrade(url: str, root: crypto.RootKey) -> None:
     engine = create_engine(
         "postgresql+psycopg://", poolclass=NullPool, creator=lambda: psycopg.connect(url, connect_timeout=10)
     )
@@ -93,6 +76,9 @@ def _upgrade(url: str) -> None:
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        _store_context_key(raw, root)  # in the migrations' own commit: no schema is ever at head without its key
         connection.exec_driver_sql("GRANT SELECT ON limner.alembic_version TO " + ", ".join(roles.RUNTIME))
         connection.commit()
 

@@ -86,12 +86,12 @@ class Provider:
     is_enabled: bool
 
 
-async def find_model(tx: Tx, name: str) -> Model | None:
-    """The organization's own enabled model of this name, else the platform's."""
+async def find_model(tx: Tx, name: str, *, disabled: bool = False) -> Model | None:
+    """The organization's own enabled model of this name, else the platform's; with `disabled`, enabled or not."""
     row = await tx.find(
-        f"SELECT {MODEL} FROM limner.model WHERE org_id IN (%(org)s, %(platform)s) AND name = %(name)s AND is_enabled"
-        " ORDER BY org_id = %(platform)s LIMIT 1",
-        {"org": tx.org_id, "platform": PLATFORM, "name": name},
+        f"SELECT {MODEL} FROM limner.model WHERE org_id IN (%(org)s, %(platform)s) AND name = %(name)s"
+        " AND (is_enabled OR %(disabled)s) ORDER BY org_id = %(platform)s LIMIT 1",
+        {"org": tx.org_id, "platform": PLATFORM, "name": name, "disabled": disabled},
     )
     return Model(**row) if row else None
 

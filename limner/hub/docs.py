@@ -3,7 +3,7 @@
 from typing import Any
 
 from limner.hub import jobs, schemas
-from limner.hub.schema import ENVELOPE
+from limner.hub.schema import ENVELOPE, GRANT
 
 USER_ID = {
     "name": "X-User-ID",
@@ -21,22 +21,32 @@ IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     "example": "req_abc123",
 }
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "The ETag of the last answer.",
+    "schema": {"type": "string"},
+}
 REASONS = {
     400: "Invalid input: `details` says what is wrong at each JSON pointer.",
     401: "Missing, malformed or revoked API key.",
     402: "Too few credits: `balance` and `required` in whole credits.",
     403: "The key lacks a scope, or the app or user is disabled.",
     404: "No such object here: what is absent and what is somebody else's answer alike.",
+    408: "The body took too long to arrive.",
     409: "The job has ended already.",
     413: "The body is too large.",
     415: "Not application/json.",
     422: "The idempotency key was used for another request.",
-    503: "Busy: nothing was stored; `Retry-After` says when to come back.",
+    503: "Busy: `Retry-After` says when to come back; with an idempotency key nothing is done twice.",
 }
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": schemas.Problem, "description": REASONS[status]} for status in (401, 403, *statuses, 503)}
+    return {
+        status: {"model": schemas.Problem, "description": REASONS[status]} for status in (400, 401, 403, *statuses, 503)
+    }
 
 
 def _body(schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
@@ -47,11 +57,21 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
     return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
 
 
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
+
+
+RETRY_AFTER = _header("Seconds; while the job is open.", "integer")
+REPLAYED = _header("`true` when this answer was given before for the same idempotency key.")
+
 GENERATE: dict[str, Any] = {
     "summary": "Submit a job",
     "description": "Holds the price, stores the job and queues it, all in one commit; a worker does the rest.",
     "response_model": schemas.Accepted,
-    "responses": _errors(400, 402, 404, 413, 415, 422),
+    "responses": {
+        202: {"headers": {"Location": _header("Where the job is."), "Idempotent-Replayed": REPLAYED}},
+        **_errors(402, 404, 408, 413, 415, 422),
+    },
     "openapi_extra": {
         "parameters": [USER_ID, IDEMPOTENCY_KEY],
         "requestBody": _body(
@@ -68,14 +88,18 @@ GET_JOB: dict[str, Any] = {
     "summary": "Get a job",
     "description": "Send `If-None-Match` with the last ETag: 304 while nothing changed. `Retry-After` while it runs.",
     "response_model": schemas.JobBody,
-    "responses": {304: {"description": "Nothing changed since that ETag."}, **_errors(404)},
-    "openapi_extra": {"parameters": [USER_ID]},
+    "responses": {
+        200: {"headers": {"ETag": _header("Of this state of the job."), "Retry-After": RETRY_AFTER}},
+        304: {"description": "Nothing changed since that ETag."},
+        **_errors(404),
+    },
+    "openapi_extra": {"parameters": [USER_ID, IF_NONE_MATCH]},
 }
 LIST_JOBS: dict[str, Any] = {
     "summary": "List jobs",
     "description": "Newest first: one user's with `X-User-ID`, the whole app's without.",
     "response_model": schemas.JobPage,
-    "responses": _errors(400),
+    "responses": _errors(),
     "openapi_extra": {
         "parameters": [
             USER_ID,
@@ -98,6 +122,7 @@ CANCEL_JOB: dict[str, Any] = {
 GET_RECEIPT: dict[str, Any] = {
     "summary": "A job's receipt",
     "description": "Every run and attempt, every transfer of credits, what was used, and the rule that chose the provider.",
+    "response_model": schemas.Receipt,
     "responses": _errors(404),
     "openapi_extra": {"parameters": [USER_ID]},
 }
@@ -112,26 +137,17 @@ GET_USER: dict[str, Any] = {
     "description": "Balance and job counts. Reading never makes a user.",
     "response_model": schemas.UserBody,
     "responses": _errors(404),
+    "openapi_extra": {"parameters": [USER_ID]},
 }
 GRANT_TOKENS: dict[str, Any] = {
     "summary": "Grant tokens to a user",
     "description": "Makes the user, with its welcome credits, when it is new.",
     "response_model": schemas.Granted,
-    "responses": _errors(400, 402, 404, 413, 415, 422),
+    "responses": {200: {"headers": {"Idempotent-Replayed": REPLAYED}}, **_errors(402, 404, 408, 413, 415, 422)},
     "openapi_extra": {
         "parameters": [USER_ID, IDEMPOTENCY_KEY],
         "requestBody": _body(
-            {
-                "type": "object",
-                "properties": {
-                    "amount": {"type": "integer", "minimum": 1, "maximum": 1_000_000_000},
-                    "reason": {"type": "string", "maxLength": 500},
-                    "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 255},
-                },
-                "required": ["amount"],
-                "additionalProperties": False,
-            },
-            {"amount": 100, "reason": "Monthly subscription renewal", "idempotency_key": "sub_renewal_2026_11"},
+            GRANT, {"amount": 100, "reason": "Monthly subscription renewal", "idempotency_key": "sub_renewal_2026_11"}
         ),
     },
 }

@@ -184,6 +184,27 @@ async def list_of_app(
     return [Job(**row) for row in rows]
 
 
+async def get_of_org(tx: Tx, job_id: UUID) -> Job:
+    """One job of the organization, for its operator. Raises JobNotFound."""
+    row = await tx.find(
+        f"SELECT {COLUMNS} FROM {SOURCE} WHERE j.org_id = %(org)s AND j.id = %(job)s",
+        {"org": tx.org_id, "job": job_id},
+    )
+    if row is None:
+        raise JobNotFound(f"there is no job {job_id}")
+    return Job(**row)
+
+
+async def list_of_org(tx: Tx, *, app_id: UUID | None, state: str | None, limit: int) -> list[Job]:
+    """Newest first, for an operator: one app's when it is named, else all of the organization's."""
+    rows = await tx.all(
+        f"SELECT {COLUMNS} FROM {SOURCE} WHERE j.org_id = %(org)s AND (%(app)s::uuid IS NULL OR j.app_id = %(app)s)"
+        " AND (%(state)s::text IS NULL OR j.state = %(state)s) ORDER BY j.id DESC LIMIT %(limit)s",
+        {"org": tx.org_id, "app": app_id, "state": state, "limit": limit},
+    )
+    return [Job(**row) for row in rows]
+
+
 async def cancel(tx: Tx, app_id: UUID | None, job_id: UUID, user_id: UUID | None = None) -> str:
     """`cancelled`, `requested` (a worker holds it and will be told), or `already_<state>`. Raises JobNotFound.
 

@@ -34,6 +34,20 @@ ENVELOPE: dict[str, Any] = {
     "additionalProperties": False,
 }  # fmt: skip
 
+GRANT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "amount": {"type": "integer", "minimum": 1, "maximum": 1_000_000_000, "description": "Whole credits."},
+        "reason": {"type": "string", "maxLength": 500, "default": "", "description": "Shown on the user's statement."},
+        "idempotency_key": {
+            "type": "string", "minLength": 1, "maxLength": 255,
+            "description": "Sending the same grant again with the same key grants once.",
+        },
+    },
+    "required": ["amount"],
+    "additionalProperties": False,
+}  # fmt: skip
+
 
 class SchemaInvalid(ValueError):
     """A model's input schema is not one limner can hold requests to; the message says why."""
@@ -76,7 +90,7 @@ class InputSchema:
         kind = error.kind.name
         if kind == "additionalProperties":
             for name in error.kind.as_dict()["unexpected"][:MAX_REPORTED]:
-                problems.setdefault(f"{base}/{_escape(name)}", []).append("is not a field of this model")
+                problems.setdefault(f"{base}/{_escape(name)}", []).append("is not a known field")
         elif kind == "required":
             problems.setdefault(f"{base}/{_escape(error.kind.as_dict()['property'])}", []).append("is required")
         else:

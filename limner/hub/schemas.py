@@ -129,6 +129,76 @@ class ModelList(BaseModel):
     models: list[ModelBody]
 
 
+class ReceiptCredits(BaseModel):
+    """Exact decimals. `before` and `after` are the paying wallet's spendable credits around this job."""
+
+    before: str | None
+    held: str
+    charged: str | None
+    refunded: str
+    after: str | None
+    unit_price: str
+
+
+class Attempt(BaseModel):
+    """One try at one provider. `cost_micro_usd` where the organization may see costs."""
+
+    run: int
+    provider: str
+    provider_model: str
+    send: int
+    rule: str
+    outcome: Literal["intent", "accepted", "done", "error", "unknown"]
+    latency_ms: int | None
+    started_at: datetime
+    finished_at: datetime | None
+    error: JobError | None = None
+    cost_micro_usd: int | None = None
+
+
+class Transfer(BaseModel):
+    id: UUID
+    kind: str
+    credits: str
+    balance_after: str
+    reason: str | None
+    at: datetime
+
+
+class Usage(BaseModel):
+    kind: str
+    quantity: int
+    unit: str
+    credits: str
+    cost_micro_usd: int | None = None
+
+
+class Event(BaseModel):
+    type: str
+    at: datetime
+
+
+class Receipt(BaseModel):
+    """What happened to a job and what it cost. `rule` is why the provider that delivered was chosen."""
+
+    job_id: UUID
+    status: Status
+    model: str
+    user_id: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    provider_used: str | None
+    rule: str | None
+    runs: int
+    credits: ReceiptCredits
+    attempts: list[Attempt]
+    transfers: list[Transfer]
+    usage: list[Usage]
+    events: list[Event]
+    request_id: str | None
+    provider_cost_micro_usd: int | None = None
+
+
 class Problem(BaseModel):
     """Every error of this surface."""
 

@@ -1,7 +1,6 @@
 """`/api/v1/users`: an app's end users and the credits it grants them."""
 
 import hashlib
-from typing import Any
 
 import orjson
 from fastapi import APIRouter
@@ -10,7 +9,7 @@ from starlette.responses import Response
 
 from limner.hub import docs
 from limner.hub.api import HubApi, answer
-from limner.hub.schema import InputSchema
+from limner.hub.schema import GRANT, InputSchema
 from limner.hub.submission import too_few_credits
 from limner.kit import money
 from limner.ledger import refusals, wallets
@@ -18,17 +17,6 @@ from limner.tenancy import end_users
 from limner.web import parsing
 from limner.web.caller import Caller
 from limner.web.errors import ApiError, invalid, not_found
-
-GRANT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "amount": {"type": "integer", "minimum": 1, "maximum": 1_000_000_000, "description": "Whole credits."},
-        "reason": {"type": "string", "maxLength": 500, "default": "", "description": "Shown on the user's statement."},
-        "idempotency_key": {"type": "string", "minLength": 1, "maxLength": 255},
-    },
-    "required": ["amount"],
-    "additionalProperties": False,
-}
 
 
 class UserEndpoints:
@@ -106,8 +94,10 @@ def router(api: HubApi) -> APIRouter:
     """The router over these resources."""
     routes = APIRouter(prefix="/api/v1/users", tags=["users"])
     endpoints = UserEndpoints(api)
-    routes.add_api_route("/{external_id}", endpoints.get_user, methods=["GET"], **docs.GET_USER)
-    routes.add_api_route("/{external_id}/tokens", endpoints.grant_tokens, methods=["POST"], **docs.GRANT_TOKENS)
+    # :path, since an id may hold slashes (%2F) and servers hand paths on decoded
+    grant = "/{external_id:path}/tokens"
+    routes.add_api_route(grant, endpoints.grant_tokens, methods=["POST"], **docs.GRANT_TOKENS)
+    routes.add_api_route("/{external_id:path}", endpoints.get_user, methods=["GET"], **docs.GET_USER)
     return routes
 
 

@@ -34,6 +34,10 @@ class KeyNotFound(LookupError):
     """The organization has no such key."""
 
 
+class KeyEnded(ValueError):
+    """The key is revoked or expired: a successor would bring it back to life."""
+
+
 class UnknownScope(ValueError):
     """Not one of SCOPES."""
 
@@ -139,8 +143,14 @@ async def list_of_app(tx: Tx, app: App, limit: int = 1000) -> list[ApiKey]:
 
 
 async def rotate(tx: Tx, key: ApiKey, app: App, *, actor: str, overlap_s: int) -> tuple[ApiKey, str]:
-    """A new key of the same name and scopes; the old one lives `overlap_s` longer, so that callers can change over."""
-    fresh, text = await create(tx, app, actor=actor, name=key.name, scopes=tuple(key.scopes))
+    """A new key of the same name, scopes and lifetime; the old one lives `overlap_s` longer, so that callers can
+    change over. Raises KeyEnded.
+    """
+    now = (await tx.get("SELECT clock_timestamp() AS now"))["now"]
+    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        raise KeyEnded(f"the key {key.prefix} has ended: make a new one")
+    expires_at = now + (key.expires_at - key.created_at) if key.expires_at is not None else None
+    fresh, text = await create(tx, app, actor=actor, name=key.name, scopes=tuple(key.scopes), expires_at=expires_at)
     await tx.execute(
         "UPDATE limner.api_key SET expires_at = least(coalesce(expires_at, 'infinity'),"
         " clock_timestamp() + make_interval(secs => %(overlap)s)) WHERE org_id = %(org)s AND id = %(id)s",

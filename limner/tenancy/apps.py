@@ -9,7 +9,7 @@ import psycopg
 from limner.db.tx import Tx
 from limner.kit import ids
 from limner.tenancy import audit
-from limner.tenancy.organizations import SlugTaken
+from limner.tenancy.organizations import SlugTaken, check_slug
 
 COLUMNS = "id, slug, name, description, is_enabled, welcome_mc, created_at"
 
@@ -32,7 +32,8 @@ class App:
 
 
 async def create(tx: Tx, slug: str, name: str, *, actor: str, description: str = "", welcome_mc: int = 0) -> App:
-    """Make an app. Raises SlugTaken."""
+    """Make an app. Raises organizations.BadSlug, SlugTaken."""
+    check_slug(slug)
     app_id = ids.new()
     try:
         await tx.execute(

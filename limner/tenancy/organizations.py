@@ -1,5 +1,6 @@
 """Organizations: the tenants."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -11,6 +12,7 @@ from limner.db.tx import Tx
 from limner.tenancy import audit
 
 Grants = Literal["issue", "from_wallet"]
+SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 COLUMNS = "org_id, slug, name, is_active, grants, exposure_cap_mc, show_costs, created_at"
 
 
@@ -20,6 +22,10 @@ class OrganizationNotFound(LookupError):
 
 class SlugTaken(ValueError):
     """An organization or app of this slug exists."""
+
+
+class BadSlug(ValueError):
+    """Not a short name that addresses and commands can carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class Organization:
 async def create(
     tx: Tx, slug: str, name: str, *, actor: str, grants: Grants = "issue", exposure_cap_mc: int | None = None
 ) -> UUID:
-    """Make the organization of this transaction's context, with its wallet. Raises SlugTaken."""
+    """Make the organization of this transaction's context, with its wallet. Raises BadSlug, SlugTaken."""
+    check_slug(slug)
     try:
         await tx.execute(
             "SELECT limner.create_organization(NULL, %s, %s, %s, %s)", [slug, name, grants, exposure_cap_mc]
@@ -48,6 +55,12 @@ async def create(
         raise SlugTaken(f"an organization named {slug} exists") from None
     await audit.record(tx, "organization.created", "organization", tx.org_id, actor, slug=slug, grants=grants)
     return tx.org_id
+
+
+def check_slug(slug: str) -> None:
+    """Raises BadSlug. The rule of organizations holds for apps too."""
+    if not SLUG.fullmatch(slug):
+        raise BadSlug(f"{slug!r} is no slug: 1 to 63 of a-z, 0-9 and -, not starting with -")
 
 
 async def find(tx: Tx, slug_or_id: str) -> Organization | None:

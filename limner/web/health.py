@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+from typing import Literal
 
 import orjson
 import psycopg
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
 from limner.db.pools import Database, DatabaseUnavailable
@@ -15,20 +17,32 @@ from limner.telemetry import metrics
 READY_WITHIN_S = 0.2
 
 
+class Health(BaseModel):
+    status: Literal["ok", "unavailable"]
+    database: bool
+    version: str
+
+
 def router(db: Database, version: str) -> APIRouter:
     """The router over one database."""
     routes = APIRouter(tags=["operations"])
 
-    @routes.get("/healthz", summary="The process answers")
+    @routes.get("/healthz", summary="The process answers", response_class=PlainTextResponse)
     async def healthz() -> Response:
         return PlainTextResponse("ok\n")
 
-    @routes.get("/readyz", summary="The process can serve: its database answers within 200 ms")
+    @routes.get(
+        "/readyz", summary="The process can serve: its database answers within 200 ms",
+        response_class=PlainTextResponse, responses={503: {"description": "It does not.", "content": {"text/plain": {}}}},
+    )  # fmt: skip
     async def readyz() -> Response:
         ready = await _database_answers(db)
         return PlainTextResponse("ready\n" if ready else "the database does not answer\n", 200 if ready else 503)
 
-    @routes.get("/api/health", summary="Health in JSON")
+    @routes.get(
+        "/api/health", summary="Health in JSON", response_model=Health,
+        responses={503: {"model": Health, "description": "The database does not answer."}},
+    )  # fmt: skip
     async def health() -> Response:
         ready = await _database_answers(db)
         body = {"status": "ok" if ready else "unavailable", "database": ready, "version": version}

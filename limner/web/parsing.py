@@ -1,5 +1,6 @@
 """Bodies, idempotency keys and pages, parsed strictly: what cannot be right answers 400 with a pointer."""
 
+import asyncio
 import re
 from typing import Any
 from uuid import UUID
@@ -11,6 +12,7 @@ from limner.kit import ids
 from limner.web.errors import ApiError, invalid
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
+BODY_WITHIN_S = 120.0
 PLAIN_BYTES = 1024 * 1024
 MAX_VALUES = 250_000
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -18,11 +20,15 @@ MAX_PAGE = 100
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object (RFC 8259, UTF-8). Raises ApiError 400 or 415."""
+    """The body as a JSON object (RFC 8259, UTF-8). Raises ApiError 400, 408 or 415."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "unsupported_media_type", "Send application/json.")
-    body = await request.body()
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            body = await request.body()
+    except TimeoutError:
+        raise ApiError(408, "body_too_slow", f"The body took more than {BODY_WITHIN_S:g} s.") from None
     if len(body) > PLAIN_BYTES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         # 60 MB of `{},{},` would be 1.8 GB of objects: long bodies may be long texts only
         raise invalid({"": [f"holds more than {MAX_VALUES} values"]})

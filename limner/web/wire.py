@@ -42,10 +42,10 @@ class BoundedHead(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         waiting = self._incomplete
         super().data_received(data)
-        if not (waiting and self._incomplete) or self.transport.is_closing():
+        if not self._incomplete or self.transport.is_closing():
             return
         self._start_timer()
-        self._head_bytes += len(data)
+        self._head_bytes += len(data) if waiting else 0
         if self._head_bytes > MAX_HEAD_BYTES:
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(TOO_LARGE)

@@ -105,11 +105,14 @@ SELECT 'L21 run-time role that may make objects', rolname || ' in pg_temp' FROM 
  WHERE rolcanlogin AND rolname LIKE 'limner\_%' AND rolname NOT IN ('limner_migrate', 'limner_backup')
    AND has_database_privilege(oid, current_database(), 'TEMPORARY')
 UNION ALL
-SELECT 'L22 policy of a tenant role that does not ask for the context', rel.relname || ' ' || p.polname
-  FROM rel JOIN pg_policy p ON p.polrelid = rel.oid
- WHERE rel.tenant AND p.polpermissive AND p.polroles && ARRAY(SELECT oid FROM pg_roles WHERE rolname IN ('limner_owner', 'limner_api', 'limner_worker', 'limner_operator'))
-   AND (coalesce(pg_get_expr(p.polqual, p.polrelid), 'limner.org()') NOT LIKE '%limner.org()%'
-        OR coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'limner.org()') NOT LIKE '%limner.org()%')
+SELECT 'L22 policy that does not ask for the context', rel.relname || ' ' || p.polname
+  FROM rel JOIN pg_policy p ON p.polrelid = rel.oid, LATERAL (
+    SELECT CASE WHEN p.polroles = ARRAY['limner_owner'::regrole::oid] THEN '(org_id = (current_setting(''limner.entered''::text))::uuid)'
+                ELSE '(org_id = ( SELECT limner.org() AS org))' END AS context) c
+ WHERE rel.tenant AND p.polpermissive
+   AND p.polroles && ARRAY(SELECT oid FROM pg_roles WHERE rolname IN ('limner_owner', 'limner_api', 'limner_worker', 'limner_operator'))
+   AND (coalesce(pg_get_expr(p.polqual, p.polrelid), c.context) <> c.context
+        OR coalesce(pg_get_expr(p.polwithcheck, p.polrelid), c.context) <> c.context)
    AND rel.relname || ' ' || p.polname NOT IN (SELECT name FROM allowed WHERE rule = 'L22')
 UNION ALL
 SELECT 'L20 function with the owner''s rights that a run-time role may call and that does not enter first', fn.oid::regprocedure::text

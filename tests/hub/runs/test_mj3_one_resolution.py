@@ -42,7 +42,7 @@ async def test_mj3_finish_finish_cancel_and_reclaim_together_settle_once(
             lambda job_id=job_id: acts.cancel(db, tenant, job_id),
             reclaim_and_fail,
         ]
-        answers = await acts.together(calls, jitter_s=0.004)  # type: ignore[arg-type]
+        answers = await acts.together(calls, jitter_s=0.004)
 
         resolved = [a for a in answers if a in {"succeeded", "failed", "cancelled"}]
         assert len(resolved) == 1, answers

@@ -1,6 +1,7 @@
 """MJ4: a retried request is the same request; another request under its key is refused; strangers never meet."""
 
 import asyncio
+from functools import partial
 
 import psycopg
 import pytest
@@ -183,7 +184,7 @@ async def test_mj4_concurrent_copies_of_a_grant_give_once(db: Database, make_ten
     tenant = await make_tenant(credits=0)
 
     for number in range(10):
-        answers = await acts.together([lambda n=number: acts.grant(db, tenant, 5 * MC, ref=f"g{n}")] * 10)  # type: ignore[list-item, misc]
+        answers = await acts.together([lambda n=number: acts.grant(db, tenant, 5 * MC, ref=f"g{n}")] * 10)  # type: ignore[misc]
         assert len({a.transfer_id for a in answers}) == 1
         assert sorted(a.replayed for a in answers) == [False] + [True] * 9
         assert {a.available_mc for a in answers} == {5 * MC * (number + 1)}
@@ -222,12 +223,8 @@ async def test_mj4_a_reference_used_for_another_grant_is_refused_also_at_the_sam
     await acts.grant(db, tenant, MC, user="bob")
 
     for number in range(20):
-        answers = await acts.together(
-            [
-                lambda u=user, n=number: acts.grant(db, tenant, MC, user=u, ref=f"r{n}", body=u)
-                for user in ("ann", "bob") * 3
-            ]  # type: ignore[misc]
-        )
+        rivals = [partial(acts.grant, db, tenant, MC, user=u, ref=f"r{number}", body=u) for u in ("ann", "bob") * 3]
+        answers = await acts.together(rivals)
         assert sum(isinstance(a, refusals.Reused) for a in answers) == 3, answers
         assert sum(not isinstance(a, Exception) and not a.replayed for a in answers) == 1, answers
 

@@ -20,5 +20,9 @@ BEGIN
     EXECUTE format('CREATE POLICY platform ON limner.%I FOR SELECT TO limner_api, limner_worker, limner_operator
         USING (org_id = ''00000000-0000-0000-0000-000000000000'')', t);
   END LOOP;
+  -- TRUNCATE passes row triggers and policies by: history has none
+  FOREACH t IN ARRAY ARRAY['audit_log', 'transfer', 'job', 'usage_record', 'event'] LOOP
+    EXECUTE format('CREATE TRIGGER never_truncated BEFORE TRUNCATE ON limner.%I EXECUTE FUNCTION limner.refuse_change()', t);
+  END LOOP;
 END $$;
 RESET ROLE;

@@ -1,0 +1,118 @@
+"""Arguments and options that many commands share, and how their text is read. What is wrong with one is exit code 2."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from limner.kit import ids, money
+
+CREDITS = re.compile(r"[0-9]{1,13}(\.[0-9]{1,3})?", re.ASCII)
+MAX_CREDITS_MC = 10**12 * money.MC
+MAX_REASON = 500
+MAX_REF = 200
+MAX_FILE_BYTES = 1024 * 1024
+
+
+def group(words: str) -> typer.Typer:
+    """A noun: its verbs are registered on it."""
+    return typer.Typer(help=words, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def read_credits(text: str) -> int:
+    """ "12.5" -> 12500, exactly. Raises typer.BadParameter: not a plain decimal, too fine, nothing, or absurd."""
+    if not CREDITS.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is not an amount of credits: write 12 or 12.5, at most 3 decimals, no sign")
+    whole, _, fraction = text.partition(".")
+    amount = int(whole) * money.MC + int(fraction.ljust(3, "0") or "0")
+    if amount > MAX_CREDITS_MC:
+        raise typer.BadParameter("more than 1,000,000,000,000 credits")
+    return amount
+
+
+def read_positive_credits(text: str) -> int:
+    """As `read_credits`, above zero."""
+    amount = read_credits(text)
+    if amount == 0:
+        raise typer.BadParameter("must be more than 0 credits")
+    return amount
+
+
+def read_cap(text: str) -> int:
+    """Credits, or "none" (-> 0) to lift a cap."""
+    return 0 if text == "none" else read_positive_credits(text)
+
+
+def read_id(text: str) -> UUID:
+    """Raises typer.BadParameter."""
+    found = ids.parse(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not an id: 36 characters like 019a1f85-126f-701c-b732-d9e071145302")
+    return found
+
+
+def read_name(text: str) -> str:
+    """A display name. Raises typer.BadParameter."""
+    if not 1 <= len(text) <= 200 or not text.isprintable():
+        raise typer.BadParameter("a name is 1 to 200 printable characters")
+    return text
+
+
+def read_reason(text: str) -> str:
+    """Raises typer.BadParameter."""
+    if not 1 <= len(text) <= MAX_REASON or not text.isprintable():
+        raise typer.BadParameter(f"a reason is 1 to {MAX_REASON} printable characters")
+    return text
+
+
+def read_ref(text: str) -> str:
+    """Raises typer.BadParameter."""
+    if not 1 <= len(text) <= MAX_REF or not (text.isascii() and text.isprintable()):
+        raise typer.BadParameter(f"a reference is 1 to {MAX_REF} visible ASCII characters")
+    return text
+
+
+def read_json_object(text: str) -> dict[str, Any]:
+    """Raises typer.BadParameter: not JSON, or not an object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter("must be a JSON object")
+    return value
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of at most 1 MiB. Raises typer.BadParameter."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise typer.BadParameter(f"{path} is larger than 1 MiB")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from None
+    try:
+        return read_json_object(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{path}: {error.message}") from None
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Org = Annotated[str, typer.Option("--org", help="The organization's slug or id.")]
+OrgOrPlatform = Annotated[
+    str | None, typer.Option("--org", help="The organization's slug or id; without it the platform's own catalog.")
+]
+App = Annotated[str, typer.Option("--app", help="The app's slug or id.")]
+AppOrAll = Annotated[str | None, typer.Option("--app", help="The app's slug or id; without it all of them.")]
+Credits = Annotated[int, typer.Argument(parser=read_positive_credits, metavar="CREDITS", help='Decimal, e.g. "12.5".')]
+Reason = Annotated[str, typer.Option("--reason", parser=read_reason, metavar="TEXT", help="Shown on statements.")]
+Ref = Annotated[
+    str | None,
+    typer.Option("--ref", parser=read_ref, metavar="TEXT",
+                 help="Your reference: the same one again does nothing twice. Made when absent."),
+]  # fmt: skip
+JobId = Annotated[UUID, typer.Argument(parser=read_id, metavar="JOB_ID", help="The job's id.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most this many rows.")]

@@ -1,0 +1,204 @@
+"""`limner org`: organizations, their own wallets, their audit log."""
+
+from typing import Annotated, Any
+
+import typer
+
+from limner.cli import printing, session
+from limner.cli.arguments import Credits, Json, Limit, Reason, Ref, group, read_cap, read_name, read_positive_credits
+from limner.db.pools import Database
+from limner.kit import ids
+from limner.ledger import wallets
+from limner.tenancy import apps, audit, operator_credits, organizations
+from limner.tenancy.organizations import Grants, Organization
+
+app = group("Organizations: the tenants, their credits and their audit log.")
+
+Slug = Annotated[str, typer.Argument(metavar="SLUG", help="The organization's slug or id.")]
+Name = Annotated[str | None, typer.Option("--name", parser=read_name, metavar="TEXT", help="Display name.")]
+GRANTS_HELP = "Where end users' credits come from: issued, or out of the organization's own wallet."
+
+
+def shape(org: Organization) -> dict[str, Any]:
+    """For machines."""
+    return {
+        "id": org.org_id, "slug": org.slug, "name": org.name, "active": org.is_active, "grants": org.grants,
+        "exposure_cap": printing.exact(org.exposure_cap_mc), "show_costs": org.show_costs, "created_at": org.created_at,
+    }  # fmt: skip
+
+
+@app.command("create")
+def create(
+    slug: Annotated[str, typer.Argument(help="Its short name: a-z, 0-9 and -.")],
+    name: Name = None,
+    grants: Annotated[Grants, typer.Option("--grants", help=GRANTS_HELP)] = "issue",
+    exposure_cap: Annotated[
+        int | None,
+        typer.Option("--exposure-cap", parser=read_positive_credits, metavar="CREDITS",
+                     help="The most its wallets may hold together, when credits are issued."),
+    ] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make an organization with an empty wallet."""
+
+    async def work(db: Database) -> Organization:
+        async with db.tenant_tx(ids.new(), "limner_operator") as tx:
+            await organizations.create(
+                tx, slug, name or slug, actor=session.actor(), grants=grants, exposure_cap_mc=exposure_cap
+            )
+            return await organizations.get(tx, slug)
+
+    org = session.run(work)
+    if as_json:
+        printing.document(shape(org))
+    else:
+        printing.say(f"organization {org.slug} made ({org.org_id}); next: limner app create NAME --org {org.slug}")
+
+
+@app.command("list")
+def list_all(as_json: Json = False) -> None:
+    """Every organization, by slug (at most 1,000)."""
+
+    async def work(db: Database) -> list[Organization]:
+        async with db.system_tx("limner_operator", "an operator lists the installation's organizations") as tx:
+            return await organizations.list_all(tx)
+
+    found = session.run(work)
+    if as_json:
+        printing.document({"organizations": [shape(org) for org in found]})
+        return
+    rows = [
+        (o.slug, o.name, o.is_active, o.grants, printing.credits(o.exposure_cap_mc), o.created_at, o.org_id)
+        for o in found
+    ]
+    printing.table(
+        ("slug", "name", "active", "grants", "cap", "created", "id"), rows, empty="There is no organization."
+    )
+
+
+@app.command("show")
+def show(slug: Slug, as_json: Json = False) -> None:
+    """One organization, what its wallet holds, and its apps."""
+
+    async def work(db: Database) -> tuple[Organization, wallets.Wallet, list[apps.App]]:
+        async with session.operator_tx(db, slug) as tx:
+            return (
+                await organizations.get(tx, str(tx.org_id)),
+                await wallets.get(tx, tx.org_id),
+                await apps.list_all(tx),
+            )
+
+    org, wallet, its_apps = session.run(work)
+    balance = {"available": printing.exact(wallet.available_mc), "held": printing.exact(wallet.held_mc)}
+    if as_json:
+        printing.document(shape(org) | {"wallet": balance, "apps": [app.slug for app in its_apps]})
+        return
+    printing.facts([
+        ("organization", org.slug), ("name", org.name), ("id", org.org_id), ("active", org.is_active),
+        ("grants", org.grants), ("exposure cap", printing.credits(org.exposure_cap_mc)),
+        ("shows costs", org.show_costs), ("available", printing.credits(wallet.available_mc)),
+        ("on hold", printing.credits(wallet.held_mc)), ("apps", ", ".join(app.slug for app in its_apps) or None),
+        ("created", org.created_at),
+    ])  # fmt: skip
+
+
+@app.command("change")
+def change(
+    slug: Slug,
+    name: Name = None,
+    grants: Annotated[Grants | None, typer.Option("--grants", help=GRANTS_HELP)] = None,
+    exposure_cap: Annotated[
+        int | None,
+        typer.Option("--exposure-cap", parser=read_cap, metavar="CREDITS|none", help='A new cap; "none" lifts it.'),
+    ] = None,
+    show_costs: Annotated[
+        bool | None, typer.Option("--show-costs/--hide-costs", help="Whether receipts tell what providers cost.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Change what is given, leave the rest."""
+    if name is None and grants is None and exposure_cap is None and show_costs is None:
+        raise typer.BadParameter("nothing to change: give --name, --grants, --exposure-cap or --show-costs")
+    _change(slug, as_json, name=name, grants=grants, exposure_cap_mc=exposure_cap, show_costs=show_costs)
+
+
+@app.command("enable")
+def enable(slug: Slug, as_json: Json = False) -> None:
+    """Let an organization's keys work again."""
+    _change(slug, as_json, is_active=True)
+
+
+@app.command("disable")
+def disable(slug: Slug, as_json: Json = False) -> None:
+    """Answer 403 to all of an organization's keys, within a minute."""
+    _change(slug, as_json, is_active=False)
+
+
+@app.command("topup")
+def top_up(
+    slug: Slug, amount: Credits, reason: Reason = "Top-up", ref: Ref = None, as_json: Json = False
+) -> None:  # fmt: skip
+    """Issue credits to an organization's own wallet. The same reference again changes nothing and says so."""
+    reference = ref or str(ids.new())
+
+    async def work(db: Database) -> wallets.Grant:
+        async with session.operator_tx(db, slug) as tx:
+            return await operator_credits.top_up(tx, amount, reason, ref=reference, actor=session.actor())
+
+    tell_moved("topped up", slug, session.run(work), reference, as_json=as_json)
+
+
+@app.command("audit")
+def list_audit(slug: Slug, limit: Limit = 50, as_json: Json = False) -> None:
+    """Who changed what in an organization, newest first."""
+
+    async def work(db: Database) -> list[dict[str, Any]]:
+        async with session.operator_tx(db, slug) as tx:
+            return await audit.list_entries(tx, limit)
+
+    entries = session.run(work)
+    if as_json:
+        printing.document({"entries": entries})
+        return
+    rows = [
+        (
+            e["created_at"],
+            e["actor"],
+            e["action"],
+            e["entity_id"],
+            ", ".join(f"{k}={v}" for k, v in e["metadata"].items()),
+        )
+        for e in entries
+    ]
+    printing.table(("at", "who", "did", "to", "facts"), rows, empty="Nothing was changed yet.")
+
+
+def tell_moved(verb: str, whom: str, done: wallets.Grant, ref: str, *, as_json: bool) -> None:
+    """What a movement of credits by an operator did."""
+    if as_json:
+        printing.document(
+            {
+                "transfer_id": done.transfer_id, "credits": printing.exact(done.amount_mc), "replayed": done.replayed,
+                "balance": printing.exact(done.available_mc), "ref": ref,
+            }
+        )  # fmt: skip
+        return
+    amount, balance = printing.credits(done.amount_mc), printing.credits(done.available_mc)
+    if done.replayed:
+        printing.say(f"nothing done: {amount} credits went to {whom} under the reference {ref} before, "
+                     f"which left it {balance}")  # fmt: skip
+    else:
+        printing.say(f"{whom} {verb} by {amount} credits; it has {balance} (reference {ref})")
+
+
+def _change(slug: str, as_json: bool, **given: Any) -> None:
+    async def work(db: Database) -> Organization:
+        async with session.operator_tx(db, slug) as tx:
+            await organizations.change(tx, actor=session.actor(), **given)
+            return await organizations.get(tx, str(tx.org_id))
+
+    org = session.run(work)
+    if as_json:
+        printing.document(shape(org))
+    else:
+        printing.say(f"organization {org.slug} changed")

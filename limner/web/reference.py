@@ -1,0 +1,28 @@
+"""The application whose OpenAPI document is true: how to authenticate, and no answers limner never gives."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+KEYED = "/api/v1/"
+SCHEME = {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An app's API key."}}
+INVENTED = ("HTTPValidationError", "ValidationError")
+
+
+class Application(FastAPI):
+    """FastAPI documents its own validation errors (422) for every parameter; limner validates by itself."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document["components"]["securitySchemes"] = SCHEME
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    if INVENTED[0] in str(operation["responses"].get("422", "")):
+                        del operation["responses"]["422"]
+                    if path.startswith(KEYED):
+                        operation["security"] = [{"ApiKey": []}]
+            for name in INVENTED:
+                document["components"]["schemas"].pop(name, None)
+        assert self.openapi_schema is not None
+        return self.openapi_schema

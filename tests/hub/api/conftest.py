@@ -1,0 +1,63 @@
+"""An installation of its own for these tests: no worker touches its jobs unless a module starts one."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from limner.cli import demo_tenant
+from limner.db.pools import Address, Database
+from tests.alone import server_alone, superuser_alone
+from tests.conftest import ROLES, Server, Tenant
+from tests.running import Answer, Api, Client, Process, start_worker
+from tests.web import document
+
+__all__ = ["server_alone", "superuser_alone"]
+
+
+class CheckedClient(Client):
+    """Holds every answer against the API's own OpenAPI document."""
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        answer = await super().call(method, path, body, data=data, headers=headers)
+        if path.startswith("/api/"):
+            document.check(method, path, answer.status, answer.json)
+        return answer
+
+
+@pytest_asyncio.fixture(scope="session")
+async def db(server: Server) -> AsyncIterator[Database]:
+    database = Database(Address(server.url), server.root, ROLES, size=12)
+    await database.open()
+    await demo_tenant.install_catalog(database)
+    yield database
+    await database.close()
+
+
+@pytest.fixture(scope="session")
+def api(server: Server, db: Database) -> Iterator[Api]:
+    process = Api(server.home, LIMNER_DATABASE_URL=server.url)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def worker(server: Server, db: Database) -> Iterator[Process]:
+    process = start_worker(server.home, LIMNER_DATABASE_URL=server.url)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def client(http: aiohttp.ClientSession, api: Api, tenant: Tenant) -> Client:
+    return CheckedClient(http, api.url, tenant.api_key)
