@@ -29,7 +29,11 @@ from psycopg.conninfo import make_conninfo
 MAJOR = 18
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
+ORPHANS_S = 10
 SYSTEM_USER = "limner-pg"  # who runs the server when limner itself runs as root
+
+# glibc gives a backend's memory back to the system after every statement, and takes it again: a tenth of a submit
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_TOP_PAD_": str(1 << 20)}
 
 HBA = """# written by limner: everybody proves a password, nobody comes over TCP
 local all all scram-sha-256
@@ -201,6 +205,7 @@ class EmbeddedPostgres:
             )
 
     def _start(self) -> None:
+        self._bury_the_last()
         self._make_socket_dir()
         hba = self.data / "pg_hba.conf"
         hba.write_text(HBA)
@@ -215,6 +220,7 @@ class EmbeddedPostgres:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=os.environ | MALLOC,
                 cwd=self.data,
                 **self._identity(),
             )
@@ -226,6 +232,29 @@ class EmbeddedPostgres:
                 return
             time.sleep(0.03)
         raise EmbeddedError(f"PostgreSQL did not answer within {START_TIMEOUT_S} s; see {self.log}")
+
+    def _bury_the_last(self) -> None:
+        """After a server that was killed: wait for its orphans to end, and take away the locks it left.
+
+        PostgreSQL clears such locks by itself, but for a process that its parent has not reaped yet: that one's id
+        still exists, and is taken for a running server.
+        """
+        lock = self.data / "postmaster.pid"
+        deadline = time.monotonic() + ORPHANS_S
+        while lock.exists() and time.monotonic() < deadline:
+            if not any(self._serves(process) for process in psutil.process_iter()):
+                lock.unlink()
+                for left in self.socket_dir.glob(".s.PGSQL.*"):
+                    left.unlink()
+                return
+            time.sleep(0.05)
+
+    def _serves(self, process: psutil.Process) -> bool:
+        """A living process of this data folder's server: they all work inside the folder."""
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self.data.resolve())
+        except psutil.Error:
+            return False
 
     def _bootstrap(self) -> None:
         with psycopg.connect(self.superuser_conninfo(), autocommit=True) as conn:

@@ -4,6 +4,7 @@ Run-time addresses are the migrate role's with another name and a password deriv
 operator hands over one URL and one key.
 """
 
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -56,7 +57,17 @@ class Database:
         async def configure(conn: AsyncConnection[Any]) -> None:
             conn.prepare_threshold = 2 if self.address.prepare else None
 
-        return AsyncConnectionPool(
+        async def check(conn: AsyncConnection[Any]) -> None:
+            """Hand out no connection that died while it was idle; no round trip for those that did not."""
+            if not _stirred(conn):
+                return
+            try:
+                await AsyncConnectionPool.check_connection(conn)
+            except OperationalError:
+                await pool.check()  # what ended this one has most likely ended the others
+                raise
+
+        pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             runtime_conninfo(self.address.pool_url or self.address.url, role, self._root),
             min_size=1,
             max_size=size,
@@ -65,9 +76,10 @@ class Database:
             kwargs={"autocommit": True},
             configure=configure,
             name=role,
-            check=None,
+            check=check,
             reconnect_timeout=30,
         )
+        return pool
 
     async def open(self) -> None:
         """Connect every pool and read the database's clock. Raises DatabaseUnavailable."""
@@ -157,6 +169,13 @@ class _SingleStatement:
 
     async def __aexit__(self, *_: object) -> None:
         await self._pool.putconn(self._conn)
+
+
+def _stirred(conn: AsyncConnection[Any]) -> bool:
+    """Whether an idle connection has something to read: a server that ends a session says so, or closes the socket."""
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 @asynccontextmanager

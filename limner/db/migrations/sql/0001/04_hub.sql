@@ -56,6 +56,23 @@ CREATE TABLE limner.route (
   FOREIGN KEY (provider_org, provider_id) REFERENCES limner.provider (org_id, id)
 );
 
+-- what a job's row must look like; a function for the reason transfer_is_sound is one
+CREATE FUNCTION limner.job_is_sound(
+  state text, priority smallint, idem_key text, request_hash bytea, price_hold_mc bigint, price_final_mc bigint, refunded_mc bigint,
+  wallet_id uuid, end_user_id uuid, org_id uuid, traceparent text, finished_at timestamptz)
+RETURNS boolean LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog AS $$
+BEGIN
+  RETURN state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')
+     AND (state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)
+     AND (finished_at IS NULL) = (price_final_mc IS NULL)
+     AND price_hold_mc >= 0 AND coalesce(price_final_mc, 0) BETWEEN 0 AND price_hold_mc
+     AND (state = 'succeeded' OR coalesce(price_final_mc, 0) = 0)
+     AND refunded_mc BETWEEN 0 AND coalesce(price_final_mc, 0)
+     AND wallet_id = coalesce(end_user_id, org_id)
+     AND priority BETWEEN 1 AND 100 AND coalesce(length(idem_key), 1) BETWEEN 1 AND 255
+     AND length(request_hash) = 32 AND coalesce(length(traceparent), 0) <= 64;
+END $$;
+
 CREATE TABLE limner.job (
   org_id         uuid NOT NULL,
   id             uuid NOT NULL,
@@ -66,16 +83,16 @@ CREATE TABLE limner.job (
   model_id       uuid NOT NULL,
   model          text NOT NULL,
   kind           text NOT NULL,
-  state          text NOT NULL DEFAULT 'queued' CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
-  priority       smallint NOT NULL CHECK (priority BETWEEN 1 AND 100),
+  state          text NOT NULL DEFAULT 'queued',
+  priority       smallint NOT NULL,
   route          text NOT NULL,
-  idem_key       text CHECK (length(idem_key) BETWEEN 1 AND 255),
-  request_hash   bytea NOT NULL CHECK (length(request_hash) = 32),
+  idem_key       text,
+  request_hash   bytea NOT NULL,
   input          jsonb NOT NULL,
   outputs        jsonb,
   unit_price_mc  bigint NOT NULL,
-  price_hold_mc  bigint NOT NULL CHECK (price_hold_mc >= 0),
-  price_final_mc bigint CHECK (price_final_mc BETWEEN 0 AND price_hold_mc),
+  price_hold_mc  bigint NOT NULL,
+  price_final_mc bigint,
   refunded_mc    bigint NOT NULL DEFAULT 0,
   wait_s         int NOT NULL,
   runs           int NOT NULL DEFAULT 0,
@@ -84,17 +101,14 @@ CREATE TABLE limner.job (
   error_message  text,
   finished_fence bigint,
   request_id     text,
-  traceparent    text CHECK (length(traceparent) <= 64),
+  traceparent    text,
   created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
   started_at     timestamptz,
   finished_at    timestamptz,
   PRIMARY KEY (org_id, id),
   FOREIGN KEY (org_id, end_user_id) REFERENCES limner.end_user (org_id, id),
-  CHECK ((state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)),
-  CHECK ((finished_at IS NULL) = (price_final_mc IS NULL)),
-  CHECK (state = 'succeeded' OR coalesce(price_final_mc, 0) = 0),
-  CHECK (refunded_mc BETWEEN 0 AND coalesce(price_final_mc, 0)),
-  CHECK (wallet_id = coalesce(end_user_id, org_id))
+  CONSTRAINT job_is_sound CHECK (limner.job_is_sound(state, priority, idem_key, request_hash, price_hold_mc, price_final_mc, refunded_mc,
+    wallet_id, end_user_id, org_id, traceparent, finished_at))
 ) WITH (fillfactor = 85);
 CREATE UNIQUE INDEX job_idem ON limner.job (org_id, principal_id, route, idem_key) WHERE idem_key IS NOT NULL;
 CREATE INDEX job_of_app ON limner.job (org_id, app_id, id);
@@ -148,15 +162,16 @@ CREATE TABLE limner.job_queue (
   priority     smallint NOT NULL,
   claimable_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   runs         int NOT NULL DEFAULT 0,
-  max_runs     int NOT NULL CHECK (max_runs >= 1),
+  max_runs     int NOT NULL,
   fence        bigint NOT NULL DEFAULT 0,
   lease_owner  text,
   cancel_requested_at timestamptz,
-  percent      smallint NOT NULL DEFAULT 0 CHECK (percent BETWEEN 0 AND 100),
-  stage        text NOT NULL DEFAULT 'queued' CHECK (length(stage) <= 100),
+  percent      smallint NOT NULL DEFAULT 0,
+  stage        text NOT NULL DEFAULT 'queued',
   deadline_at  timestamptz NOT NULL,
   created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (org_id, job_id),
+  CHECK (max_runs >= 1 AND percent BETWEEN 0 AND 100 AND length(stage) <= 100),
   FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);

@@ -162,8 +162,8 @@ DECLARE
   q limner.job_queue;
 BEGIN
   q := limner._own(t, p_job, p_fence);
-  IF q.runs = 1 THEN
-    INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
+  IF EXISTS (SELECT 1 FROM limner.job j WHERE j.org_id = t AND j.id = p_job AND j.started_at IS NULL) THEN
+    INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)                  -- once: a run given back may start again
     VALUES (t, p_event, q.app_id, 'job.started', p_job, json_build_object('job_id', p_job));
   END IF;
   RETURN QUERY
@@ -224,7 +224,7 @@ DECLARE
   q limner.job_queue;
 BEGIN
   q := limner._own(t, p_job, p_fence);
-  IF p_state NOT IN ('accepted', 'done', 'error') THEN
+  IF p_state NOT IN ('accepted', 'done', 'error', 'unknown') THEN
     RAISE EXCEPTION 'not a result: %', p_state USING ERRCODE = 'LM422';
   END IF;
   UPDATE limner.provider_call x
@@ -236,7 +236,7 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'no open call to %', p_provider USING ERRCODE = 'LM409';
   END IF;
-  IF p_state = 'error' THEN
+  IF p_state IN ('error', 'unknown') THEN
     INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
     VALUES (t, p_event, q.app_id, 'job.attempt_failed', p_job,
             json_build_object('job_id', p_job, 'provider', p_provider, 'run', q.runs, 'code', p_error_code));
