@@ -65,7 +65,7 @@ def list_all(org: Org, as_json: Json = False) -> None:
     if as_json:
         printing.document({"apps": [shape(one) for one in found]})
         return
-    rows = [(a.slug, a.name, a.is_enabled, printing.credits(a.welcome_mc), a.created_at, a.id) for a in found]
+    rows = [(a.slug, a.name, a.is_enabled, printing.grouped(a.welcome_mc), a.created_at, a.id) for a in found]
     printing.table(("slug", "name", "enabled", "welcome", "created", "id"), rows, empty="There is no app here.")
 
 

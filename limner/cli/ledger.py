@@ -53,7 +53,7 @@ def statement(
         ]})  # fmt: skip
         return
     rows = [
-        (line.version, line.at, _signed(line.change_mc), printing.credits(line.available_mc), line.why, line.job_id)
+        (line.version, line.at, _signed(line.change_mc), printing.grouped(line.available_mc), line.why, line.job_id)
         for line in lines
     ]
     printing.table(("#", "at", "change", "balance", "why", "job"), rows, empty="Nothing has moved in this wallet yet.")
@@ -74,5 +74,5 @@ def refund(
 
 
 def _signed(mc: int) -> str | None:
-    text = printing.credits(mc)
+    text = printing.grouped(mc)
     return f"+{text}" if mc > 0 else text

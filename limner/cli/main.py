@@ -34,8 +34,8 @@ NOUNS: dict[str, tuple[str, str]] = {
     "up": ("limner.cli.up:app", "Start everything, keep it running until SIGTERM or Ctrl-C."),
     "demo": ("limner.cli.demo:app", "Take a photograph through the whole product, down to the receipt."),
     "doctor": ("limner.cli.doctor:app", "Check this installation, and say how to fix what is wrong."),
-    "api": ("limner.cli.serve:api_app", "Serve the API."),
-    "worker": ("limner.cli.serve:worker_app", "Work on jobs until told to stop."),
+    "api": ("limner.cli.serve:api_command", "Serve the API."),
+    "worker": ("limner.cli.serve:worker_command", "Work on jobs until told to stop."),
     "db": ("limner.cli.db:app", "The database: migrate, check, lint, psql, pgbouncer."),
     "org": ("limner.cli.orgs:app", "Organizations: the tenants, their credits and their audit log."),
     "app": ("limner.cli.apps:app", "Apps: an organization's API clients."),
@@ -84,8 +84,10 @@ class Nouns(TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = _OnDemand()
+        self.rich_markup_mode = None  # wrong usage is told in plain lines: a box would cut the message at 80 columns
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.rich_markup_mode = "rich"
         self.commands = {name: TyperCommand(name, help=words) for name, (_, words) in NOUNS.items()}
         super().format_help(ctx, formatter)
 

@@ -68,7 +68,7 @@ def list_all(as_json: Json = False) -> None:
         printing.document({"organizations": [shape(org) for org in found]})
         return
     rows = [
-        (o.slug, o.name, o.is_active, o.grants, printing.credits(o.exposure_cap_mc), o.created_at, o.org_id)
+        (o.slug, o.name, o.is_active, o.grants, printing.grouped(o.exposure_cap_mc), o.created_at, o.org_id)
         for o in found
     ]
     printing.table(
@@ -95,9 +95,9 @@ def show(slug: Slug, as_json: Json = False) -> None:
         return
     printing.facts([
         ("organization", org.slug), ("name", org.name), ("id", org.org_id), ("active", org.is_active),
-        ("grants", org.grants), ("exposure cap", printing.credits(org.exposure_cap_mc)),
-        ("shows costs", org.show_costs), ("available", printing.credits(wallet.available_mc)),
-        ("on hold", printing.credits(wallet.held_mc)), ("apps", ", ".join(app.slug for app in its_apps) or None),
+        ("grants", org.grants), ("exposure cap", printing.grouped(org.exposure_cap_mc)),
+        ("shows costs", org.show_costs), ("available", printing.grouped(wallet.available_mc)),
+        ("on hold", printing.grouped(wallet.held_mc)), ("apps", ", ".join(app.slug for app in its_apps) or None),
         ("created", org.created_at),
     ])  # fmt: skip
 
@@ -183,7 +183,7 @@ def tell_moved(verb: str, whom: str, done: wallets.Grant, ref: str, *, as_json: 
             }
         )  # fmt: skip
         return
-    amount, balance = printing.credits(done.amount_mc), printing.credits(done.available_mc)
+    amount, balance = printing.grouped(done.amount_mc), printing.grouped(done.available_mc)
     if done.replayed:
         printing.say(f"nothing done: {amount} credits went to {whom} under the reference {ref} before, "
                      f"which left it {balance}")  # fmt: skip

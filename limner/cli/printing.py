@@ -12,22 +12,25 @@ from typing import Any, NoReturn
 import orjson
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from limner.kit import money
 
 WIDE = 400  # columns when nobody's screen sets a width: a pipe gets every row on one line
+PROSE = 100  # the same for words that are to be read
 CREDIT_COLUMNS = frozenset(
     {"credits", "available", "on hold", "change", "balance", "price", "charged", "refunded", "cap"}
 )
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False, prose: bool = False) -> Console:
     """A console for this moment's standard output or error: as wide as the screen, without one as wide as needed."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else WIDE, highlight=False, soft_wrap=False)
+    return Console(
+        file=stream, width=None if stream.isatty() else PROSE if prose else WIDE, highlight=False, soft_wrap=False
+    )
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -53,6 +56,17 @@ def document(value: Any) -> None:
     )
 
 
+def show(shown: RenderableType, *, prose: bool = False) -> None:
+    """Print a table or text; in a pipe without the blanks that fill its last column."""
+    target = console(prose=prose)
+    if target.is_terminal:
+        target.print(shown)
+        return
+    with target.capture() as captured:
+        target.print(shown)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
     """A table for people, or the words `empty` when there is nothing to show."""
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
@@ -62,19 +76,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
     for row in rows:
         shown.add_row(*(cell(value) for value in row))
     if shown.row_count:
-        console().print(shown)
+        show(shown)
     else:
         say(empty)
 
 
-def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+def facts(pairs: Iterable[tuple[str, Any]], *, prose: bool = False) -> None:
     """A thing's fields, one a line."""
     shown = Table.grid(padding=(0, 2))
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
     for name, value in pairs:
         shown.add_row(Text(name), cell(value))
-    console().print(shown)
+    show(shown, prose=prose)
 
 
 def cell(value: Any) -> Text:
@@ -102,7 +116,7 @@ def when(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def credits(mc: int | None) -> str | None:
+def grouped(mc: int | None) -> str | None:
     """Exact, with commas in the thousands: 1234500 -> "1,234.5"."""
     if mc is None:
         return None

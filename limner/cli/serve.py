@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import threading
 import time
+from typing import Annotated
 
 import psycopg
 import typer
@@ -12,65 +14,84 @@ import uvloop
 
 from limner import app as api_app
 from limner import worker as worker_app
-from limner.cli import session
+from limner.cli import listening, printing, session
 from limner.db.pools import DatabaseUnavailable
+from limner.settings import Settings
 from limner.telemetry import logs
 from limner.web.wire import BoundedHead
 
-SUPERVISOR = "LIMNER_SUPERVISOR_PID"
+LEAVE_WITHIN_S = 10.0  # beyond the shutdown time: then the process is stuck, and ends without ceremony
+
+api_command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+worker_command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+@api_command.command()
 def api(
-    host: str | None = typer.Option(None, help="Address to listen on (LIMNER_HOST)."),
-    port: int | None = typer.Option(None, help="Port to listen on (LIMNER_PORT)."),
+    host: Annotated[str | None, typer.Option(help="Address to listen on (LIMNER_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on (LIMNER_PORT).")] = None,
 ) -> None:
-    """Serve the API."""
+    """Serve the API until SIGTERM or Ctrl-C."""
     config = session.settings()
     config = config.model_copy(update={k: v for k, v in {"host": host, "port": port}.items() if v is not None})
     root = session.root_key(config)
     logs.configure(config.log_level, process="api")
-    with session.postgres(config) as url:
+    _leave_with_supervisor(config)
+    with _listener(config) as listener, session.postgres(config) as url:
+        config = config.model_copy(update={"port": listener.getsockname()[1]})
         session.refuse_unsafe(url, root, api_app.ROLES)
-        _leave_with_supervisor()
+        logs.get("api").info("api.listening", host=config.host, port=config.port)
         application = api_app.build(config, root, session.address(config, url))
         server = uvicorn.Server(
             uvicorn.Config(
-                application, host=config.host, port=config.port, log_config=None, access_log=False, loop="uvloop",
-                http=BoundedHead, server_header=False, timeout_graceful_shutdown=int(config.shutdown_s),
-                proxy_headers=False, lifespan="on",
+                application, log_config=None, access_log=False, loop="uvloop", http=BoundedHead, server_header=False,
+                timeout_graceful_shutdown=int(config.shutdown_s), proxy_headers=False, lifespan="on",
             )
         )  # fmt: skip
         try:
-            uvloop.run(server.serve())
+            uvloop.run(server.serve(sockets=[listener]))
         except DatabaseUnavailable as error:
-            session.fail(f"the database cannot be reached: {error}")
+            printing.fail(f"the database cannot be reached: {error}")
+        except (KeyboardInterrupt, SystemExit):
+            # uvicorn sends itself the signal again once it has shut down in good order: that is success here
+            if not server.should_exit:
+                raise
         if not server.started:
             raise typer.Exit(1)
 
 
+@worker_command.command()
 def worker() -> None:
-    """Work on jobs until told to stop."""
+    """Work on jobs until SIGTERM or Ctrl-C; what is under way is finished or given back."""
     config = session.settings()
     root = session.root_key(config)
     logs.configure(config.log_level, process="worker")
+    _leave_with_supervisor(config)
     with session.postgres(config) as url:
         session.refuse_unsafe(url, root, worker_app.ROLES)
-        _leave_with_supervisor()
         try:
             uvloop.run(worker_app.run(config, root, session.address(config, url)))
         except (DatabaseUnavailable, psycopg.OperationalError) as error:
-            session.fail(f"the database cannot be reached: {error}")
+            printing.fail(f"the database cannot be reached: {error}")
 
 
-def _leave_with_supervisor() -> None:
+def _listener(config: Settings) -> socket.socket:
+    """The supervisor's listening socket, which outlives this process; without a supervisor one of our own."""
+    inherited = os.environ.get(listening.FD)
+    return socket.socket(fileno=int(inherited)) if inherited else listening.listen(config.host, config.port)
+
+
+def _leave_with_supervisor(config: Settings) -> None:
     """Under `limner up`: stop when it is gone, however it went, so that nothing is left running."""
-    supervisor = os.environ.get(SUPERVISOR)
+    supervisor = os.environ.get(listening.SUPERVISOR)
     if supervisor is None:
         return
 
     def watch() -> None:
         while os.getppid() == int(supervisor):
-            time.sleep(0.5)
+            time.sleep(0.25)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(config.shutdown_s + LEAVE_WITHIN_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="supervisor-watch").start()

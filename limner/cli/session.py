@@ -69,13 +69,15 @@ def address(config: Settings, url: str) -> Address:
 
 
 def bring_up_to_date(config: Settings, url: str, root: RootKey, roles: tuple[str, ...] = OPERATOR) -> None:
-    """Leave unless the schema is this release's and the roles can log in; limner's own embedded database is made so.
+    """Leave unless the schema is this release's and the roles can log in; an embedded database is brought so far.
 
-    A database of somebody's own is never migrated in passing. The migration runs in a process of its own: it is
-    rare, and nothing else of limner needs Alembic in memory.
+    A database of somebody's own is never migrated in passing, and none gets another root key that way: that would
+    lock out whoever runs with the right one. The migration runs in a process of its own: it is rare, and nothing else
+    of limner needs Alembic in memory.
     """
-    problem = behind(url, root, roles)
+    problem = behind(url)
     if problem is None:
+        refuse_strangers(url, root, roles)
         return
     if not config.embedded:
         fail(f"{problem}; run limner db migrate")
@@ -92,8 +94,8 @@ def bring_up_to_date(config: Settings, url: str, root: RootKey, roles: tuple[str
         fail(f"{problem}; migrating failed: {done.stderr.strip().removeprefix('error: ')}")
 
 
-def behind(url: str, root: RootKey, roles: tuple[str, ...]) -> str | None:
-    """Why this release cannot work with the database as it is, or None. Leaves when the server cannot be reached."""
+def behind(url: str) -> str | None:
+    """How the schema differs from this release's, or None. Leaves when it is newer, or the server cannot be reached."""
     needed = revisions.head()
     try:
         with psycopg.connect(url, connect_timeout=5) as conn:
@@ -104,14 +106,19 @@ def behind(url: str, root: RootKey, roles: tuple[str, ...]) -> str | None:
         fail(f"the schema is at {found}, newer than this release's {needed}: install a newer limner")
     if found != needed:
         return f"the schema is at {found or 'nothing'}, this release needs {needed}"
+    return None
+
+
+def refuse_strangers(url: str, root: RootKey, roles: tuple[str, ...]) -> None:
+    """Leave when a role cannot log in: a pool would only wait and say less."""
     for role in roles:
         try:
             psycopg.connect(runtime_conninfo(url, role, root)).close()
         except psycopg.OperationalError as error:
-            if "authentication" not in str(error):
-                fail(f"{role} cannot connect: {_one_line(error)}")
-            return f"{role} cannot log in: the root key is not the one of the last migration"
-    return None
+            if "authentication" in str(error):
+                fail(f"{role} cannot log in: the root key is not the one of the last migration; put that one back, or run"
+                     " limner db migrate to make this one the database's")  # fmt: skip
+            fail(f"{role} cannot connect: {_one_line(error)}")
 
 
 def refuse_unsafe(url: str, root: RootKey, roles: tuple[str, ...]) -> None:
@@ -185,7 +192,7 @@ def _words(refusal: Exception) -> str:
     if isinstance(refusal, refusals.TooFewCredits):
         has, needs = money.exact(refusal.balance_mc), money.exact(refusal.required_mc)
         return f"{refusal}: {has} credits are there, {needs} are needed"
-    return str(refusal)
+    return _one_line(refusal)
 
 
 def _one_line(error: Exception) -> str:

@@ -86,7 +86,7 @@ def show(user: User, org: Org, app: App, as_json: Json = False) -> None:
         return
     printing.facts([
         ("end user", found.external_id), ("id", found.id), ("active", found.is_active),
-        ("available", printing.credits(wallet.available_mc)), ("on hold", printing.credits(wallet.held_mc)),
+        ("available", printing.grouped(wallet.available_mc)), ("on hold", printing.grouped(wallet.held_mc)),
         ("jobs", f"{wallet.jobs_submitted}, {wallet.jobs_succeeded} succeeded"), ("metadata", found.metadata or None),
         ("created", found.created_at),
     ])  # fmt: skip

@@ -103,9 +103,18 @@ class EmbeddedPostgres:
         self._make_folders()
         if not (self.data / "PG_VERSION").exists():
             self._initialise()
-        if self.postmaster_pid() is None:
+        if not self._answers():
             self._start()
         self._bootstrap()
+
+    def _answers(self) -> bool:
+        """False when there is no server; one that is just coming or just going is waited for."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.postmaster_pid() is not None and time.monotonic() < deadline:
+            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.superuser_conninfo()):
+                return True
+            time.sleep(0.03)
+        return False
 
     def postmaster_pid(self) -> int | None:
         """The running server's process id, or None."""
@@ -279,6 +288,7 @@ class EmbeddedPostgres:
             text=True,
             check=False,
             cwd="/",
+            start_new_session=True,  # a Ctrl-C at the terminal is limner's to handle
             **self._identity(),
         )
         if result.returncode != 0:

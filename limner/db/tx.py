@@ -2,8 +2,12 @@
 
 `Tx` carries its organization, so that a verb cannot be handed another's. `Single` is a transaction of exactly
 one statement, whose signed context travels as the statement's first parameter.
+
+Verbs speak in data: one SELECT, INSERT, UPDATE or DELETE a call. Whatever else a text might be made to say (PREPARE,
+SET, DO, a second statement) could outlive its transaction on the pooled connection and wait there for the next tenant.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -13,6 +17,17 @@ from psycopg.rows import dict_row
 
 Params = Mapping[str, Any] | Sequence[Any]
 Row = dict[str, Any]
+_DATA = re.compile(r"\s*(?:SELECT|INSERT|UPDATE|DELETE|WITH)\b")
+
+
+class NotData(ValueError):
+    """A statement that is none of SELECT, INSERT, UPDATE, DELETE."""
+
+
+def _data(query: str) -> str:
+    if not _DATA.match(query):
+        raise NotData(f"a verb may not run {query.split(maxsplit=1)[0] if query.strip() else 'nothing'}")
+    return query
 
 
 class Tx:
@@ -33,12 +48,13 @@ class Tx:
 
     async def execute(self, query: str, params: Params | None = None) -> int:
         """Run a statement; the number of rows it touched."""
-        return (await self._conn.execute(query, params)).rowcount
+        # binary, as below: the extended protocol takes one statement and no more
+        return (await self._conn.execute(_data(query), params, binary=True)).rowcount
 
     async def find(self, query: str, params: Params | None = None) -> Row | None:
         """The first row, or None."""
         async with self._conn.cursor(row_factory=dict_row, binary=True) as cursor:
-            await cursor.execute(query, params)
+            await cursor.execute(_data(query), params)
             return await cursor.fetchone()
 
     async def get(self, query: str, params: Params | None = None) -> Row:
@@ -51,7 +67,7 @@ class Tx:
     async def all(self, query: str, params: Params | None = None) -> list[Row]:
         """Every row. The statement itself must be bounded."""
         async with self._conn.cursor(row_factory=dict_row, binary=True) as cursor:
-            await cursor.execute(query, params)
+            await cursor.execute(_data(query), params)
             return await cursor.fetchall()
 
 

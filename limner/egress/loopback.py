@@ -18,11 +18,15 @@ class ApiRefused(Exception):
         self.body = body
 
 
+class ApiUnreachable(Exception):
+    """Nobody answered, or not in HTTP and JSON as the API does."""
+
+
 class LoopbackClient:
-    """`async with LoopbackClient(base_url, headers) as api: await api.call("GET", "/api/v1/models")`."""
+    """`origin`: the API's, as given. `async with LoopbackClient(base_url, headers) as api: await api.call("GET", "/api/v1/models")`."""
 
     def __init__(self, base_url: str, headers: dict[str, str]) -> None:
-        self._base_url = base_url
+        self.origin = base_url
         self._headers = headers
 
     async def __aenter__(self) -> "LoopbackClient":
@@ -40,17 +44,23 @@ class LoopbackClient:
         await self._session.close()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON answer. Raises ApiRefused for a status of 400 or more."""
-        async with self._session.request(method, self._base_url + path, json=body, allow_redirects=False) as answer:
-            data = json.loads(await answer.read())
+        """The JSON answer. Raises ApiRefused for a status of 400 or more, ApiUnreachable."""
+        try:
+            async with self._session.request(method, self.origin + path, json=body, allow_redirects=False) as answer:
+                data = json.loads(await answer.read())
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ApiUnreachable(f"{type(error).__name__}: {error}") from error
         if answer.status >= 400:
             raise ApiRefused(answer.status, data)
         return data
 
     async def download(self, url: str) -> bytes:
-        """An output of this installation by its signed URL. Raises ValueError for any other origin."""
-        if not url.startswith(self._base_url + "/media/"):
+        """An output of this installation by its signed URL. Raises ValueError for any other origin, ApiUnreachable."""
+        if not url.startswith(self.origin + "/media/"):
             raise ValueError("not an output of this installation")
-        async with self._session.get(url, allow_redirects=False) as answer:
-            answer.raise_for_status()
-            return await answer.read()
+        try:
+            async with self._session.get(url, allow_redirects=False) as answer:
+                answer.raise_for_status()
+                return await answer.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise ApiUnreachable(f"{type(error).__name__}: {error}") from error
