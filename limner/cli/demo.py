@@ -39,6 +39,8 @@ def demo(
     Uses the limner that is up on this home, or starts one for its own duration. Exit 1 when a job failed.
     """
     config = session.settings()
+    if config.env == "production":
+        printing.fail("limner demo works as the demo organization, which LIMNER_ENV=production does not have")
     stop = StopRequest()
     stop.install()
     try:
@@ -164,7 +166,7 @@ def _tell(todo: list[Step], facts: Facts) -> None:
     console.print()
     receipts = [step.receipt for step in todo if step.receipt is not None]
     if receipts:
-        receipt.show(receipts, title=f"Receipt of {printing.clean(facts.end_user)}, in credits")
+        receipt.show(receipts, title=f"Receipt of {printing.clean(facts.end_user or '')}, in credits")
         again = f"limner jobs receipt {receipts[0]['job_id']} --org {facts.org}"
         console.print(
             Text("Each price was set aside before the work began and charged once, with its result.", style="dim")

@@ -63,7 +63,7 @@ async def run(facts: Facts, todo: list[Step], folder: Path, stem: str, shown: Ca
     What the API refuses is kept in the step. Jobs that are still open when this is cancelled are cancelled too.
     Raises DemoFailed.
     """
-    headers = {"X-API-Key": facts.api_key, "X-User-ID": facts.end_user}
+    headers = {"X-API-Key": facts.api_key or "", "X-User-ID": facts.end_user or ""}
     async with LoopbackClient(facts.local_url, headers) as api:
         try:
             async with asyncio.timeout(WITHIN_S):

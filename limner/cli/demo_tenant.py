@@ -31,7 +31,7 @@ class DemoTenant:
 
 
 async def install_catalog(db: Database) -> int:
-    """The local provider's models, in the platform's catalog."""
+    """The local provider's models, in the platform's catalog, where they are not there yet; how many were new."""
     async with db.tenant_tx(PLATFORM, "limner_operator") as tx:
         return await seed.install_local(tx)
 

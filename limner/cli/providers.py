@@ -94,7 +94,7 @@ def install(as_json: Json = False) -> None:
 
     async def work(db: Database) -> int:
         async with session.operator_tx(db, None) as tx:
-            return await seed.install_local(tx)
+            return await seed.install_local(tx, overwrite=True)
 
     count = session.run(work)
     if as_json:

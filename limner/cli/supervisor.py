@@ -58,14 +58,17 @@ class StopRequest:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """How to reach an instance that is up, as `home`/up.json (0600) keeps it. `local_url` works on this machine."""
+    """How to reach an instance that is up, as `home`/up.json (0600) keeps it. `local_url` works on this machine.
+
+    `org` to `end_user` are the demo organization's; None in production, which has none.
+    """
 
     base_url: str
     home: str
-    org: str
-    app: str
-    api_key: str
-    end_user: str
+    org: str | None
+    app: str | None
+    api_key: str | None
+    end_user: str | None
     pid: int
     local_url: str
 
@@ -191,8 +194,9 @@ def started(config: Settings, workers: int, stop: StopRequest) -> Iterator[Insta
         stop.check()
         tenant = asyncio.run(_prepare(config, url, root))
         facts = Facts(
-            base_url=config.base_url, home=str(config.home), org=tenant.org, app=tenant.app, api_key=tenant.api_key,
-            end_user=tenant.end_user, pid=os.getpid(), local_url=listening.local_url(config.host, config.port),
+            base_url=config.base_url, home=str(config.home), pid=os.getpid(),
+            local_url=listening.local_url(config.host, config.port),
+            **(asdict(tenant) if tenant else dict.fromkeys(("org", "app", "api_key", "end_user"))),
         )  # fmt: skip
         instance = Instance(config, listener, workers, stop, facts)
         try:
@@ -278,11 +282,14 @@ def _published(home: Path, facts: Facts) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-async def _prepare(config: Settings, url: str, root: RootKey) -> demo_tenant.DemoTenant:
+async def _prepare(config: Settings, url: str, root: RootKey) -> demo_tenant.DemoTenant | None:
+    """The catalog, and the demo organization, which a production installation does not get: its key may do all."""
     db = Database(session.address(config, url), root, session.OPERATOR, size=2)
     try:
         await db.open()
         await demo_tenant.install_catalog(db)
+        if config.env == "production":
+            return None
         return await demo_tenant.ensure(db, config.home, session.actor())
     finally:
         await db.close()

@@ -53,11 +53,12 @@ def _announce(facts: Facts, *, as_json: bool) -> None:
   API reference   {escape(facts.base_url)}/docs
   Metrics         {escape(facts.base_url)}/metrics
   Logs and data   {escape(facts.home)}
-
-A first request, as the end user [bold]{escape(facts.end_user)}[/] of the demo app:
+""", soft_wrap=True)  # fmt: skip
+    if facts.api_key is not None and facts.end_user is not None:
+        printing.console().print(f"""A first request, as the end user [bold]{escape(facts.end_user)}[/] of the demo app:
 
   curl -s {escape(facts.base_url)}/api/v1/generate \\
     -H 'X-API-Key: {facts.api_key}' -H 'X-User-ID: {escape(facts.end_user)}' \\
     -H 'Content-Type: application/json' -d '{escape(FIRST_REQUEST)}'
-
-Ctrl-C stops everything it started.""", soft_wrap=True)  # fmt: skip
+""", soft_wrap=True)  # fmt: skip
+    printing.console().print("Ctrl-C stops everything it started.")

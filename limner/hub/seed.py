@@ -1,4 +1,4 @@
-"""The platform's first catalog: the local provider and its models. Running it again brings them up to date."""
+"""The platform's first catalog: the local provider and its models."""
 
 from limner.db.tx import Tx
 from limner.hub import catalog
@@ -8,10 +8,16 @@ from limner.kit import money
 PROVIDER = "local"
 
 
-async def install_local(tx: Tx) -> int:
-    """Put the local provider, its models and routes into the platform organization; the number of models."""
-    await catalog.put_provider(tx, {"name": PROVIDER, "display_name": "Local", "adapter": "local"})
-    for model in MODELS:
+async def install_local(tx: Tx, *, overwrite: bool = False) -> int:
+    """Put the local provider, its models and routes into the platform organization; the number of models written.
+
+    What is there already stays as an operator left it (prices, names, schemas), unless `overwrite`.
+    """
+    known = set() if overwrite else {model.name for model in await catalog.list_models(tx, disabled=True)}
+    missing = [model for model in MODELS if model.name not in known]
+    if missing and (overwrite or PROVIDER not in {p.name for p in await catalog.list_providers(tx)}):
+        await catalog.put_provider(tx, {"name": PROVIDER, "display_name": "Local", "adapter": "local"})
+    for model in missing:
         await catalog.put_model(
             tx,
             {
@@ -30,4 +36,4 @@ async def install_local(tx: Tx) -> int:
         await catalog.put_route(
             tx, model.name, PROVIDER, provider_model=model.name, cost_micro_usd=model.cost_micro_usd
         )
-    return len(MODELS)
+    return len(missing)
