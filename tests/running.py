@@ -25,7 +25,9 @@ def free_port() -> int:
 
 
 class Process:
-    """`limner <command>` in a process of its own; its output goes to a file."""
+    """`limner <command>` in a process of its own; its output goes to a file. `program`: how Python finds limner."""
+
+    program: tuple[str, ...] = ("-m", "limner")
 
     def __init__(self, home: Path, command: list[str], env: Mapping[str, str]) -> None:
         self.log = home / "log" / f"test-{'-'.join(command)}-{time.monotonic_ns()}.log"
@@ -33,7 +35,7 @@ class Process:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LIMNER_")}
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "limner", *command],
+                [sys.executable, *self.program, *command],
                 env=clean | {"LIMNER_HOME": str(home)} | QUICK | dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,6 +1,5 @@
 """Input images: data URIs taken out of the request, measured, decoded once, and described in the job's record."""
 
-import base64
 import binascii
 import hashlib
 import re
@@ -79,6 +78,8 @@ async def _take_one(text: str, at: str, limits: ImageLimits, pool: CpuPool) -> B
 
 
 def _decode(text: str, at: str, limits: ImageLimits) -> bytes:
+    if not isinstance(text, str):
+        raise invalid({at: ["must be a data URI: data:image/png;base64,…"]}, "unreadable_image")
     if text[:8].lower().startswith(("http://", "https://")):
         raise ApiError(
             400, "url_inputs_not_available", "Images by URL are not available yet: send them as data URIs.",
@@ -90,7 +91,7 @@ def _decode(text: str, at: str, limits: ImageLimits) -> bytes:
     if (len(text) - match.end()) * 3 // 4 > limits.max_bytes + 2:
         raise _too_large(at, "has too many bytes", limits)
     try:
-        data = base64.b64decode(memoryview(text.encode())[match.end() :], validate=True)
+        data = binascii.a2b_base64(memoryview(text.encode())[match.end() :], strict_mode=True)
     except (binascii.Error, ValueError):
         raise invalid({at: ["is not valid base64"]}, "unreadable_image") from None
     if len(data) > limits.max_bytes:

@@ -61,9 +61,11 @@ class InputSchema:
         if schema.get("type") != "object" or schema.get("additionalProperties") is not False:
             raise SchemaInvalid('an input schema is of type "object" with "additionalProperties": false')
         try:
-            self._validator = jsonschema_rs.Draft202012Validator(dict(schema), mask="the value")
+            self._validator = jsonschema_rs.Draft202012Validator(dict(schema), mask="the value", retriever=_nowhere)
         except (ValueError, jsonschema_rs.ValidationError) as error:
             raise SchemaInvalid(str(error)) from None
+        if (outputs := schema.get("properties", {}).get("num_outputs")) is not None:
+            _priced(outputs)
         self._schema = schema
         self._at = at
 
@@ -95,6 +97,19 @@ class InputSchema:
             problems.setdefault(f"{base}/{_escape(error.kind.as_dict()['property'])}", []).append("is required")
         else:
             problems.setdefault(base, []).append(error.message)
+
+
+def _nowhere(uri: str) -> Any:
+    """The validator would fetch a `$ref` by itself, from the network or this machine's files."""
+    raise ValueError(f"a schema may refer to itself only, not to {uri}")
+
+
+def _priced(outputs: Any) -> None:
+    """`num_outputs` is what a request is priced by: anything but a bounded count would make a price of its own."""
+    low, high = (outputs.get(name) for name in ("minimum", "maximum")) if isinstance(outputs, dict) else (None, None)
+    whole = all(isinstance(bound, int) and bound >= 1 for bound in (low, high))
+    if not whole or outputs.get("type") != "integer" or type(outputs.get("default", 1)) is not int:
+        raise SchemaInvalid('"num_outputs" is of type "integer" with a "minimum" of 1 or more and a "maximum"')
 
 
 def _filled(value: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,12 +62,13 @@ class Submitter:
         model = await self._model(caller.org_id, envelope["model"])
         parsed = model.schema.parse(envelope["input"])
         hold_mc = pricing.quote_mc(model.row.price_mc, model.row.price_unit, parsed)
-        hashed = {"model": model.row.name, "input": parsed, "priority": envelope["priority"]}
-        request_hash = hashlib.sha256(orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)).digest()
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await inputs.take(parsed, self._limits.images, self._pool)
+        # of an image its SHA-256 goes in: the same bytes are the same request
+        hashed = {"model": model.row.name, "input": recorded, "priority": envelope["priority"]}
+        request_hash = hashlib.sha256(orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)).digest()
         submission = jobs.Submission(
             app_id=caller.app_id,
             external_id=external_id,

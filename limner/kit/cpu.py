@@ -122,6 +122,11 @@ class CpuPool:
         """How many pieces of work are under way."""
         return self._slots.borrowed_tokens
 
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work wait for a slot."""
+        return self._slots.statistics().tasks_waiting
+
     async def _warm_one(self, target: str) -> None:
         async with self._slots:
             await self._prepare(target)

@@ -122,7 +122,9 @@ async def hand_on(_: Request, error: Exception) -> Response:
 
 
 def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Refuse a body longer than `limit`, by its declared length or as it arrives. Raises ApiError 413."""
+    """Refuse a body longer than `limit`, by its declared length or as it arrives. Raises ApiError 413, 404."""
+    if "\n" in scope["path"]:  # a route's `$` would match before it: two paths for one object
+        raise ApiError(404, "not_found", "Not Found")
     for name, value in scope["headers"]:
         if name == b"content-length" and (not value.isdigit() or int(value) > limit):
             raise _too_large(limit)

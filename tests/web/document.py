@@ -1,6 +1,7 @@
-"""The OpenAPI document, and answers held against it."""
+"""The OpenAPI document, and answers held against it. `python -m tests.web.document` renews the snapshot."""
 
 import copy
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from limner.kit.crypto import RootKey
 from limner.settings import Settings
 
 Schema = dict[str, Any]
+SNAPSHOT = Path(__file__).parent / "openapi.json"
 
 
 @cache
@@ -61,3 +63,12 @@ def check(method: str, path: str, status: int, body: Any) -> None:
         return
     wrong = problems(content["schema"], body)
     assert not wrong, f"{method} {template} {status}: {wrong} in {body}"
+
+
+def text() -> str:
+    """The document as the snapshot keeps it."""
+    return json.dumps(document(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(text())

@@ -17,9 +17,7 @@ def png(width: int = 8, height: int = 8, *, pixel: bytes = b"\x20\x80\xc0\xff") 
 def claims(width: int, height: int) -> bytes:
     """A PNG whose header states a size that its (empty) body does not have."""
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"")) + _chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"")) + _chunk(b"IEND", b"")
 
 
 def uri(data: bytes, media_type: str = "image/png") -> str:

@@ -27,15 +27,15 @@ async def exchange(url: str, request: bytes, timeout_s: float = 15) -> Reply:
         async with asyncio.timeout(timeout_s):
             writer.write(request)
             await writer.drain()
-            return await read(reader)
+            return await read(reader, bodiless=request.startswith(b"HEAD "))
     finally:
         writer.close()
 
 
-async def read(reader: asyncio.StreamReader) -> Reply:
+async def read(reader: asyncio.StreamReader, *, bodiless: bool = False) -> Reply:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    body = b"" if bodiless else await reader.readexactly(int(headers.get("content-length", "0")))
     return Reply(int(head[0].split()[1]), headers, body)
 
 

@@ -4,13 +4,16 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import aiohttp
+import psycopg
 import pytest
 import pytest_asyncio
 
 from limner.cli import demo_tenant
 from limner.db.pools import Address, Database
-from tests.alone import server_alone, superuser_alone
+from tests import acts
+from tests.alone import server_alone, superuser_alone, superuser_conninfo
 from tests.conftest import ROLES, Server, Tenant
+from tests.hub.api.refusing import Refusing
 from tests.running import Answer, Api, Client, Process, start_worker
 from tests.web import document
 
@@ -53,6 +56,8 @@ def api(server: Server, db: Database) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def worker(server: Server, db: Database) -> Iterator[Process]:
+    with psycopg.connect(superuser_conninfo(server), autocommit=True) as conn:
+        acts.empty_queue(conn)  # of what modules without a worker left behind
     process = start_worker(server.home, LIMNER_DATABASE_URL=server.url)
     yield process
     process.stop()
@@ -61,3 +66,8 @@ def worker(server: Server, db: Database) -> Iterator[Process]:
 @pytest.fixture
 def client(http: aiohttp.ClientSession, api: Api, tenant: Tenant) -> Client:
     return CheckedClient(http, api.url, tenant.api_key)
+
+
+@pytest.fixture
+def refusing(client: Client, tenant: Tenant, superuser: psycopg.Connection) -> Refusing:
+    return Refusing(client, tenant, superuser)

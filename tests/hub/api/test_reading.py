@@ -1,12 +1,16 @@
 """Reading, paging, waiting and cancelling, where no worker changes anything meanwhile."""
 
+from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import pytest
+from yarl import URL
 
 from limner.db.pools import Database
 from limner.hub import runs
-from limner.tenancy import api_keys, apps
+from limner.ledger import wallets
+from limner.tenancy import api_keys, apps, end_users
 from tests import acts
 from tests.conftest import Tenant
 from tests.running import Client
@@ -24,7 +28,7 @@ async def ids_of(client: Client, query: str = "") -> list[str]:
     return [job["job_id"] for job in answer.json["jobs"]]
 
 
-async def second_app(db: Database, tenant: Tenant, **facts: int) -> tuple[apps.App, str]:
+async def second_app(db: Database, tenant: Tenant, **facts: Any) -> tuple[apps.App, str]:
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
         app = await apps.create(tx, "second", "Second", actor="test", **facts)
         return app, (await api_keys.create(tx, app, actor="test", scopes=api_keys.SCOPES))[1]
@@ -127,7 +131,7 @@ async def test_with_a_user_id_that_users_jobs_are_listed_and_without_it_the_apps
     client: Client, db: Database, tenant: Tenant
 ) -> None:
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
-        await acts.wallets.top_up(tx, 10_000, "test", ref="own")
+        await wallets.top_up(tx, 10_000, "test", ref="own")
     await acts.grant(db, tenant, 5000, user="bob")
     of = {}
     for user in ("ann", "bob", None):
@@ -227,20 +231,31 @@ async def test_reading_never_makes_a_user(client: Client, db: Database, tenant: 
 
     assert (await client.call("GET", "/api/v1/users/ghost")).status == 404
     async with db.tenant_tx(tenant.org_id) as tx:
-        assert [u.external_id for u in await acts.end_users.list_of_app(tx, tenant.app.id)] == ["ann"]
+        assert [u.external_id for u in await end_users.list_of_app(tx, tenant.app.id)] == ["ann"]
 
 
 @pytest.mark.parametrize(
     "external_id",
-    ["a/b", "a/tokens", "tokens", "..", ".", "a%2Fb", "%", "Zoë", "用户", "a b", "a?b#c", "auth0|5f7c", "a+b@c.de", "🦊"],
+    [
+        "a/b",
+        "a/tokens",
+        "tokens",
+        "..",
+        ".",
+        "a%2Fb",
+        "%",
+        "Zoë",
+        "用户",
+        "a b",
+        "a?b#c",
+        "auth0|5f7c",
+        "a+b@c.de",
+        "🦊",
+    ],
 )
 async def test_any_printable_id_names_one_user_in_header_and_path(client: Client, external_id: str) -> None:
-    from urllib.parse import quote
-
     client.user = None
     path = f"/api/v1/users/{quote(external_id, safe='')}"
-    from yarl import URL
-
     granted = await client.http.request(
         "POST", URL(client.url + path + "/tokens", encoded=True), json={"amount": 3},
         headers={"X-API-Key": client.api_key or ""},

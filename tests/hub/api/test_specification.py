@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 
 from tests.conftest import MakeTenant, Tenant
-from tests.running import Client, Process
+from tests.running import Client
+from tests.web import raw
 from tests.web.pictures import png, uri
 
 CANVAS = {"prompt": "a harbour at sunset", "size": 512}
@@ -162,6 +163,22 @@ async def test_output_urls_are_signed_again_at_each_read_and_every_one_works(cli
 
     assert len(bodies) == 1
     assert all(url.startswith(client.url + "/media/outputs/") for url in urls)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [{"Host": "evil.test"}, {"X-Forwarded-Host": "evil.test", "X-Forwarded-Proto": "https"}, {"Forwarded": "host=evil.test"}],
+)  # fmt: skip
+async def test_ps9_no_header_changes_an_output_url(client: Client, hostile: dict[str, str]) -> None:
+    job_id = (await client.generate("local/canvas", input=CANVAS)).json["job_id"]
+    plain = await client.finished(job_id)
+    key = {"X-API-Key": client.api_key or ""}
+
+    for path in (f"/api/v1/jobs/{job_id}", "/api/v1/jobs"):
+        reply = await raw.exchange(client.url, raw.request("GET", path, {**key, **hostile}))
+        shown = reply.json if "job_id" in reply.json else reply.json["jobs"][0]
+        assert shown == plain
+        assert b"evil" not in reply.body
 
 
 async def test_a_job_of_the_organization_itself_is_paid_by_the_organization(
