@@ -101,7 +101,7 @@ class Submitter:
             try:
                 async with self._db.tenant_single(org_id) as tx:
                     submitted = await jobs.submit(tx, job_id, submission)
-                    if submitted.job_id == job_id:
+                    if submitted.replayed and submitted.job_id == job_id:
                         return replace(submitted, replayed=False)  # our own first try had committed
                     return submitted
             except refusals.TooFewCredits as error:
