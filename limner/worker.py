@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import signal
+import threading
 
 from prometheus_client import start_http_server
 
@@ -21,6 +23,8 @@ from limner.telemetry import logs
 
 ROLES = ("limner_dispatch", "limner_worker", "limner_audit", "limner_operator")
 CLOCK_EVERY_S = 30.0
+CLOSE_S = 3.0
+LEFT_BY_FORCE = 1
 log = logs.get("worker")
 
 
@@ -41,9 +45,14 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         chores.Chore("check_books", hub_chores.CHECK_EVERY_S, hub.check_books),
         chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
     ]
+
+    def stop() -> None:
+        loop.stop()
+        _leave_by(settings.shutdown_s)
+
     running = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        running.add_signal_handler(signum, loop.stop)
+        running.add_signal_handler(signum, stop)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr=settings.host)
     background = [asyncio.create_task(chores.run_forever(db, duties)), asyncio.create_task(_keep_time(db))]
@@ -52,9 +61,23 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     finally:
         for task in background:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
-        await pool.aclose()
+        await asyncio.wait(background, timeout=CLOSE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await pool.aclose()
         await db.close()
+
+
+def _leave_by(seconds: float) -> None:
+    """End the process at that time whatever still hangs: leases run out by themselves, a worker that stays does not."""
+
+    def leave() -> None:
+        log.error("worker.forced", after_s=seconds)
+        os._exit(LEFT_BY_FORCE)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
 
 
 async def _keep_time(db: Database) -> None:

@@ -5,22 +5,26 @@ from typing import Any
 from uuid import UUID
 
 from limner.db.pools import Database
+from limner.db.tx import Row
 from limner.hub import outputs
 from limner.ledger import invariants
-from limner.media.store import ObjectStore
+from limner.media.store import ObjectStore, StoreUnavailable
+from limner.tasks.chores import Done
 from limner.telemetry import logs, metrics
 
 CHECK_EVERY_S = 60.0
 SWEEP_EVERY_S = 300.0
-SWEEP_BATCH = 1000
+SWEEP_BATCH = 500
 LATE_COMMITS = timedelta(seconds=30)  # rows carry the time of their statement, not of their commit
 log = logs.get("chores")
 
 LEFTOVERS = """
-SELECT j.id, j.outputs FROM limner.job j
+SELECT j.id, j.outputs, j.finished_at FROM limner.job j
  WHERE j.org_id = %(org)s AND j.finished_at >= %(since)s - make_interval(secs => %(after)s)
    AND j.finished_at < clock_timestamp() - make_interval(secs => %(after)s)
-   AND (j.finished_fence > 1 OR j.state IN ('failed', 'cancelled')) ORDER BY j.finished_at LIMIT %(limit)s
+   AND (j.finished_fence > 1 OR j.state IN ('failed', 'cancelled'))
+   AND (%(last)s::timestamptz IS NULL OR (j.finished_at, j.id) > (%(last)s, %(last_id)s))
+ ORDER BY j.finished_at, j.id LIMIT %(limit)s
 """
 
 
@@ -32,8 +36,11 @@ class HubChores:
         self._store = store
         self._sweep_after_s = sweep_after_s
 
-    async def check_books(self, since: datetime) -> dict[str, Any]:
-        """The invariants over what changed since the last check; a violation is an error in the log and a metric."""
+    async def check_books(self, since: datetime) -> Done:
+        """The invariants over what changed since the last clean check; a violation is an error in the log and a metric.
+
+        What is broken stays in sight: the same span is checked again until it is repaired.
+        """
         async with self._db.system_tx("limner_audit", "the books are checked over all organizations") as tx:
             violations, checked, example = await invariants.check_changes(tx, since - LATE_COMMITS)
             held = await tx.get("SELECT count(*) AS holds, (SELECT coalesce(sum(w.held_mc), 0)::bigint FROM limner.wallet w)"
@@ -43,26 +50,40 @@ class HubChores:
         metrics.VIOLATIONS.set(violations)
         metrics.OPEN_HOLDS.set(held["holds"])
         metrics.HELD_CREDITS.set(held["held_mc"] / 1000)
-        return {"violations": violations, "checked": checked, "open_holds": held["holds"], "held_mc": held["held_mc"]}
+        facts: dict[str, Any] = {"violations": violations, "checked": checked}
+        return Done(facts | {"open_holds": held["holds"], "held_mc": held["held_mc"]}, again=violations > 0)
 
-    async def sweep_losers(self, since: datetime) -> dict[str, Any]:
+    async def sweep_losers(self, since: datetime) -> Done:
         """Delete objects that runs left and no job refers to, a day after the job's end, organization by organization."""
         async with self._db.system_tx("limner_operator", "the duty goes through all organizations") as tx:
             orgs = [row["org_id"] for row in await tx.all("SELECT org_id FROM limner.organization ORDER BY org_id")]
         deleted = 0
+        failed = 0
         for org_id in orgs:
-            deleted += await self._sweep(org_id, since)
-        return {"deleted": deleted}
+            try:
+                deleted += await self._sweep(org_id, since)
+            except StoreUnavailable as error:
+                failed += 1
+                log.warning("sweep.postponed", org=org_id, error=str(error))
+        return Done({"deleted": deleted, "failed": failed}, again=failed > 0)
 
     async def _sweep(self, org_id: UUID, since: datetime) -> int:
-        facts = {"org": org_id, "since": since, "after": self._sweep_after_s, "limit": SWEEP_BATCH}
-        async with self._db.tenant_tx(org_id, "limner_worker") as tx:
-            jobs = await tx.all(LEFTOVERS, facts)
         deleted = 0
-        for job in jobs:
-            wanted = {item.get("key") for item in job["outputs"] or []}
-            found = await self._store.list_keys(outputs.prefix(org_id, job["id"]))
-            losers = [key for key in found if key not in wanted]
-            await self._store.delete(losers)
-            deleted += len(losers)
-        return deleted
+        last: Row = {"finished_at": None, "id": None}
+        while True:
+            facts = {"org": org_id, "since": since, "after": self._sweep_after_s, "limit": SWEEP_BATCH,
+                     "last": last["finished_at"], "last_id": last["id"]}  # fmt: skip
+            async with self._db.tenant_tx(org_id, "limner_worker") as tx:
+                jobs = await tx.all(LEFTOVERS, facts)
+            for job in jobs:
+                deleted += await self._sweep_job(org_id, job)
+            if len(jobs) < SWEEP_BATCH:
+                return deleted
+            last = jobs[-1]
+
+    async def _sweep_job(self, org_id: UUID, job: Row) -> int:
+        wanted = {item.get("key") for item in job["outputs"] or []}
+        found = await self._store.list_keys(outputs.prefix(org_id, job["id"]))
+        losers = [key for key in found if key not in wanted]
+        await self._store.delete(losers)
+        return len(losers)

@@ -1,37 +1,44 @@
-"""One run of one job: route, call providers, keep the outputs, settle. No transaction is open while a provider works."""
+"""One run of one job: route, call providers, keep the outputs, and say how it ends. No transaction is open while a provider works.
+
+A run has two halves. `decide` may be told to stop at any moment until a provider's result is there; it writes
+attempts and nothing else. `end` settles the hold or gives the job back; it is never interrupted, and insists
+while the database is away. Between the two stands an `Ending`, so that whatever goes wrong has one way out.
+"""
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import psycopg
 
 from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.hub import catalog, outputs, pricing, routing, runs
-from limner.hub.providers.base import Adapter, Blob, CallClass, ErrorKind, ProviderCall, ProviderError, ProviderResult
+from limner.hub import catalog, endings, outputs, pricing, routing, runs
+from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
+from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
 from limner.hub.runs import Lease, Work
 from limner.kit.cpu import CpuPool
-from limner.media.store import ObjectStore
+from limner.ledger import refusals
+from limner.media.store import ObjectStore, StoreUnavailable
 from limner.telemetry import logs, metrics
 
 STEP = "main"
+ROLE = "limner_worker"
 CALL_TIMEOUT_S = 300.0
 PROGRESS_EVERY_S = 0.5  # at most two writes a second for each job
-FINISH_TRIES = 8
+PATIENCE_S = 60.0  # how long a write that must not be lost waits for the database
 MAX_SENDS = 2  # class C: once, and once more after an unknown outcome
-FINAL_KINDS: frozenset[ErrorKind] = frozenset({"bad_request", "content"})
+MAX_OUTPUTS = 16  # kept of a call whose request names no number
+MAX_DEFERRAL_S = 3600.0
+MAX_COST_MICRO_USD = 10**12  # a million dollars for one call is no cost but a mistake
+EXPIRED_CONTEXT = "LM001"
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable)
+Phase = Literal["preparing", "calling", "keeping", "ending"]
+T = TypeVar("T")
 log = logs.get("run")
-
-MESSAGES = {
-    "cancelled": "Cancelled while it ran.",
-    "deadline_exceeded": "The job was not finished before its deadline.",
-    "runs_exhausted": "Every try ended without a result.",
-    "no_provider": "No provider serves this model at the moment.",
-    "no_output": "The provider returned nothing that could be used.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,208 +55,310 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A started run: the work, its images, and who may do it."""
+    """A started run: the work, its images, who may do it, and what an earlier run had done already."""
 
     work: Work
-    model_unit: pricing.PriceUnit
     images: Mapping[str, Blob]
     candidates: list[routing.Candidate]
+    done: Kept | None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a provider, or the run, did not deliver."""
+class Run:
+    """One claimed job on its way from lease to ending."""
 
-    code: str
-    message: str
-    kind: ErrorKind
+    def __init__(self, resources: Resources, lease: Lease) -> None:
+        self.lease = lease
+        self.phase: Phase = "preparing"
+        self._resources = resources
+        self._db = resources.db
+        self._model = "unknown"
+        self._began = time.monotonic()
+        self._deadline = self._began + lease.deadline_in_s
+        self._facts = {"job": lease.job_id, "org": lease.org_id, "app": lease.app_id, "run": lease.run}
 
+    @property
+    def may_stop(self) -> bool:
+        """False once a result is there: it is kept and settled, whoever asks to stop."""
+        return self.phase in {"preparing", "calling"}
 
-async def execute(resources: Resources, lease: Lease) -> None:
-    """Take a claimed job to its end, or give it back. Raises refusals.StaleLease when the lease was lost."""
-    if lease.exhausted is not None:
-        outcome: runs.Outcome = "cancelled" if lease.exhausted == "cancelled" else "failed"
-        await close(resources, lease, outcome, lease.exhausted, MESSAGES[lease.exhausted])
-        return
-    try:
-        async with asyncio.timeout(max(lease.deadline_in_s, 0.001)) as deadline:
-            await _run(resources, lease)
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        await close(resources, lease, "failed", "deadline_exceeded", MESSAGES["deadline_exceeded"])
+    async def decide(self) -> Ending:
+        """Work on the job until it is clear how the run ends. Raises refusals.StaleLease when the lease was lost."""
+        if self.lease.exhausted is not None:
+            return await self._exhausted(self.lease.exhausted)
+        prepared = await self._insist("start", self._prepare, single=False)
+        work = prepared.work
+        log.info("run.started", request=work.request_id, model=work.model, **self._facts)
+        if prepared.done is not None:
+            return endings.success(work, prepared.done)
+        failures: list[Failure] = []
+        for candidate in prepared.candidates:
+            if self._remaining_s() <= 0:
+                break
+            answer = await self._attempt(prepared, candidate)
+            if isinstance(answer, Kept):
+                return endings.success(work, answer)
+            failures.append(answer)
+            if answer.kind in FINAL_KINDS or answer.stops:
+                break
+        if self._remaining_s() <= 0:
+            return Finish("failed", "deadline_exceeded", MESSAGES["deadline_exceeded"])
+        return self._without_result(failures)
 
+    async def end(self, ending: Ending) -> None:
+        """Settle or give back: one commit, sent again when its answer was lost.
 
-async def _run(resources: Resources, lease: Lease) -> None:
-    started = time.monotonic()
-    async with resources.db.tenant_tx(lease.org_id, "limner_worker") as tx:
-        prepared = await _prepare(tx, resources, lease)
-    facts = {"job": lease.job_id, "org": lease.org_id, "app": lease.app_id, "run": lease.run}
-    log.info("run.started", request=prepared.work.request_id, model=prepared.work.model, **facts)
-    failure = Failure("no_provider", MESSAGES["no_provider"], "retryable")
-    for candidate in prepared.candidates:
-        answer = await _attempt(resources, lease, prepared, candidate)
-        if not isinstance(answer, Failure):
-            kept, result = answer
-            outcome = await _succeed(resources, lease, prepared, candidate, kept, result)
-            metrics.JOB_SECONDS.labels(prepared.work.model).observe(time.monotonic() - started)
-            metrics.JOBS.labels(prepared.work.model, "succeeded", "").inc()
-            took_ms = round((time.monotonic() - started) * 1000)
-            log.info("run.finished", outcome=outcome, provider=candidate.route.provider, latency_ms=took_ms, **facts)
-            return
-        failure = answer
-        if failure.kind in FINAL_KINDS:
-            break
-    await _fail_or_release(resources, lease, prepared.work.model, failure)
+        Raises refusals.StaleLease, and DatabaseUnavailable or psycopg.OperationalError when the database stays
+        away (the lease then runs out, and the next run takes over what this one recorded).
+        """
+        self.phase = "ending"
+        if isinstance(ending, Release):
+            await self._release(ending)
+        else:
+            await self._finish(ending)
 
+    def stopped(self, why: str) -> Ending | None:
+        """How a run ends that was told to stop: cancel, shutdown, or lost (somebody else's by now: write nothing)."""
+        if why == "cancel":
+            return Finish("cancelled", "cancelled", MESSAGES["cancelled"])
+        return Release(0, counts=False, reason="shutdown") if why == "shutdown" else None
 
-async def _prepare(tx: Tx, resources: Resources, lease: Lease) -> Prepared:
-    work = await runs.start(tx, lease)
-    has_images = any(field in work.input for field in ("images", "mask"))
-    images = await runs.load_images(tx, lease.job_id) if has_images else {}
-    routes = await catalog.routes_of(tx, work.model_id)
-    candidates, skipped = routing.order(routes, resources.adapters)
-    for skip in skipped:
-        log.warning("route.skipped", job=lease.job_id, provider=skip.provider, reason=skip.reason)
-    asked = int(work.input.get(pricing.MAX_OUTPUTS_FIELD, 1))
-    unit: pricing.PriceUnit = "output" if work.price_hold_mc == work.unit_price_mc * asked else "job"
-    return Prepared(work, unit, images, candidates)
+    def without_database(self) -> Ending:
+        """The database was away: nobody's fault that would use up a run."""
+        return Release(self._resources.backoff_s, counts=False, reason="database_away")
 
+    def crashed(self) -> Ending:
+        """Our own mistake: tried again as long as runs last."""
+        if self.lease.run >= self._resources.max_runs:
+            return Finish("failed", "internal_error", MESSAGES["internal_error"])
+        return Release(self._backoff_s(), counts=True, reason="crash")
 
-async def _attempt(
-    resources: Resources, lease: Lease, prepared: Prepared, candidate: routing.Candidate
-) -> tuple[list[dict[str, Any]], ProviderResult | None] | Failure:
-    """One try at one provider: the kept outputs, or why there are none."""
-    route = candidate.route
-    adapter = resources.adapters[route.adapter]
-    intent = await _intend(resources, lease, candidate, adapter.call_class)
-    if intent is None:
-        return Failure("outcome_unknown", "The provider may have been paid already; it is not asked again.", "fatal")
-    if intent.decision == "reuse":
-        return intent.outputs or [], None
-    call = _call(lease, prepared, route, intent.idem_key, _Reporter(resources.db, lease))
-    began = time.monotonic()
-    try:
-        async with asyncio.timeout(call.timeout_s):
-            result = await adapter.run(call)
-        failure = None
-    except ProviderError as error:
-        failure = Failure(error.code, error.message, error.kind)
-    except TimeoutError:
-        failure = Failure("provider_timeout", f"The provider did not answer within {call.timeout_s:g} s.", "retryable")
-    latency_ms = round((time.monotonic() - began) * 1000)
-    kept: list[dict[str, Any]] = []
-    if failure is None:
-        await call.progress(95, "storing")
-        kept = await outputs.keep(lease, result.outputs, resources.store, resources.pool)
-        if not kept:
-            failure = Failure("no_output", MESSAGES["no_output"], "retryable")
-    metrics.ATTEMPTS.labels(route.provider, failure.code if failure else "done").inc()
-    async with resources.db.tenant_single(lease.org_id, "limner_worker") as tx:
-        if failure is not None:
-            await runs.record_error(tx, lease, STEP, route.provider, intent.send_no, code=failure.code,
-                                    message=failure.message, latency_ms=latency_ms)  # fmt: skip
-            return failure
-        cost = result.cost_micro_usd if result.cost_micro_usd is not None else route.cost_micro_usd
-        await runs.record_done(tx, lease, STEP, route.provider, intent.send_no, outputs=kept, task_id=result.task_id,
-                               cost_micro_usd=cost, latency_ms=latency_ms)  # fmt: skip
-    return kept, result
+    async def _exhausted(self, code: str) -> Ending:
+        async def name(tx: Tx) -> str:
+            return await runs.model_of(tx, self.lease.job_id)
 
+        self._model = await self._insist("read", name, single=False)
+        return Finish("cancelled" if code == "cancelled" else "failed", code, MESSAGES[code])
 
-async def _intend(
-    resources: Resources, lease: Lease, candidate: routing.Candidate, call_class: CallClass
-) -> runs.Intent | None:
-    """The committed intent, or None when the class forbids another send after an unknown outcome."""
-    route = candidate.route
-    for resend in (False, True):
-        async with resources.db.tenant_single(lease.org_id, "limner_worker") as tx:
-            intent = await runs.intend(
-                tx, lease, STEP, route.provider, route.provider_model, candidate.rule, resend=resend
-            )
-        if intent.decision != "uncertain":
+    async def _prepare(self, tx: Tx) -> Prepared:
+        work = await runs.start(tx, self.lease)
+        self._model = work.model
+        has_images = any(field in work.input for field in ("images", "mask"))
+        images = await runs.load_images(tx, self.lease.job_id) if has_images else {}
+        routes = await catalog.routes_of(tx, work.model_id)
+        candidates, skipped = routing.order(routes, self._resources.adapters)
+        for skip in skipped:
+            log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
+        done = await runs.find_done(tx, self.lease.job_id, STEP) if self.lease.fence > 1 else None
+        return Prepared(work, images, candidates, Kept(**done) if done else None)
+
+    async def _attempt(self, prepared: Prepared, candidate: routing.Candidate) -> Kept | Failure:
+        """One try at one provider: the kept outputs, or why there are none."""
+        route = candidate.route
+        adapter = self._resources.adapters[route.adapter]
+        timeout_s = _timeout_s(route.config)
+        if timeout_s is None:
+            return Failure("provider_misconfigured", MESSAGES["provider_misconfigured"], "fatal")
+        intent = await self._intend(candidate, adapter.call_class)
+        if isinstance(intent, Failure):
+            metrics.ATTEMPTS.labels(route.provider, intent.code).inc()
             return intent
-        if call_class is CallClass.C and intent.send_no >= MAX_SENDS:
-            return None
-    return None
+        if intent.decision == "reuse":
+            return Kept(intent.outputs or [], route.provider, intent.cost_micro_usd)
+        call = self._call(prepared, route, intent.idem_key, min(timeout_s, max(self._remaining_s(), 0.001)))
+        began = time.monotonic()
+        self.phase = "calling"
+        result = await self._ask(adapter, call)
+        self.phase = "keeping"
+        latency_ms = round((time.monotonic() - began) * 1000)
+        answer = result if isinstance(result, Failure) else await self._keep(prepared.work, route, call, result)
+        metrics.ATTEMPTS.labels(route.provider, answer.code if isinstance(answer, Failure) else "done").inc()
+        await self._record(route.provider, intent.send_no, answer, getattr(result, "task_id", None), latency_ms)
+        self.phase = "keeping" if isinstance(answer, Kept) else "preparing"
+        return answer
 
+    async def _intend(self, candidate: routing.Candidate, call_class: CallClass) -> runs.Intent | Failure:
+        """The committed intent, or a failure when the class forbids another send after an unknown outcome."""
+        route = candidate.route
+        for resend in (False, True):
+            async with self._db.tenant_single(self.lease.org_id, ROLE) as tx:
+                intent = await runs.intend(
+                    tx, self.lease, STEP, route.provider, route.provider_model, candidate.rule, resend=resend
+                )
+            if intent.decision in {"send", "reuse"}:
+                if resend:
+                    metrics.RESENDS.labels(route.provider, call_class).inc()
+                    log.warning("provider.resent", provider=route.provider, call_class=call_class, **self._facts)
+                return intent
+            if intent.decision == "resume" or (call_class is CallClass.C and intent.send_no >= MAX_SENDS):
+                break
+        return Failure("outcome_unknown", MESSAGES["outcome_unknown"], "fatal", known=False)
 
-def _call(lease: Lease, prepared: Prepared, route: catalog.Route, idem_key: str, reporter: "_Reporter") -> ProviderCall:
-    named = prepared.images
-    pictures = tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named)
-    return ProviderCall(
-        job_id=lease.job_id,
-        kind=prepared.work.kind,
-        provider_model=route.provider_model,
-        input=prepared.work.input,
-        images=pictures,
-        mask=named.get("mask"),
-        config=route.config,
-        idempotency_key=idem_key,
-        timeout_s=min(float(route.config.get("timeout_s", CALL_TIMEOUT_S)), max(lease.deadline_in_s, 0.001)),
-        progress=reporter,
-    )
+    def _call(self, prepared: Prepared, route: catalog.Route, idem_key: str, timeout_s: float) -> ProviderCall:
+        named = prepared.images
+        return ProviderCall(
+            job_id=self.lease.job_id,
+            kind=prepared.work.kind,
+            provider_model=route.provider_model,
+            input=prepared.work.input,
+            images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named),
+            mask=named.get("mask"),
+            config=route.config,
+            idempotency_key=idem_key,
+            timeout_s=timeout_s,
+            progress=_Reporter(self._db, self.lease),
+        )
 
-
-async def _succeed(
-    resources: Resources, lease: Lease, prepared: Prepared, candidate: routing.Candidate,
-    kept: list[dict[str, Any]], result: ProviderResult | None,
-) -> str:  # fmt: skip
-    work = prepared.work
-    charge = pricing.charge_mc(work.unit_price_mc, prepared.model_unit, len(kept), work.price_hold_mc)
-    cost = result.cost_micro_usd if result is not None else None
-    first = {"cost_micro_usd": candidate.route.cost_micro_usd if cost is None else cost}
-    kind = kept[0]["type"]
-    return await settle(
-        resources, lease, "succeeded", charge_mc=charge, outputs=kept, provider=candidate.route.provider,
-        usage=[{"kind": kind, "quantity": len(kept), "unit": kind, **first}],
-    )  # fmt: skip
-
-
-async def _fail_or_release(resources: Resources, lease: Lease, model: str, failure: Failure) -> None:
-    if failure.kind in FINAL_KINDS or lease.run >= resources.max_runs:
-        await close(resources, lease, "failed", failure.code, failure.message)
-        metrics.JOBS.labels(model, "failed", failure.code).inc()
-        log.info("run.finished", job=lease.job_id, org=lease.org_id, outcome="failed", code=failure.code, run=lease.run)
-        return
-    delay_s = resources.backoff_s * 2 ** (lease.run - 1) * _jitter()
-    await give_back(resources, lease, delay_s, counts=True, reason=failure.code)
-
-
-async def close(resources: Resources, lease: Lease, outcome: runs.Outcome, code: str, message: str) -> None:
-    """End a job without a result; its hold is released."""
-    await settle(resources, lease, outcome, error_code=code, error_message=message)
-
-
-async def give_back(resources: Resources, lease: Lease, delay_s: float, *, counts: bool, reason: str) -> None:
-    """Release the job for another run."""
-    async with resources.db.tenant_single(lease.org_id, "limner_worker") as tx:
-        await runs.release(tx, lease, delay_s, counts=counts)
-    metrics.RUNS_RELEASED.labels(reason).inc()
-    log.info(
-        "run.released", job=lease.job_id, org=lease.org_id, reason=reason, delay_s=round(delay_s, 2), counts=counts
-    )
-
-
-async def settle(resources: Resources, lease: Lease, outcome: runs.Outcome, **facts: Any) -> str:
-    """Finish, and once more with the same fence when the answer of the commit was lost.
-
-    Raises refusals.StaleLease, and DatabaseUnavailable when the database stays away (the lease then runs out).
-    """
-    for attempt in range(FINISH_TRIES):
+    async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
+        """The provider's result; whatever else an adapter does becomes a failure, never the end of the worker."""
         try:
-            async with resources.db.tenant_single(lease.org_id, "limner_worker") as tx:
-                return await runs.finish(tx, lease, outcome, **facts)
-        except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable) as error:
-            log.warning("finish.retried", job=lease.job_id, error=type(error).__name__)
-            if attempt == FINISH_TRIES - 1:
+            async with asyncio.timeout(call.timeout_s):
+                return await adapter.run(call)
+        except ProviderError as error:
+            return Failure(error.code, error.message, error.kind, known=not error.outcome_unknown,
+                           retry_after_s=error.retry_after_s or 0)  # fmt: skip
+        except TimeoutError:
+            words = f"The provider did not answer within {call.timeout_s:g} s."
+            return Failure("provider_timeout", words, "retryable", known=False)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
-            await asyncio.sleep(min(0.1 * 2**attempt, 2))
-    raise AssertionError
+            log.exception("adapter.crashed", adapter=adapter.name, **self._facts)  # its own, not ours: a failure
+        except Exception:
+            log.exception("adapter.crashed", adapter=adapter.name, **self._facts)
+        return Failure("adapter_error", MESSAGES["adapter_error"], "retryable", known=False)
+
+    async def _keep(
+        self, work: Work, route: catalog.Route, call: ProviderCall, result: ProviderResult
+    ) -> Kept | Failure:
+        limit = int(work.input.get(pricing.MAX_OUTPUTS_FIELD, MAX_OUTPUTS))
+        await call.progress(95, "storing")
+        try:
+            kept = await outputs.keep(self.lease, result.outputs[:limit], self._resources.store, self._resources.pool)
+        except StoreUnavailable as error:
+            log.error("store.unavailable", error=str(error), **self._facts)  # noqa: TRY400  (known, no traceback)
+            return Failure("store_unavailable", MESSAGES["store_unavailable"], "retryable", stops=True)
+        except Exception:
+            log.exception("adapter.crashed", adapter=route.adapter, **self._facts)
+            return Failure("adapter_error", MESSAGES["adapter_error"], "retryable")
+        if not kept:
+            return Failure("no_output", MESSAGES["no_output"], "retryable")
+        return Kept(kept, route.provider, self._cost(result.cost_micro_usd, route))
+
+    def _cost(self, stated: object, route: catalog.Route) -> int:
+        """What the provider says it cost, where that can be true; else the route's own figure."""
+        if stated is None:
+            return route.cost_micro_usd
+        if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated <= MAX_COST_MICRO_USD:
+            return stated
+        log.error("cost.absurd", provider=route.provider, stated=repr(stated)[:100], **self._facts)
+        metrics.ABSURD_COSTS.labels(route.provider).inc()
+        return route.cost_micro_usd
+
+    async def _record(
+        self, provider: str, send_no: int, answer: Kept | Failure, task_id: object, latency_ms: int
+    ) -> None:
+        """Write how the call went. An answer lost on the way is no loss: the fence is compared again at the end."""
+
+        async def write(tx: Tx) -> bool:
+            if isinstance(answer, Failure):
+                await runs.record_error(tx, self.lease, STEP, provider, send_no, code=outputs.plain(answer.code, 100),
+                                        message=outputs.plain(answer.message, 2000), latency_ms=latency_ms,
+                                        known=answer.known)  # fmt: skip
+            else:
+                reference = None if task_id is None else outputs.plain(str(task_id), 500)
+                await runs.record_done(tx, self.lease, STEP, provider, send_no, outputs=answer.outputs,
+                                       task_id=reference, cost_micro_usd=answer.cost_micro_usd,
+                                       latency_ms=latency_ms)  # fmt: skip
+            return True
+
+        await self._insist("record", write, arrived=True)
+
+    def _without_result(self, failures: Sequence[Failure]) -> Ending:
+        last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
+        if failures and all(failure.kind == "rate" for failure in failures):
+            asked_s = min(failure.retry_after_s for failure in failures)
+            wait_s = max(self._backoff_s(), min(asked_s, MAX_DEFERRAL_S))
+            return Release(self._before_deadline(wait_s), counts=False, reason="rate_limited")
+        hopeless = bool(failures) and all(failure.kind == "fatal" for failure in failures)
+        if hopeless or last.kind in FINAL_KINDS or self.lease.run >= self._resources.max_runs:
+            return Finish("failed", outputs.plain(last.code, 100), outputs.plain(last.message, 2000))
+        return Release(self._before_deadline(self._backoff_s()), counts=True, reason=last.code)
+
+    async def _finish(self, ending: Finish) -> None:
+        async def write(tx: Tx) -> str:
+            return await runs.finish(
+                tx, self.lease, ending.outcome, charge_mc=ending.charge_mc, outputs=ending.outputs,
+                error_code=ending.code, error_message=ending.message, provider=ending.provider, usage=ending.usage,
+            )  # fmt: skip
+
+        await self._insist("finish", write)
+        took_s = time.monotonic() - self._began
+        metrics.JOBS.labels(self._model, ending.outcome, ending.code or "").inc()
+        metrics.JOB_SECONDS.labels(self._model).observe(took_s)
+        log.info("run.finished", outcome=ending.outcome, code=ending.code, provider=ending.provider,
+                 model=self._model, latency_ms=round(took_s * 1000), **self._facts)  # fmt: skip
+
+    async def _release(self, ending: Release) -> None:
+        async def write(tx: Tx) -> bool:
+            await runs.release(tx, self.lease, ending.delay_s, counts=ending.counts)
+            return True
+
+        await self._insist("release", write, arrived=True)
+        metrics.RUNS_RELEASED.labels(ending.reason).inc()
+        log.info("run.released", reason=ending.reason, delay_s=round(ending.delay_s, 2), counts=ending.counts,
+                 **self._facts)  # fmt: skip
+
+    async def _insist(
+        self, what: str, work: Callable[[Tx], Awaitable[T]], *, single: bool = True, arrived: T | None = None
+    ) -> T:
+        """Do `work` in a transaction (of one statement), again while the database is away or its clock was set.
+
+        `arrived`: the answer when a second try finds nothing left to do, since the first one's commit had arrived.
+        """
+        transaction = self._db.tenant_single if single else self._db.tenant_tx
+        until = time.monotonic() + PATIENCE_S
+        pause_s = 0.1
+        tried = synced = False
+        while True:
+            try:
+                async with transaction(self.lease.org_id, ROLE) as tx:
+                    return await work(tx)
+            except refusals.StaleLease:
+                if arrived is None or not tried:
+                    raise
+                return arrived
+            except (psycopg.Error, DatabaseUnavailable) as error:
+                expired = isinstance(error, psycopg.Error) and error.sqlstate == EXPIRED_CONTEXT and not synced
+                if time.monotonic() > until or not (expired or isinstance(error, AWAY)):
+                    raise
+                log.warning("database.retried", what=what, error=type(error).__name__, **self._facts)
+            tried = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 2.0)
+            if expired:
+                await self._db.sync_clock()
+                synced = True
+
+    def _remaining_s(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def _before_deadline(self, delay_s: float) -> float:
+        """Not later than the deadline: an overdue job is closed by whoever claims it, and must be claimable."""
+        return max(min(delay_s, self._remaining_s()), 0.0)
+
+    def _backoff_s(self) -> float:
+        """Doubles with each run, 0.8 to 1.2 times that: the clock's low digits keep retries apart."""
+        spread = 0.8 + (time.monotonic_ns() // 1000 % 4001) / 10_000
+        return float(self._resources.backoff_s * 2 ** (self.lease.run - 1) * spread)
 
 
-def _jitter() -> float:
-    """0.8 to 1.2, from the clock's low digits: enough to keep retries apart."""
-    return 0.8 + (time.monotonic_ns() // 1000 % 4001) / 10_000
+def _timeout_s(config: Mapping[str, Any]) -> float | None:
+    """The route's own time limit of a call; None when it is not a positive number."""
+    value = config.get("timeout_s", CALL_TIMEOUT_S)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        return None
+    return float(value)
 
 
 class _Reporter:

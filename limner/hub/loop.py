@@ -5,10 +5,11 @@ and loses its leases, which is right, because it could not be told to stop.
 """
 
 import asyncio
-import contextlib
 import os
 import socket
+import time
 from dataclasses import dataclass
+from typing import Literal
 from uuid import UUID
 
 import psycopg
@@ -17,6 +18,8 @@ from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.db.wake import CHANNEL
 from limner.hub import executor, runs
+from limner.hub.endings import Ending
+from limner.hub.executor import Run
 from limner.hub.runs import Lease
 from limner.kit import ids
 from limner.ledger import refusals
@@ -24,9 +27,14 @@ from limner.telemetry import logs, metrics
 
 ROLE = "limner_dispatch"
 POLL_S = 1.0
+CROWDED_POLL_S = 0.02
 CLAIM_BATCH = 50
+CLAIM_TIMEOUT_S = 10.0
+AHEAD = 4  # pieces of CPU work a worker has waiting for each of its processes
 MISSED_BEATS = 3
-RELEASE_S = 5.0
+GRACE_S = 10.0
+RELEASE_S = 8.0
+Why = Literal["cancel", "lost", "shutdown"]
 log = logs.get("worker")
 
 
@@ -40,13 +48,13 @@ class LoopSettings:
     shutdown_s: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Active:
-    """A run in progress; `why` says why it was told to stop: cancel, lost or shutdown."""
+    """A run in progress; `why` says why it was told to stop."""
 
-    lease: Lease
-    task: asyncio.Task[None]
-    why: str | None = None
+    run: Run
+    task: asyncio.Task[None] | None = None
+    why: Why | None = None
 
 
 class WorkerLoop:
@@ -56,10 +64,16 @@ class WorkerLoop:
         self._resources = resources
         self._db: Database = resources.db
         self._settings = settings
-        self._active: dict[UUID, _Active] = {}
+        # by job and fence: a worker may lose a job and claim it again
+        self._active: dict[tuple[UUID, int], _Active] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
+
+    @property
+    def active(self) -> int:
+        """Runs in progress."""
+        return len(self._active)
 
     def stop(self) -> None:
         """Stop claiming; `run` gives its runs back and returns within the shutdown time."""
@@ -76,96 +90,142 @@ class WorkerLoop:
         finally:
             for helper in helpers:
                 helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            await asyncio.wait(helpers, timeout=1)
 
     async def _claim_once(self) -> None:
-        room = min(self._settings.slots - len(self._active), CLAIM_BATCH)
         self._wake.clear()
-        claimed: list[Lease] = []
-        if room > 0:
-            try:
-                async with self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx:
-                    claimed = await runs.claim(tx, self.owner, room, self._settings.lease_s)
-            except (DatabaseUnavailable, psycopg.Error) as error:
-                log.warning("claim.failed", error=str(error))
-                await asyncio.sleep(POLL_S)
+        room = self._room()
+        claimed = await self._claim(room) if room > 0 else []
         for lease in claimed:
-            if lease.run == 1:
-                metrics.PICKUP_SECONDS.observe(max(lease.waited_ms, 0) / 1000)
-            active = _Active(lease, asyncio.create_task(self._guard(lease), name=f"job {lease.job_id}"))
-            self._active[lease.job_id] = active
+            self._begin(lease)
         if not claimed:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._wake.wait()
+            crowded = room <= 0 and len(self._active) < self._settings.slots
+            await self._rest(CROWDED_POLL_S if crowded else POLL_S)
 
-    async def _guard(self, lease: Lease) -> None:
-        """One run, whatever happens inside it: the job ends, is given back, or belongs to somebody else."""
+    def _room(self) -> int:
+        """How many jobs to claim: up to the free slots, as long as the CPU children keep up.
+
+        Work that waits for a child is better left in the queue, where its turn between the apps is kept, where other
+        workers see it, and where its pictures cost no memory. Runs that wait for a provider do not count.
+        """
+        waiting = self._resources.pool.waiting + sum(a.run.phase == "preparing" for a in self._active.values())
+        ahead = max(AHEAD * self._resources.pool.size, 2 * AHEAD)
+        return min(self._settings.slots - len(self._active), CLAIM_BATCH, ahead - waiting)
+
+    async def _claim(self, room: int) -> list[Lease]:
         try:
-            await executor.execute(self._resources, lease)
+            async with (
+                asyncio.timeout(CLAIM_TIMEOUT_S),
+                self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx,
+            ):
+                return await runs.claim(tx, self.owner, room, self._settings.lease_s)
+        except (DatabaseUnavailable, psycopg.Error, TimeoutError) as error:
+            log.warning("claim.failed", error=str(error) or type(error).__name__)
+            return []
+
+    def _begin(self, lease: Lease) -> None:
+        if lease.run == 1:
+            metrics.PICKUP_SECONDS.observe(max(lease.waited_ms, 0) / 1000)
+        for other in self._active.values():
+            if other.run.lease.job_id == lease.job_id:
+                self._tell(other, "lost")  # this worker itself has taken the job over
+        active = _Active(Run(self._resources, lease))
+        self._active[lease.job_id, lease.fence] = active
+        active.task = asyncio.create_task(self._guard(active), name=f"job {lease.job_id}")
+        active.task.add_done_callback(lambda _: self._ended(lease))
+
+    def _ended(self, lease: Lease) -> None:
+        del self._active[lease.job_id, lease.fence]
+        self._wake.set()
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _guard(self, active: _Active) -> None:
+        """One run, whatever happens inside it: the job ends, is given back, or belongs to somebody else."""
+        run, lease = active.run, active.run.lease
+        try:
+            ending = await self._decided(active)
+            if ending is not None:
+                await self._end(run, ending)
         except refusals.StaleLease:
             metrics.LEASES_LOST.inc()
             log.warning("lease.lost", job=lease.job_id, run=lease.run)
-        except asyncio.CancelledError:
-            await self._told_to_stop(lease)
-        except (DatabaseUnavailable, psycopg.OperationalError) as error:
+        except (DatabaseUnavailable, psycopg.Error) as error:
             log.warning("run.abandoned", job=lease.job_id, error=str(error))  # the lease runs out by itself
         except Exception:
+            log.exception("run.abandoned", job=lease.job_id)
+
+    async def _decided(self, active: _Active) -> Ending | None:
+        """How the run ends; None when somebody else owns the job by now."""
+        run, lease = active.run, active.run.lease
+        try:
+            return await run.decide()
+        except refusals.StaleLease:
+            raise
+        except asyncio.CancelledError:
+            if active.why is None:
+                raise  # the event loop is closing: nothing more can be written
+            if active.task is not None:
+                active.task.uncancel()
+            log.info("run.stopped", job=lease.job_id, why=active.why)
+            if active.why == "lost":
+                metrics.LEASES_LOST.inc()
+            return run.stopped(active.why)
+        except executor.AWAY as error:
+            log.warning("run.interrupted", job=lease.job_id, error=str(error) or type(error).__name__)
+            return run.without_database()
+        except Exception:
             log.exception("run.crashed", job=lease.job_id, org=lease.org_id)
-            await self._after_crash(lease)
-        finally:
-            self._active.pop(lease.job_id, None)
-            self._wake.set()
+            return run.crashed()
 
-    async def _told_to_stop(self, lease: Lease) -> None:
-        active = self._active.get(lease.job_id)
-        why = active.why if active else "lost"
-        log.info("run.stopped", job=lease.job_id, why=why)
-        with contextlib.suppress(refusals.StaleLease, DatabaseUnavailable, psycopg.Error):
-            if why == "cancel":
-                message = executor.MESSAGES["cancelled"]
-                await executor.close(self._resources, lease, "cancelled", "cancelled", message)
-            elif why == "shutdown":
-                await executor.give_back(self._resources, lease, 0, counts=False, reason="shutdown")
-
-    async def _after_crash(self, lease: Lease) -> None:
-        with contextlib.suppress(refusals.Refused, DatabaseUnavailable, psycopg.Error):
-            if lease.run >= self._resources.max_runs:
-                message = "Something went wrong on our side."
-                await executor.close(self._resources, lease, "failed", "internal_error", message)
-            else:
-                delay_s = self._resources.backoff_s * 2 ** (lease.run - 1)
-                await executor.give_back(self._resources, lease, delay_s, counts=True, reason="crash")
+    async def _end(self, run: Run, ending: Ending) -> None:
+        try:
+            await run.end(ending)
+        except (refusals.StaleLease, *executor.AWAY):
+            raise
+        except Exception:  # what the database refuses to store: the job must end all the same
+            log.exception("run.crashed", job=run.lease.job_id, org=run.lease.org_id)
+            await run.end(run.crashed())
 
     async def _beat(self) -> None:
         """Renew every lease at once; a run whose lease is gone, or whose owner cancels, is told so."""
         missed = 0
         conn: psycopg.AsyncConnection[object] | None = None
+        period_s = self._settings.heartbeat_s
+        next_at = time.monotonic() + period_s
         while True:
-            await asyncio.sleep(self._settings.heartbeat_s)
-            leases = [active.lease for active in self._active.values() if active.why is None]
+            await asyncio.sleep(max(next_at - time.monotonic(), 0))
+            next_at = max(next_at + period_s, time.monotonic())
+            beating = list(self._active.values())
             try:
-                if conn is None or conn.closed:
-                    conn = await self._db.direct(ROLE)
-                async with asyncio.timeout(self._settings.heartbeat_s):
+                async with asyncio.timeout(period_s):
+                    if conn is None or conn.closed:
+                        conn = await self._db.direct(ROLE)
+                    leases = [active.run.lease for active in beating]
                     verdicts = await runs.heartbeat(Tx(conn, None), leases, self._settings.lease_s) if leases else {}
-                missed = 0
-            except (psycopg.Error, TimeoutError) as error:
+            except Exception as error:  # nothing may end the heartbeat but the worker itself
                 missed += 1
                 log.warning("heartbeat.missed", times=missed, error=str(error) or type(error).__name__)
                 if conn is not None:
                     await conn.close()
                 if missed >= MISSED_BEATS:
-                    for lease in leases:
-                        self._tell(lease.job_id, "lost")
+                    for active in beating:
+                        self._tell(active, "lost")
                 continue
-            for job_id, verdict in verdicts.items():
+            missed = 0
+            for active in beating:
+                verdict = verdicts.get(active.run.lease.job_id, "ok")
                 if verdict != "ok":
-                    self._tell(job_id, verdict)
+                    self._tell(active, "cancel" if verdict == "cancel" else "lost")
 
-    def _tell(self, job_id: UUID, why: str) -> None:
-        active = self._active.get(job_id)
-        if active is not None and active.why is None:
+    def _tell(self, active: _Active, why: Why) -> None:
+        """Stop a run, unless it has its result (it is settled then) or was told before."""
+        if active.why is None and active.run.may_stop and active.task is not None:
             active.why = why
             active.task.cancel()
 
@@ -176,22 +236,25 @@ class WorkerLoop:
                 conn = await self._db.direct(ROLE)
                 async with conn:
                     await conn.execute(f"LISTEN {CHANNEL}")
+                    self._wake.set()
                     async for _ in conn.notifies():
                         self._wake.set()
-            except psycopg.Error as error:
-                log.warning("listen.lost", error=str(error))
+            except Exception as error:  # nothing may end the listening but the worker itself
+                log.warning("listen.lost", error=str(error) or type(error).__name__)
             await asyncio.sleep(POLL_S)
 
     async def _leave(self) -> None:
         """Let what is nearly done finish; give the rest back, without counting the run."""
-        grace_s = max(self._settings.shutdown_s / 2 - RELEASE_S, 0)
-        tasks = [active.task for active in self._active.values()]
-        log.info("worker.leaving", runs=len(tasks))
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace_s)
-        for active in list(self._active.values()):
-            self._tell(active.lease.job_id, "shutdown")
-        remaining = [active.task for active in self._active.values()]
-        if remaining:
-            await asyncio.wait(remaining, timeout=RELEASE_S)
+        log.info("worker.leaving", runs=len(self._active))
+        await self._drain(min(GRACE_S, self._settings.shutdown_s / 3))
+        until = time.monotonic() + min(RELEASE_S, self._settings.shutdown_s / 3)
+        while self._active and time.monotonic() < until:
+            for active in list(self._active.values()):
+                self._tell(active, "shutdown")  # again and again: one that has its result now may be calling later
+            await self._drain(0.1)
         log.info("worker.left", abandoned=len(self._active))
+
+    async def _drain(self, seconds: float) -> None:
+        tasks = [active.task for active in self._active.values() if active.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)

@@ -17,8 +17,9 @@ def quote_mc(unit_price_mc: int, price_unit: PriceUnit, parsed: Mapping[str, Any
     return unit_price_mc * units(price_unit, parsed)
 
 
-def charge_mc(unit_price_mc: int, price_unit: PriceUnit, delivered: int, hold_mc: int) -> int:
-    """What `delivered` valid stored outputs cost: never above the hold, nothing for nothing."""
-    if delivered <= 0:
-        return 0
-    return min(unit_price_mc * (delivered if price_unit == "output" else 1), hold_mc)
+def charge_mc(unit_price_mc: int, delivered: int, hold_mc: int) -> int:
+    """What `delivered` valid stored outputs cost: never above the hold, nothing for nothing.
+
+    Right for both units: a request priced by the job holds one unit, which any output uses up.
+    """
+    return min(unit_price_mc * max(delivered, 0), hold_mc)

@@ -93,6 +93,21 @@ async def start(tx: Tx, lease: Lease) -> Work:
     return Work(**row)
 
 
+async def model_of(tx: Tx, job_id: UUID) -> str:
+    """The name of the job's model, for a run that never starts it."""
+    row = await tx.get("SELECT j.model FROM limner.job j WHERE j.org_id = %s AND j.id = %s", [tx.org_id, job_id])
+    return str(row["model"])
+
+
+async def find_done(tx: Tx, job_id: UUID, step: str) -> dict[str, Any] | None:
+    """What an earlier run had got and stored before it died: `outputs`, `provider`, `cost_micro_usd`; or None."""
+    return await tx.find(
+        "SELECT c.outputs, c.provider, c.cost_micro_usd FROM limner.provider_call c WHERE c.org_id = %s AND c.job_id = %s"
+        " AND c.step = %s AND c.state = 'done' ORDER BY c.finished_at LIMIT 1",
+        [tx.org_id, job_id, step],
+    )
+
+
 async def load_images(tx: Tx, job_id: UUID) -> dict[str, Blob]:
     """The job's input images by name: image_0, image_1 …, mask."""
     rows = await tx.all(
@@ -124,10 +139,15 @@ async def record_done(
 
 
 async def record_error(
-    tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, code: str, message: str, latency_ms: int
-) -> None:
-    """The call failed; writes the event `job.attempt_failed`. Raises refusals.StaleLease."""
-    await _result(tx, lease, step, provider, send_no, "error", latency_ms=latency_ms, code=code, message=message)
+    tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, code: str, message: str, latency_ms: int,
+    known: bool = True,
+) -> None:  # fmt: skip
+    """The call failed, or (`known` False) may have been done all the same: the next `intend` then says "uncertain".
+
+    Writes the event `job.attempt_failed`. Raises refusals.StaleLease.
+    """
+    state = "error" if known else "unknown"
+    await _result(tx, lease, step, provider, send_no, state, latency_ms=latency_ms, code=code, message=message)
 
 
 async def _result(

@@ -74,7 +74,8 @@ def _why(row: Row) -> str:
             back = f"; {money.exact(spare)} that was not needed came back" if spare else ""
             return f"{model} delivered: {amount} charged{back}"
         case "void":
-            cause = "was cancelled" if row["state"] == "cancelled" else f"failed ({row['error_code']})"
+            failure = f"failed ({row['error_code']})" if row["error_code"] else "failed"
+            cause = "was cancelled" if row["state"] == "cancelled" else failure
             return f"The {model} job {cause}: {money.exact(row['hold_mc'])} came back, nothing was charged"
         case "refund":
             return f"Refund for a {model} job" + (f": {row['reason']}" if row["reason"] else "")

@@ -20,6 +20,11 @@ PICKUP_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1, 5, 30, 300),
 )  # fmt: skip
 ATTEMPTS = Counter("limner_provider_attempts", "Calls of providers", ["provider", "outcome"])
+RESENDS = Counter(
+    "limner_provider_resends", "Calls sent again after an unknown outcome; those of class C may be paid twice",
+    ["provider", "call_class"],
+)  # fmt: skip
+ABSURD_COSTS = Counter("limner_provider_absurd_costs", "Costs a provider stated that cannot be true", ["provider"])
 RUNS_RELEASED = Counter("limner_runs_released", "Runs given back", ["reason"])
 LEASES_LOST = Counter("limner_leases_lost", "Runs whose lease another worker took")
 QUEUE_DEPTH = Gauge("limner_queue_depth", "Jobs waiting to be claimed", multiprocess_mode="mostrecent")

@@ -35,8 +35,9 @@ DEFECTS = {
     "L18": "ALTER TABLE limner.audit_log DROP CONSTRAINT audit_log_pkey; ALTER TABLE limner.audit_log ALTER org_id DROP NOT NULL",
     "L19": "CREATE POLICY x ON limner.job FOR SELECT USING (org_id = (SELECT limner.org()))",
     "L20": "ALTER FUNCTION limner.cancel_job OWNER TO postgres",
-    "L20 enters late": "CREATE OR REPLACE FUNCTION limner.create_organization(p_ctx text, p_slug text, p_name text, p_grants text, p_cap bigint)"
-    " RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS"
+    "L20 enters late": "CREATE OR REPLACE FUNCTION limner.create_organization("
+    "p_ctx text, p_slug text, p_name text, p_grants text, p_cap bigint) RETURNS uuid LANGUAGE plpgsql"
+    " SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS"
     " $$ DECLARE n bigint := (SELECT count(*) FROM limner.job); t uuid := limner.enter(p_ctx); BEGIN RETURN t; END $$",
     "L21": "GRANT CREATE ON SCHEMA limner TO limner_api",
     "L21 public": "GRANT CREATE ON SCHEMA public TO PUBLIC",

@@ -24,7 +24,7 @@ from tests.conftest import MakeTenant, Server
 from tests.db import attacks
 from tests.db.planted import Planted, fingerprint, marked, plant, tenant_tables
 
-DEFEATED = "22012"  # division by zero: the one error that means a foreign row was looked at
+DEFEATED = "error:22012"  # division by zero: the one error that means a foreign row was looked at
 
 
 @pytest_asyncio.fixture
@@ -91,7 +91,7 @@ class Console:
 
 def _words(diag: Any) -> str:
     parts = (
-        diag.sqlstate,
+        f"error:{diag.sqlstate}",
         diag.message_primary,
         diag.message_detail,
         diag.message_hint,
@@ -131,7 +131,7 @@ async def test_ta5_a_console_in_one_tenant_reads_and_changes_nothing_of_another(
             if marked(answer) or DEFEATED in answer:
                 leaks.append((statement, answer[:500]))
             own_rows += "plain" in answer
-            refused += "42501" in answer or "LM001" in answer
+            refused += "error:42501" in answer or "error:LM001" in answer
             _undo(console)
 
     assert len(typed) >= 500
@@ -208,7 +208,7 @@ async def test_ta5_a_context_stolen_from_ones_own_request_dies_within_a_minute(
         kid, org, exp, _ = own.split(".")
         assert int(exp) - old <= 62
         console.type(f"SELECT set_config('limner.ctx', '{kid}.{org}.{exp}.{'0' * 64}', false)")
-        assert "LM001" in console.type("SELECT * FROM limner.job")
+        assert "error:LM001" in console.type("SELECT * FROM limner.job")
 
 
 async def test_ta5_what_an_attacker_leaves_on_a_pooled_connection_does_not_reach_the_next_tenant(

@@ -273,11 +273,12 @@ class Ledger(RuleBasedStateMachine):
             if begin:
                 self._start(job)
 
-    @precondition(lambda self: any(j.is_open and not j.leased for j in self.model.jobs.values()))
-    @rule(thousandths=st.sampled_from([1, 500, MC, MC]))
-    def deliver(self, thousandths: int) -> None:
+    @rule(payer=st.sampled_from(["ann", None]), price=st.integers(1, 3), thousandths=st.sampled_from([1, 500, MC, MC]))
+    def deliver(self, payer: str | None, price: int, thousandths: int) -> None:
         """The common life, whole: so that refunds and replays have something to work on."""
-        self.claim(3, True)
+        self.submit(payer, price, None)
+        if any(job.is_open and not job.leased for job in self.model.jobs.values()):
+            self.claim(3, True)
         for job in self._where("leased", "running"):
             self._succeed(job, job.hold * thousandths // MC)
 

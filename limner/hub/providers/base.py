@@ -84,15 +84,21 @@ class ProviderError(Exception):
     """A call that failed for a known reason.
 
     `kind` decides what follows: retryable, rate, auth and fatal move on to the next provider; content and
-    bad_request end the job, since another provider would be asked the same wrong thing.
+    bad_request end the job, since another provider would be asked the same wrong thing. `outcome_unknown` True
+    when the request may have been served (and billed) all the same, such as a connection lost after it was sent:
+    the call class then decides whether it is sent again.
     """
 
-    def __init__(self, code: str, message: str, kind: ErrorKind, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, kind: ErrorKind, retry_after_s: float | None = None, *,
+        outcome_unknown: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.code = code
         self.message = message
         self.kind: ErrorKind = kind
         self.retry_after_s = retry_after_s
+        self.outcome_unknown = outcome_unknown
 
 
 class Adapter(Protocol):

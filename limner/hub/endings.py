@@ -1,0 +1,81 @@
+"""How a run may end, and what leads there: the words between the two halves of a run (hub.executor)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from limner.hub import pricing, runs
+from limner.hub.providers.base import ErrorKind
+from limner.hub.runs import Work
+
+FINAL_KINDS: frozenset[ErrorKind] = frozenset({"bad_request", "content"})
+
+MESSAGES = {
+    "cancelled": "Cancelled while it ran.",
+    "deadline_exceeded": "The job was not finished before its deadline.",
+    "runs_exhausted": "Every try ended without a result.",
+    "no_provider": "No provider serves this model at the moment.",
+    "no_output": "The provider returned nothing that could be used.",
+    "outcome_unknown": "The provider may have been paid already; it is not asked again.",
+    "store_unavailable": "The result could not be stored.",
+    "adapter_error": "The provider answered in a way that is not understood.",
+    "provider_misconfigured": "The provider's timeout_s must be a positive number of seconds.",
+    "internal_error": "Something went wrong on our side.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The job is closed: charged when it succeeded, its hold released otherwise."""
+
+    outcome: runs.Outcome
+    code: str | None = None
+    message: str | None = None
+    charge_mc: int = 0
+    outputs: list[dict[str, Any]] | None = None
+    provider: str | None = None
+    usage: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The job goes back into the queue; `counts`: this run was one of its tries."""
+
+    delay_s: float
+    counts: bool
+    reason: str
+
+
+Ending = Finish | Release
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Outputs in limner's own store, who made them, and what that cost the platform."""
+
+    outputs: list[dict[str, Any]]
+    provider: str
+    cost_micro_usd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a provider did not deliver. `known` False: it may have done, and billed, the work all the same."""
+
+    code: str
+    message: str
+    kind: ErrorKind
+    known: bool = True
+    retry_after_s: float = 0.0
+    stops: bool = False  # asking another provider would not help
+
+
+def success(work: Work, kept: Kept) -> Finish:
+    """Charged for what was stored, with a usage record of it."""
+    count, kind = len(kept.outputs), kept.outputs[0]["type"]
+    return Finish(
+        "succeeded",
+        charge_mc=pricing.charge_mc(work.unit_price_mc, count, work.price_hold_mc),
+        outputs=kept.outputs,
+        provider=kept.provider,
+        usage=[{"kind": kind, "quantity": count, "unit": kind, "cost_micro_usd": kept.cost_micro_usd}],
+    )

@@ -1,0 +1,47 @@
+"""What the processes weigh: an idle worker and an API that has served some hundreds of requests."""
+
+import asyncio
+
+import aiohttp
+import psutil
+
+from tests.conftest import Tenant
+from tests.faults.cluster import Cluster
+from tests.running import Client, Process
+
+MIB = 1024 * 1024
+API_MIB = 150
+WORKER_MIB = 200
+
+
+def _resident_mib(process: Process) -> float:
+    """The process and its children: CPU children count."""
+    main = psutil.Process(process.popen.pid)
+    return float(sum(p.memory_info().rss for p in (main, *main.children(recursive=True))) / MIB)
+
+
+async def test_an_idle_worker_and_a_used_api_stay_small(
+    tenant: Tenant, cluster: Cluster, http: aiohttp.ClientSession
+) -> None:
+    api = cluster.api(wait=False)
+    worker = cluster.worker()
+    idle_worker = _resident_mib(worker)
+    api.wait()
+    client = Client(http, api.url, tenant.api_key)
+
+    async def serve(_: int) -> None:
+        accepted = await client.generate("local/canvas", input={"prompt": "a hare", "size": 512, "style": "gradient"})
+        assert accepted.status == 202
+        assert (await client.call("GET", f"/api/v1/jobs/{accepted.json['job_id']}")).status == 200
+
+    for _ in range(20):
+        await asyncio.gather(*(serve(n) for n in range(10)))
+    used_api = _resident_mib(api)
+    alone = psutil.Process(worker.popen.pid).memory_info().rss / MIB
+
+    print(
+        f"idle worker {idle_worker:.0f} MiB; API after 400 requests {used_api:.0f} MiB; worker at work {alone:.0f} MiB without children"
+    )
+    assert idle_worker <= WORKER_MIB
+    assert used_api <= API_MIB
+    assert alone <= WORKER_MIB, "the loop's own process stays as small at work: pictures live in the children"

@@ -1,0 +1,85 @@
+"""MJ7: a worker that stood still past its lease writes nothing when it wakes: another has done its jobs."""
+
+import asyncio
+import hashlib
+import random
+import signal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from limner.db.pools import Database
+from limner.media.store import ObjectStore
+from tests import acts
+from tests.conftest import MakeTenant
+from tests.faults.cluster import Cluster, charged_once, closed, eventually, leases, order
+from tests.running import Process
+
+RECORDS = ("job", "transfer", "usage_record", "event", "provider_call")
+
+
+@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.long)])
+async def test_mj7_a_stopped_worker_finds_its_jobs_done_and_changes_nothing(
+    db: Database, make_tenant: MakeTenant, cluster: Cluster, superuser: psycopg.Connection, rounds: int
+) -> None:
+    tenant = await make_tenant()
+    workers = [cluster.worker(slow_s=0.3, wait=False) for _ in range(2)]
+    for worker in workers:
+        worker.wait_for_output("worker.ready")
+    taken_over = 0
+    for _ in range(rounds * 3):
+        if taken_over == rounds:
+            break
+        job_ids = [await order(db, tenant) for _ in range(3)]
+        busy = await eventually(lambda: leases(superuser, tenant.org_id), pause_s=0.005)
+        holder = random.choice([pid for pid, _ in busy.values()])
+        stopped = next(worker for worker in workers if worker.popen.pid == holder)
+        await asyncio.sleep(random.uniform(0, 0.35))
+        stopped.send(signal.SIGSTOP)
+        await asyncio.sleep(0.05)  # what the server was doing for it comes to its end
+        held = {j: fence for j, (pid, fence) in leases(superuser, tenant.org_id).items() if pid == stopped.popen.pid}
+        await eventually(lambda: closed(superuser, job_ids), 25)  # noqa: B023
+        lost = [job_id for job_id, fence in held.items() if _finished_fence(superuser, job_id) > fence]
+        before = await _everything(superuser, cluster, job_ids)
+
+        stopped.send(signal.SIGCONT)
+        await eventually(lambda: _noticed(stopped, lost))  # noqa: B023
+        await asyncio.sleep(0.1)
+
+        assert await _everything(superuser, cluster, job_ids) == before, "a stale write"
+        charged_once(superuser, tenant.org_id, job_ids)
+        taken_over += bool(lost)
+
+    assert taken_over == rounds
+    assert await acts.books(db, tenant.org_id) == {}
+
+
+def _finished_fence(conn: psycopg.Connection, job_id: UUID) -> int:
+    return acts.count(conn, "SELECT finished_fence FROM limner.job WHERE id = %s", job_id)
+
+
+def _noticed(worker: Process, job_ids: list[UUID]) -> bool:
+    """The worker has said of each that it lost it."""
+    lines = [line for line in worker.output().splitlines() if "lease.lost" in line or "run.stopped" in line]
+    return all(any(str(job_id) in line for line in lines) for job_id in job_ids)
+
+
+async def _everything(conn: psycopg.Connection, cluster: Cluster, job_ids: list[UUID]) -> dict[str, Any]:
+    """All records of the jobs, and the bytes of the objects their owners can see."""
+    found: dict[str, Any] = {}
+    for name in RECORDS:
+        column = {"job": "id", "event": "subject_id"}.get(name, "job_id")
+        query = f"SELECT to_jsonb(x)::text FROM limner.{name} x WHERE {column} = ANY(%s) ORDER BY 1"
+        found[name] = [row[0] for row in conn.execute(query, [job_ids])]
+    store = ObjectStore(None, cluster.home)
+    keys = conn.execute(
+        "SELECT o ->> 'key', o ->> 'sha256' FROM limner.job j, jsonb_array_elements(j.outputs) o WHERE j.id = ANY(%s)",
+        [job_ids],
+    ).fetchall()
+    assert len(keys) == len(job_ids)
+    for key, stated in keys:
+        found[key] = hashlib.sha256(await store.read(key)).hexdigest()
+        assert found[key] == stated
+    return found

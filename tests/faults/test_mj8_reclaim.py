@@ -1,0 +1,55 @@
+"""MJ8: dead workers are noticed in seconds, at the real lease of thirty."""
+
+import asyncio
+
+import psycopg
+import pytest
+
+from limner.db.pools import Database
+from tests import acts
+from tests.conftest import Tenant
+from tests.faults.cluster import Cluster, charged_once, closed, eventually, leases, order
+
+LEASE_S = "30"
+JOBS = 20
+DEADEST_S = 45.0
+P99_S = 35.0
+
+
+@pytest.mark.long
+async def test_mj8_twenty_leases_of_workers_killed_together_are_taken_again_in_time(
+    db: Database, tenant: Tenant, cluster: Cluster, superuser: psycopg.Connection
+) -> None:
+    job_ids = [await order(db, tenant) for _ in range(JOBS)]
+    doomed = [cluster.worker(slow_s=600, wait=False, LIMNER_WORKER_SLOTS="4", LIMNER_LEASE_S=LEASE_S) for _ in range(5)]
+    await eventually(lambda: len(leases(superuser, tenant.org_id)) == JOBS, 60)
+    assert len({pid for pid, _ in leases(superuser, tenant.org_id).values()}) == len(doomed)
+    for _ in range(2):
+        cluster.worker(slow_s=1, LIMNER_LEASE_S=LEASE_S)
+    await asyncio.sleep(11)  # each lease has been renewed once
+
+    for worker in doomed:
+        worker.popen.kill()
+    killed_at = superuser.execute("SELECT clock_timestamp()").fetchone()
+    assert killed_at is not None
+    taken: dict[object, float] = {}
+
+    def all_taken() -> bool:
+        rows = superuser.execute(
+            "SELECT job_id, extract(epoch FROM clock_timestamp() - %s)::float8 FROM limner.job_queue WHERE org_id = %s AND fence = 2",
+            [killed_at[0], tenant.org_id],
+        ).fetchall()
+        for job_id, seconds in rows:
+            taken.setdefault(job_id, seconds)
+        return len(taken) == JOBS
+
+    await eventually(all_taken, DEADEST_S + 5)
+    waited = sorted(taken.values())
+
+    assert waited[0] > 15, "nobody took a lease that had been renewed a moment ago"
+    assert waited[int(JOBS * 0.99) - 1] <= P99_S
+    assert waited[-1] <= P99_S
+    await eventually(lambda: closed(superuser, job_ids), 60)
+    charged_once(superuser, tenant.org_id, job_ids)
+    assert await acts.books(db, tenant.org_id) == {}
+    print(f"re-claimed after {waited[0]:.1f} to {waited[-1]:.1f} s")

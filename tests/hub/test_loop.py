@@ -1,0 +1,585 @@
+"""The worker's loop over a real database: leases, heartbeats, cancels, shutdown, and a database that goes away."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+import pytest_asyncio
+from prometheus_client import REGISTRY
+
+from limner.db.pools import Database
+from limner.db.wake import Waker
+from limner.hub import loop as loop_module
+from limner.hub import runs
+from limner.hub.loop import LoopSettings, WorkerLoop
+from limner.hub.providers.base import ProviderCall, ProviderError, ProviderResult
+from limner.kit.cpu import CpuPool
+from limner.kit.money import MC
+from limner.media.store import ObjectStore
+from limner.tenancy import apps
+from tests import acts
+from tests.alone import db_alone, server_alone, superuser_alone
+from tests.conftest import Server, Tenant
+from tests.hub.doubles import Scripted, Shop, after, open_shop, pictures, png, text
+
+__all__ = ["db_alone", "server_alone", "superuser_alone"]
+
+Open = Callable[..., Awaitable[Shop]]
+OTHERS = "usename LIKE 'limner\\_%%' AND datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest_asyncio.fixture
+async def pool() -> AsyncIterator[CpuPool]:
+    pool = CpuPool(1, 2 << 30, 30)
+    yield pool
+    await pool.aclose()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs given back are found by the poll: these tests need not wait a second for it."""
+    monkeypatch.setattr(loop_module, "POLL_S", 0.1)
+
+
+@pytest.fixture
+def shop(db: Database, tenant: Tenant, tmp_path: Path, pool: CpuPool, superuser: psycopg.Connection) -> Open:
+    acts.empty_queue(superuser)
+
+    async def make(*providers: Scripted, **facts: Any) -> Shop:
+        return await open_shop(
+            db, tenant, facts.pop("store", None) or ObjectStore(None, tmp_path), pool, *providers, **facts
+        )
+
+    return make
+
+
+@asynccontextmanager
+async def working(
+    shop: Shop, *, slots: int = 50, lease_s: float = 1.0, shutdown_s: float = 6.0
+) -> AsyncIterator[WorkerLoop]:
+    """A loop at work; stopped at the end, and it must come to an end."""
+    loop = WorkerLoop(shop.resources, LoopSettings(slots, lease_s, lease_s / 3, shutdown_s))
+    task = asyncio.create_task(loop.run())
+    try:
+        yield loop
+    finally:
+        loop.stop()
+        await asyncio.wait_for(task, shutdown_s)
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> float:
+    """Wait for it; the seconds it took."""
+    began = time.monotonic()
+    while True:
+        answer = condition()
+        if isinstance(answer, Awaitable):
+            answer = await answer
+        if answer:
+            return time.monotonic() - began
+        assert time.monotonic() - began < timeout_s, "it never came"
+        await asyncio.sleep(0.005)
+
+
+async def closed(shop: Shop, *job_ids: UUID, timeout_s: float = 20.0) -> list[Any]:
+    async def all_closed() -> bool:
+        return not any([(await shop.job(job_id)).is_open for job_id in job_ids])
+
+    await until(all_closed, timeout_s)
+    return [await shop.job(job_id) for job_id in job_ids]
+
+
+def _counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"limner_{name}_total", labels) or 0.0
+
+
+async def _charged(shop: Shop, job_id: UUID, amount_mc: int = MC) -> None:
+    assert await shop.transfers(job_id) == [("hold", MC), ("post", amount_mc)]
+    assert await acts.books(shop.db, shop.tenant.org_id) == {}
+
+
+async def test_two_hundred_slow_provider_calls_run_at_once(shop: Open) -> None:
+    slow = Scripted("slow", after(2.0))
+    here = await shop(slow)
+    job_ids = [await here.submit() for _ in range(200)]
+    began = time.monotonic()
+
+    async with working(here, slots=200, lease_s=2.0):
+        await until(lambda: slow.peak == 200, 15)
+        await closed(here, *job_ids)
+
+    assert time.monotonic() - began < 15, "one after another would take 400 s"
+    assert len(slow.calls) == 200
+    assert await acts.books(here.db, here.tenant.org_id) == {}
+
+
+async def test_slots_bound_what_is_taken(shop: Open) -> None:
+    slow = Scripted("slow", after(0.1))
+    here = await shop(slow)
+    job_ids = [await here.submit() for _ in range(20)]
+
+    async with working(here, slots=4):
+        await closed(here, *job_ids)
+
+    assert slow.peak == 4
+
+
+async def test_busy_cpu_children_stop_neither_heartbeats_nor_waiting_for_providers(shop: Open, pool: CpuPool) -> None:
+    """All CPU children are busy for longer than a lease: nothing is lost, and another provider's call starts at once."""
+
+    async def compute(call: ProviderCall) -> ProviderResult:
+        await pool.run("time:sleep", 0.8)
+        return text()
+
+    cpu, remote = Scripted("cpu", compute), Scripted("remote", after(0.05))
+    local = await shop(cpu)
+    distant = await open_shop(local.db, local.tenant, local.resources.store, pool, remote)
+    both = Shop(local.db, local.tenant, local.model_id, local.resources, (cpu, remote))
+    local.resources.adapters["remote"] = remote  # type: ignore[index]
+    heavy = [await local.submit() for _ in range(4)]
+    lost = _counted("leases_lost")
+
+    async with working(both, lease_s=1.0):
+        await until(lambda: cpu.at_once == 4)
+        light = await distant.submit()
+        (job,) = await closed(distant, light, timeout_s=3)
+        assert job.provider_used == "remote"
+        assert any([(await local.job(job_id)).is_open for job_id in heavy]), "it waited for the CPU work"
+        await closed(local, *heavy)
+
+    assert _counted("leases_lost") == lost
+    assert [(await local.job(job_id)).runs for job_id in heavy] == [1, 1, 1, 1]
+
+
+async def test_seed_002_one_apps_backlog_does_not_starve_another_app(
+    shop: Open, pool: CpuPool, db: Database, tenant: Tenant
+) -> None:
+    """The seed's queue is first come, first served for everybody: 200 jobs of one app stand before another's first."""
+
+    async def compute(call: ProviderCall) -> ProviderResult:
+        await pool.run("time:sleep", 0.02)
+        return text()
+
+    here = await shop(Scripted("cpu", compute))
+    async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
+        other = await apps.create(tx, "other", "Other", actor="test", welcome_mc=10 * MC)
+    backlog = [await here.submit() for _ in range(100)]
+
+    async with working(here, slots=200):
+        await until(lambda: len(here.providers[0].calls) > 5)
+        mine = await here.submit(app_id=other.id, user="bea")
+        async with db.tenant_tx(tenant.org_id) as tx:
+
+            async def done() -> int:
+                row = await tx.get(
+                    "SELECT count(*) AS n FROM limner.job WHERE id = %s AND finished_at IS NOT NULL", [mine]
+                )
+                return int(row["n"])
+
+            await until(done)
+        finished = [job for job in [await here.job(job_id) for job_id in backlog] if not job.is_open]
+        assert len(finished) < 45, "the other app's only job waited for most of the backlog"
+        await closed(here, *backlog)
+
+
+async def test_work_that_waits_for_the_cpu_stays_in_the_queue(shop: Open, pool: CpuPool) -> None:
+    """Two hundred slots, one child: what cannot be worked on is left for other workers, with its pictures."""
+
+    async def compute(call: ProviderCall) -> ProviderResult:
+        await pool.run("time:sleep", 0.03)
+        return text()
+
+    here = await shop(Scripted("cpu", compute))
+    job_ids = [await here.submit() for _ in range(60)]
+
+    held = 0
+    async with working(here, slots=200) as loop:
+        while (await here.job(job_ids[-1])).is_open:
+            held = max(held, loop.active)
+            await asyncio.sleep(0.01)
+        await closed(here, *job_ids)
+
+    assert held < 30, f"{held} of 60 jobs sat in one worker with one child"
+
+
+async def test_an_adapter_that_breaks_again_and_again_ends_the_job_not_the_worker(shop: Open) -> None:
+    here = await shop(Scripted("broken", KeyError("x")), backoff_s=0.02)
+    job_id = await here.submit()
+
+    async with working(here):
+        (job,) = await closed(here, job_id)
+
+    assert (job.state, job.error_code, job.runs, job.price_final_mc) == ("failed", "adapter_error", 3, 0)
+
+
+async def test_our_own_mistake_is_tried_again_and_then_ends_the_job(
+    shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await shop(Scripted("good"), backoff_s=0.02)
+    job_id = await here.submit()
+
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(runs, "intend", broken)
+    async with working(here) as loop:
+        (job,) = await closed(here, job_id)
+        await until(lambda: loop.active == 0)
+
+    assert (job.state, job.error_code, job.runs) == ("failed", "internal_error", 3)
+
+
+async def test_what_the_database_refuses_to_settle_ends_the_job_all_the_same(
+    shop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await shop(Scripted("good"), backoff_s=0.02)
+    job_id = await here.submit()
+    real = runs.finish
+
+    async def absurd(tx: Any, lease: Any, outcome: Any, **facts: Any) -> str:
+        return await real(tx, lease, outcome, **(facts | {"charge_mc": facts.get("charge_mc", 0) * 50}))
+
+    monkeypatch.setattr(runs, "finish", absurd)
+    async with working(here):
+        (job,) = await closed(here, job_id)
+
+    assert (job.state, job.error_code, job.price_final_mc) == ("failed", "internal_error", 0)
+
+
+# Cancels
+
+
+async def test_mj10_a_running_job_is_told_at_the_next_heartbeat(shop: Open) -> None:
+    slow = Scripted("slow", after(30))
+    here = await shop(slow)
+    job_id = await here.submit()
+
+    async with working(here):
+        await until(lambda: slow.at_once == 1)
+        assert await acts.cancel(here.db, here.tenant, job_id) == "requested"
+        took_s = await until(lambda: slow.at_once == 0)
+        (job,) = await closed(here, job_id)
+
+    assert took_s < 1.0
+    assert (job.state, job.error_code, job.price_final_mc) == ("cancelled", "cancelled", 0)
+    assert await here.events(job_id) == ["job.started", "job.cancelled"]
+
+
+async def test_mj10_a_result_that_came_first_is_kept_and_charged(shop: Open, tmp_path: Path) -> None:
+    """The provider has answered, its picture is being stored for longer than a heartbeat, and the owner cancels."""
+    store = Slow(tmp_path, 1.2)
+    here = await shop(Scripted("quick", pictures(png())), store=store)
+    job_id = await here.submit()
+
+    async with working(here):
+        await until(lambda: store.writing)
+        assert await acts.cancel(here.db, here.tenant, job_id) == "requested"
+        (job,) = await closed(here, job_id)
+
+    assert (job.state, job.price_final_mc, job.runs) == ("succeeded", MC, 1)
+    await _charged(here, job_id)
+
+
+async def test_mj10_a_cancel_between_two_providers_spares_the_second(shop: Open, tmp_path: Path) -> None:
+    """The first provider's answer is unusable; the cancel that arrived meanwhile is heeded before another is paid."""
+
+    async def useless(_: ProviderCall) -> ProviderResult:
+        await asyncio.sleep(0.05)
+        raise ProviderError("provider_down", "Down.", "retryable")
+
+    second = Scripted("second", after(30))
+    here = await shop(Scripted("first", useless), second)
+    job_id = await here.submit()
+
+    async with working(here):
+        await until(lambda: second.at_once == 1)
+        await acts.cancel(here.db, here.tenant, job_id)
+        (job,) = await closed(here, job_id)
+
+    assert job.state == "cancelled"
+
+
+# Leases
+
+
+async def test_mj7_a_worker_that_stood_still_may_take_its_own_job_again(shop: Open) -> None:
+    """Its loop is blocked for longer than a lease; it finds its own job claimable, and the first run of it lost."""
+    slow = Scripted("slow", after(0.4), after(0.2))
+    here = await shop(slow)
+    job_id = await here.submit()
+
+    async with working(here) as loop:
+        await until(lambda: slow.at_once == 1)
+        time.sleep(1.3)
+        (job,) = await closed(here, job_id)
+        await until(lambda: loop.active == 0)
+
+    assert job.state == "succeeded"
+    assert job.finished_fence in {1, 2}
+    await _charged(here, job_id)
+
+
+async def test_heartbeats_keep_a_long_run_for_many_leases(shop: Open) -> None:
+    here = await shop(Scripted("slow", after(3.0)))
+    job_id = await here.submit()
+
+    async with working(here, lease_s=0.6), working(here, lease_s=0.6):
+        (job,) = await closed(here, job_id)
+
+    assert (job.finished_fence, len(here.providers[0].calls)) == (1, 1), "the other loop never got it"
+
+
+async def test_a_heartbeat_connection_that_dies_is_replaced_in_time(shop: Open, superuser: psycopg.Connection) -> None:
+    here = await shop(Scripted("slow", after(2.5)))
+    job_id = await here.submit()
+
+    async with working(here):
+        for _ in range(3):
+            await asyncio.sleep(0.7)
+            superuser.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS} AND query LIKE '%%heartbeat_many%%'"
+            )
+        (job,) = await closed(here, job_id)
+
+    assert (job.finished_fence, len(here.providers[0].calls)) == (1, 1)
+
+
+async def test_a_worker_that_cannot_beat_stops_its_own_work(shop: Open, server: Server) -> None:
+    slow = Scripted("slow", after(30), text())
+    here = await shop(slow)
+    job_id = await here.submit()
+    lost = _counted("leases_lost")
+
+    async with working(here, lease_s=0.6) as loop:
+        await until(lambda: slow.at_once == 1)
+        with away(server):
+            await until(lambda: slow.at_once == 0 and loop.active == 0, 8)
+        (job,) = await closed(here, job_id)
+
+    assert _counted("leases_lost") == lost + 1
+    assert (job.state, job.finished_fence) == ("succeeded", 2)
+    await _charged(here, job_id)
+
+
+# A database that goes away
+
+
+@contextmanager
+def away(server: Server) -> Iterator[None]:
+    """The database refuses everybody, and ends who is there; comes back at the end."""
+    name = psycopg.conninfo.conninfo_to_dict(server.url)["dbname"]
+    with psycopg.connect(server.embedded.superuser_conninfo(), autocommit=True) as conn:
+        conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        conn.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND usename LIKE 'limner%'"
+        )
+        try:
+            yield
+        finally:
+            conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+@pytest.mark.parametrize("phase", ["start", "intend", "record_done", "finish", "release"])
+async def test_mj5_a_database_that_goes_away_in_any_phase_costs_neither_the_job_nor_a_run(
+    shop: Open, server: Server, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    down = ProviderError("provider_down", "Down.", "retryable")
+    here = await shop(Scripted("only", down, text()) if phase == "release" else Scripted("only"))
+    job_id = await here.submit()
+    real = getattr(runs, phase)
+    outages: list[asyncio.Task[None]] = []
+
+    async def outage() -> None:
+        with away(server):
+            await asyncio.sleep(1.0)
+
+    async def interrupted(*args: Any, **facts: Any) -> Any:
+        if not outages:
+            outages.append(asyncio.create_task(outage()))
+            await asyncio.sleep(0.05)
+        return await real(*args, **facts)
+
+    monkeypatch.setattr(runs, phase, interrupted)
+    async with working(here, lease_s=30) as loop:
+        await until(lambda: bool(outages))
+        await outages[0]
+        (job,) = await closed(here, job_id, timeout_s=15)
+        await until(lambda: loop.active == 0)
+
+    assert (job.state, job.runs) == ("succeeded", 2 if phase == "release" else 1)
+    assert len(here.providers[0].calls) == (2 if phase == "release" else 1)
+    await _charged(here, job_id)
+
+
+async def test_idle_connections_that_died_are_noticed_before_they_are_used(
+    shop: Open, superuser: psycopg.Connection
+) -> None:
+    """After a restart every pooled connection is dead: the first jobs must not pay for it with a run each."""
+    here = await shop(Scripted("only"))
+    job_ids = [await here.submit() for _ in range(12)]
+    async with working(here):
+        await closed(here, *job_ids)  # pools have grown
+        superuser.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}")
+        await asyncio.sleep(0.1)
+        job_ids = [await here.submit() for _ in range(12)]
+        done = await closed(here, *job_ids)
+
+    assert {(job.state, job.runs, job.finished_fence) for job in done} == {("succeeded", 1, 1)}
+
+
+# Wake-ups
+
+
+async def _pick_up_s(here: Shop, waker: Waker) -> float:
+    before = len(here.providers[0].calls)
+    await here.submit()
+    began = time.monotonic()
+    waker.wake()
+    await until(lambda: len(here.providers[0].calls) > before)
+    return time.monotonic() - began
+
+
+async def test_a_wake_up_starts_a_job_at_once_and_the_poll_stands_behind_it(
+    shop: Open, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "POLL_S", 1.0)
+    here = await shop(Scripted("only"))
+    waker = Waker(here.db, "limner_api")
+    waking = asyncio.create_task(waker.run())
+    listeners = f"SELECT pid FROM pg_stat_activity WHERE {OTHERS} AND query LIKE 'LISTEN%%'"
+    async with working(here):
+        await until(lambda: bool(superuser.execute(listeners).fetchall()))
+        await asyncio.sleep(0.1)
+        woken = sorted([await _pick_up_s(here, waker) for _ in range(10)])
+
+        superuser.execute(f"SELECT pg_terminate_backend(pid) FROM ({listeners}) l")
+        deaf = await _pick_up_s(here, waker)
+
+        await until(lambda: bool(superuser.execute(listeners).fetchall()))
+        await asyncio.sleep(0.1)
+        again = min([await _pick_up_s(here, waker) for _ in range(5)])
+    waking.cancel()
+
+    assert woken[5] < 0.1, "half of them within a tenth of a second: nobody polled"
+    assert deaf < 1.6, "the poll finds what no wake-up announced"
+    assert again < 0.1, "it listens again"
+
+
+# Leaving
+
+
+async def test_a_worker_that_leaves_gives_its_runs_back_uncounted_and_another_finishes_them(shop: Open) -> None:
+    slow = Scripted("slow", *[after(60)] * 5, after(0.01))
+    here = await shop(slow)
+    job_ids = [await here.submit() for _ in range(5)]
+
+    async with working(here, lease_s=30, shutdown_s=3) as loop:
+        await until(lambda: slow.at_once == 5)
+        began = time.monotonic()
+        loop.stop()
+        late = await here.submit()
+        await until(lambda: loop.active == 0)
+    assert time.monotonic() - began < 2.5
+
+    for job_id in (*job_ids, late):
+        queued = await here.queue(job_id)
+        assert queued is not None
+        assert (queued["lease_owner"], queued["runs"]) == (None, 0), "given back, not left to run out"
+    async with working(here):
+        jobs = await closed(here, *job_ids, late)
+    assert {(job.state, job.runs) for job in jobs} == {("succeeded", 1)}
+    for job_id in job_ids:
+        assert await here.events(job_id) == ["job.started", "job.completed"]
+        await _charged(here, job_id)
+
+
+async def test_a_worker_that_leaves_lets_what_is_nearly_done_finish(shop: Open) -> None:
+    slow = Scripted("slow", after(0.5))
+    here = await shop(slow)
+    job_id = await here.submit()
+
+    async with working(here, shutdown_s=6) as loop:
+        await until(lambda: slow.at_once == 1)
+        loop.stop()
+
+    assert ((await here.job(job_id)).state, len(slow.calls)) == ("succeeded", 1)
+
+
+async def test_a_worker_that_leaves_settles_a_result_it_has(shop: Open, tmp_path: Path) -> None:
+    """The grace is over while the picture is still being written: it is kept, since it was paid for."""
+    store = Slow(tmp_path, 1.5)
+    here = await shop(Scripted("quick", pictures(png())), store=store)
+    job_id = await here.submit()
+
+    async with working(here, shutdown_s=3) as loop:
+        await until(lambda: store.writing)
+        loop.stop()
+
+    assert (await here.job(job_id)).state == "succeeded"
+    await _charged(here, job_id)
+
+
+async def test_an_adapter_that_will_not_stop_does_not_keep_the_worker(shop: Open) -> None:
+    async def stubborn(_: ProviderCall) -> ProviderResult:
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            try:
+                await asyncio.sleep(0.2)
+            except asyncio.CancelledError:
+                continue
+        return text()
+
+    slow = Scripted("stubborn", stubborn)
+    here = await shop(slow)
+    job_id = await here.submit()
+    loop = WorkerLoop(here.resources, LoopSettings(4, 1.0, 0.3, 2.0))
+    task = asyncio.create_task(loop.run())
+    await until(lambda: slow.at_once == 1)
+
+    loop.stop()
+    took_s = await until(task.done)
+
+    assert took_s < 2.0
+    assert (await here.job(job_id)).is_open
+    await until(lambda: loop.active == 0)
+
+
+async def test_nothing_is_left_behind_by_a_thousand_endings(shop: Open) -> None:
+    """No task, no slot, no connection: over successes, failures, breakages and cancels."""
+    down = ProviderError("provider_down", "Down.", "retryable")
+    here = await shop(Scripted("mixed", text(), down, KeyError("x"), after(0.01), after(0.3)), backoff_s=0.01)
+    tasks = len(asyncio.all_tasks())
+
+    async with working(here) as loop:
+        for _ in range(4):
+            job_ids = [await here.submit() for _ in range(40)]
+            for job_id in job_ids[::3]:
+                await acts.cancel(here.db, here.tenant, job_id)
+            await closed(here, *job_ids)
+        await until(lambda: loop.active == 0)
+
+    await until(lambda: len(asyncio.all_tasks()) <= tasks)
+    for pool in here.db._pools.values():
+        stats = pool.get_stats()
+        assert stats["pool_available"] == stats["pool_size"], "a connection was not given back"
+        assert stats["requests_waiting"] == 0
+    assert await acts.books(here.db, here.tenant.org_id) == {}
+
+
+class Slow(ObjectStore):
+    """A store that takes its time over each write."""
+
+    def __init__(self, home: Path, seconds: float) -> None:
+        super().__init__(None, home)
+        self._seconds = seconds
+        self.writing = False
+
+    async def put(self, key: str, data: bytes, media_type: str) -> None:
+        self.writing = True
+        await asyncio.sleep(self._seconds)
+        await super().put(key, data, media_type)
