@@ -140,6 +140,8 @@ class EmbeddedPostgres:
                 if self.postmaster_pid() is None:
                     with contextlib.suppress(ChildProcessError):  # somebody else's child is theirs to reap
                         os.waitpid(pid, os.WNOHANG)
+                    with contextlib.suppress(OSError):  # made again at the next start
+                        self.socket_dir.rmdir()
                     return
                 time.sleep(0.05)
         raise EmbeddedError(f"the database (process {pid}) does not stop")

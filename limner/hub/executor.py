@@ -117,10 +117,15 @@ class Run:
             await self._finish(ending)
 
     def stopped(self, why: str) -> Ending | None:
-        """How a run ends that was told to stop: cancel, shutdown, or lost (somebody else's by now: write nothing)."""
+        """How a run ends that was told to stop: cancel, shutdown, silent (no heartbeat got through), or lost.
+
+        A lost job is somebody else's: write nothing. A silent run does not know whose the job is; the fence does.
+        """
         if why == "cancel":
             return Finish("cancelled", "cancelled", MESSAGES["cancelled"])
-        return Release(0, counts=False, reason="shutdown") if why == "shutdown" else None
+        if why == "shutdown":
+            return Release(0, counts=False, reason="shutdown")
+        return self.without_database() if why == "silent" else None
 
     def without_database(self) -> Ending:
         """The database was away: nobody's fault that would use up a run."""

@@ -34,7 +34,7 @@ AHEAD = 4  # pieces of CPU work a worker has waiting for each of its processes
 MISSED_BEATS = 3
 GRACE_S = 10.0
 RELEASE_S = 8.0
-Why = Literal["cancel", "lost", "shutdown"]
+Why = Literal["cancel", "lost", "shutdown", "silent"]
 log = logs.get("worker")
 
 
@@ -215,7 +215,7 @@ class WorkerLoop:
                     await conn.close()
                 if missed >= MISSED_BEATS:
                     for active in beating:
-                        self._tell(active, "lost")
+                        self._tell(active, "silent")
                 continue
             missed = 0
             for active in beating:

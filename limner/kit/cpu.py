@@ -143,8 +143,14 @@ class CpuPool:
         """
         if self._closed:
             raise RuntimeError("the CPU pool is closed")
-        with anyio.CancelScope(shield=True), _main_file_hidden():
-            self._pids.add(await self._call(_enter, target, self.memory_bytes))
+        for spare in range(self.size, -1, -1):
+            try:
+                with anyio.CancelScope(shield=True), _main_file_hidden():
+                    self._pids.add(await self._call(_enter, target, self.memory_bytes))
+                break
+            except CpuCrashed:  # an idle child was killed meanwhile: nothing is lost, take the next
+                if spare == 0:
+                    raise
 
     async def _call(self, function: Any, *args: object) -> Any:
         try:

@@ -90,7 +90,7 @@ def test_a_store_that_cannot_be_written(limner: Limner, tmp_path: Path) -> None:
 
 
 def test_a_decoder_without_memory(limner: Limner) -> None:
-    code, checks = _checks(limner, LIMNER_CPU_MEMORY_BYTES=str(64 * 1024 * 1024))
+    code, checks = _checks(limner, LIMNER_CPU_MEMORY_BYTES=str(32 * 1024 * 1024))
 
     assert code == 1
     assert not checks["picture decoder"]["ok"]

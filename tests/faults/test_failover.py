@@ -71,6 +71,7 @@ async def test_the_second_instance_delivers_and_the_receipt_tells_the_story(
     assert await acts.books(db, tenant.org_id) == {}
 
 
+@pytest.mark.long
 async def test_when_no_instance_delivers_the_job_fails_free_of_charge(
     db: Database, tenant: Tenant, api: ApiProcess, http: aiohttp.ClientSession
 ) -> None:

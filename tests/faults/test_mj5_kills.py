@@ -21,7 +21,9 @@ BACKENDS = (
 )
 
 
-@pytest.mark.parametrize("cycles", [20, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "cycles", [20, pytest.param(50, marks=pytest.mark.long), pytest.param(200, marks=pytest.mark.soak)]
+)
 async def test_mj5_kills_at_random_lose_nothing_and_bill_nothing_twice(
     server: Server, db: Database, tenant: Tenant, cluster: Cluster, http: aiohttp.ClientSession, cycles: int
 ) -> None:

@@ -381,7 +381,10 @@ def driving(server: Server) -> Iterator[None]:
         Ledger.loop.close()
 
 
-@pytest.mark.parametrize(("lives", "steps"), [(100, 30), pytest.param(1_000, 40, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("lives", "steps"),
+    [(100, 30), pytest.param(1_000, 40, marks=pytest.mark.long)],
+)
 def test_mj1_credits_are_never_created_or_destroyed(server: Server, superuser: Any, lives: int, steps: int) -> None:
     acts.empty_queue(superuser)
     Ledger.accepted = Ledger.closed = Ledger.refunds = 0

@@ -13,7 +13,7 @@ from limner.ledger import refusals
 from tests import acts
 from tests.conftest import Tenant
 
-ROUNDS = [50, pytest.param(500, marks=pytest.mark.long)]
+ROUNDS = [50, pytest.param(500, marks=pytest.mark.long), pytest.param(2_000, marks=pytest.mark.soak)]
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
