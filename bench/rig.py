@@ -215,7 +215,8 @@ async def hammer(
         _, protocol = await loop.create_connection(lambda d=done: Load(requests, until, d), host, int(port))  # type: ignore[misc]
         protocols.append(protocol)
         ends.append(done)
-    await asyncio.gather(*ends)
+    async with asyncio.timeout(seconds + 30):
+        await asyncio.gather(*ends)
     took = time.perf_counter() - started
     latencies = [s for p in protocols for s in p.seconds]
     statuses: dict[int, int] = {}

@@ -23,16 +23,16 @@ SELECT * FROM limner.submit_job('{ctx}', gen_random_uuid(), '{app}', 'user-' || 
 """
 
 
-def requests(url: str, apps: list[rig.BenchApp]) -> Iterator[bytes]:
-    """A request for a random user of a random app, forever; every tenth with an idempotency key of its own."""
-    counter = itertools.count()
-    while True:
+def requests(url: str, apps: list[rig.BenchApp], count: int = 100_000) -> Iterator[bytes]:
+    """Requests for random users of random apps, every tenth with an idempotency key of its own; made beforehand."""
+    prepared = []
+    for number in range(count):
         app = random.choice(apps)
         body = {"model": "local/canvas", "input": {"prompt": PROMPT}}
-        number = next(counter)
         if number % 10 == 0:
             body["idempotency_key"] = f"bench-{number}-{random.getrandbits(64):x}"
-        yield rig.post(url, "/api/v1/generate", app.key, random.choice(app.users), orjson.dumps(body))
+        prepared.append(rig.post(url, "/api/v1/generate", app.key, random.choice(app.users), orjson.dumps(body)))
+    return itertools.cycle(prepared)
 
 
 async def prepare(bench: rig.Rig, args: argparse.Namespace) -> tuple[list[rig.BenchApp], str]:

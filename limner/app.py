@@ -25,7 +25,7 @@ from limner.media.urls import MediaUrls
 from limner.settings import Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health
-from limner.web.middleware import Edge, hand_on
+from limner.web.middleware import Edge, Shortcut, hand_on
 from limner.web.reference import Application
 
 ROLES = ("limner_api",)
@@ -44,8 +44,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     pool = CpuPool(API_CPU_PROCESSES, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
-    limits = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
-    submitter = Submitter(db, catalog.ModelCache(), pool, SubmitLimits(limits, settings.max_runs))
+    images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    submitter = Submitter(db, catalog.ModelCache(), pool, SubmitLimits(images, settings.max_runs))
     authenticate = KeyAuthenticator(db, settings.key_cache_s)
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
 
@@ -70,12 +70,11 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(media_api.router(store, urls))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
-    app.add_middleware(
-        Edge,
-        limit=settings.max_body_bytes,
-        limits={"/api/v1/generate": settings.max_generate_body_bytes},
-        direct={"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate},
-    )
+    limits = {"/api/v1/generate": settings.max_generate_body_bytes}
+    app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
+    direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}
+    edge = Edge(app, settings.max_body_bytes, limits, direct)
+    app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
 
 

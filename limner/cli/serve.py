@@ -1,5 +1,6 @@
 """`limner api` and `limner worker`: one process each, any number of them over one database."""
 
+import gc
 import os
 import signal
 import socket
@@ -42,6 +43,8 @@ def api(
         session.refuse_unsafe(url, root, api_app.ROLES)
         logs.get("api").info("api.listening", host=config.host, port=config.port)
         application = api_app.build(config, root, session.address(config, url))
+        gc.freeze()  # what is loaded by now stays: the collector need not look at it again
+        gc.set_threshold(50_000, 20, 20)
         server = uvicorn.Server(
             uvicorn.Config(
                 application, log_config=None, access_log=False, loop="uvloop", http=BoundedHead, server_header=False,

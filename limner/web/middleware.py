@@ -116,6 +116,18 @@ class Edge:
         )
 
 
+class Shortcut:
+    """Answers an edge's direct calls before Starlette's stack of middlewares; the stack, which has an edge of its own, the rest."""
+
+    def __init__(self, stack: ASGIApp, edge: Edge) -> None:
+        self._stack = stack
+        self._edge = edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        direct = scope["type"] == "http" and f"{scope['method']} {scope['path']}" in self._edge.direct
+        await (self._edge if direct else self._stack)(scope, receive, send)
+
+
 async def hand_on(_: Request, error: Exception) -> Response:
     """Starlette's handler of its own errors: they go on to the Edge, which knows the surface's format."""
     raise error

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from prometheus_client import REGISTRY
+
 from limner.db.pools import Database
 from limner.hub import catalog, jobs, runs
 from limner.hub.executor import Resources, Run
@@ -178,3 +180,15 @@ async def open_shop(
             await catalog.put_route(tx, name, provider.name, provider_model="m", priority=place,
                                     cost_micro_usd=cost_micro_usd, config=config)  # fmt: skip
     return Shop(db, tenant, model_id, Resources(db, adapters, store, pool, max_runs, backoff_s), providers)
+
+
+def counted(name: str, **labels: str) -> float:
+    """A counter of this process."""
+    return REGISTRY.get_sample_value(f"limner_{name}_total", labels) or 0.0
+
+
+async def assert_settled(shop: Shop, job_id: UUID, charged_mc: int = MC, held_mc: int = MC) -> None:
+    """The job's hold was settled once, for this much, and the books are right."""
+    kind = "post" if charged_mc else "void"
+    assert await shop.transfers(job_id) == [("hold", held_mc), (kind, charged_mc)]
+    assert await acts.books(shop.db, shop.tenant.org_id) == {}

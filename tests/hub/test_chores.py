@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from uuid import UUID
 
 import psycopg
 import pytest
-import pytest_asyncio
 import structlog
 from prometheus_client import REGISTRY
 
@@ -22,26 +21,14 @@ from limner.kit.cpu import CpuPool
 from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
 from limner.tasks import chores
 from tests import acts
-from tests.alone import db_alone, server_alone, superuser_alone
 from tests.conftest import MakeTenant, Tenant
 from tests.hub.doubles import Scripted, Shop, open_shop, pictures, png
+from tests.hub.fixtures import db_alone, own_pool, own_store, server_alone, superuser_alone
 
-__all__ = ["db_alone", "server_alone", "superuser_alone"]
+__all__ = ["db_alone", "own_pool", "own_store", "server_alone", "superuser_alone"]
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 PICTURE = pictures(png())
-
-
-@pytest_asyncio.fixture(scope="module")
-async def pool() -> AsyncIterator[CpuPool]:
-    pool = CpuPool(1, 2 << 30, 30)
-    yield pool
-    await pool.aclose()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(None, tmp_path)
 
 
 @pytest.fixture

@@ -1,66 +1,26 @@
-"""One run through the real database: attempts, failover, money, and what an earlier run left."""
+"""One run through the real database: attempts, failover, outputs and money."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import psycopg
 import pytest
-import pytest_asyncio
-from prometheus_client import REGISTRY
 
-from limner.db.pools import Database
-from limner.hub import pricing, runs
-from limner.hub.endings import Finish, Release
+from limner.hub import pricing
 from limner.hub.executor import Run
-from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
+from limner.hub.providers.base import Output, ProviderCall, ProviderError, ProviderResult
 from limner.kit.cpu import CpuPool
 from limner.kit.money import MC
-from limner.ledger import refusals
 from limner.media.store import ObjectStore
 from tests import acts
-from tests.alone import db_alone, server_alone, superuser_alone
-from tests.conftest import Tenant
-from tests.hub.doubles import Scripted, Shop, after, open_shop, pictures, png, text
+from tests.hub.doubles import Scripted, after, assert_settled, counted, pictures, png, text
+from tests.hub.fixtures import Open, db_alone, open_a_shop, own_pool, own_store, server_alone, superuser_alone
 
-__all__ = ["db_alone", "server_alone", "superuser_alone"]
+__all__ = ["db_alone", "open_a_shop", "own_pool", "own_store", "server_alone", "superuser_alone"]
 
-Open = Callable[..., Awaitable[Shop]]
 DOWN = ProviderError("provider_down", "It is down.", "retryable")
-
-
-@pytest_asyncio.fixture(scope="module")
-async def pool() -> AsyncIterator[CpuPool]:
-    pool = CpuPool(1, 2 << 30, 30)
-    yield pool
-    await pool.aclose()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
-    return ObjectStore(None, tmp_path)
-
-
-@pytest.fixture
-def shop(db: Database, tenant: Tenant, store: ObjectStore, pool: CpuPool) -> Open:
-    async def make(*providers: Scripted, **facts: Any) -> Shop:
-        return await open_shop(db, tenant, store, pool, *providers, **facts)
-
-    return make
-
-
-def _counted(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(f"limner_{name}_total", labels) or 0.0
-
-
-async def _settled_once(shop: Shop, job_id: Any, charged_mc: int, held_mc: int) -> None:
-    kind = "post" if charged_mc else "void"
-    assert await shop.transfers(job_id) == [("hold", held_mc), (kind, charged_mc)]
-    assert await acts.books(shop.db, shop.tenant.org_id) == {}
 
 
 async def test_the_second_provider_delivers_what_the_first_could_not(shop: Open) -> None:
@@ -77,7 +37,7 @@ async def test_the_second_provider_delivers_what_the_first_could_not(shop: Open)
     assert first["rule"] == "first by priority 1 of 2"
     assert second["rule"] == "2 of 2 by priority 2, after first failed"
     assert await here.events(job_id) == ["job.started", "job.attempt_failed", "job.completed"]
-    await _settled_once(here, job_id, MC, MC)
+    await assert_settled(here, job_id, MC, MC)
 
 
 async def test_when_all_fail_the_job_waits_longer_each_time_and_then_fails_free_of_charge(shop: Open) -> None:
@@ -101,7 +61,7 @@ async def test_when_all_fail_the_job_waits_longer_each_time_and_then_fails_free_
     assert (job.state, job.error_code, job.price_final_mc, job.runs) == ("failed", "provider_down", 0, 3)
     assert [len(p.calls) for p in here.providers] == [3, 3]
     assert (await here.events(job_id)).count("job.attempt_failed") == 6
-    await _settled_once(here, job_id, 0, MC)
+    await assert_settled(here, job_id, 0, MC)
 
 
 async def test_seed_002_a_failed_try_refunds_nothing_so_a_later_success_is_no_gift(shop: Open) -> None:
@@ -126,7 +86,7 @@ async def test_a_request_that_is_wrong_everywhere_ends_at_once(shop: Open, kind:
 
     assert (job.state, job.error_code, job.error_message) == ("failed", "refused", "Not this.")
     assert here.providers[1].calls == [], "another provider would be asked the same wrong thing"
-    await _settled_once(here, job_id, 0, MC)
+    await assert_settled(here, job_id, 0, MC)
 
 
 @pytest.mark.parametrize("kind", ["retryable", "rate", "auth", "fatal"])
@@ -177,7 +137,7 @@ async def test_without_any_provider_the_job_is_tried_again_and_then_failed(shop:
     job = await here.run_to_the_end(job_id)
 
     assert (job.state, job.error_code, job.runs) == ("failed", "no_provider", 3)
-    await _settled_once(here, job_id, 0, MC)
+    await assert_settled(here, job_id, 0, MC)
 
 
 async def test_some_of_the_outputs_are_charged_for_what_they_are(shop: Open, store: ObjectStore) -> None:
@@ -191,7 +151,7 @@ async def test_some_of_the_outputs_are_charged_for_what_they_are(shop: Open, sto
     assert [output["index"] for output in job.outputs or []] == [0, 1]
     for output in job.outputs or []:
         assert len(await store.read(output["key"])) == output["bytes"]
-    await _settled_once(here, job_id, 4 * MC, 8 * MC)
+    await assert_settled(here, job_id, 4 * MC, 8 * MC)
 
 
 async def test_nothing_usable_fails_free_of_charge(shop: Open) -> None:
@@ -204,7 +164,7 @@ async def test_nothing_usable_fails_free_of_charge(shop: Open) -> None:
 
     assert (job.state, job.error_code, job.price_final_mc) == ("failed", "no_output", 0)
     assert {a["error_code"] for a in await here.attempts(job_id)} == {"no_output"}
-    await _settled_once(here, job_id, 0, 2 * MC)
+    await assert_settled(here, job_id, 0, 2 * MC)
 
 
 async def test_more_outputs_than_were_asked_for_are_neither_kept_nor_charged(shop: Open) -> None:
@@ -256,13 +216,13 @@ async def test_the_stated_cost_is_kept_where_it_can_be_true(shop: Open) -> None:
     for stated, kept in ((0, 0), (1234, 1234), (None, 700), (-5, 700), (10**15, 700), (2**70, 700), (True, 700)):
         here = await shop(Scripted("seller", text(cost_micro_usd=stated)))
         job_id = await here.submit()
-        absurd = _counted("provider_absurd_costs", provider="seller")
+        absurd = counted("provider_absurd_costs", provider="seller")
 
         job = await here.run(job_id)
 
         assert (job.state, job.price_final_mc) == ("succeeded", MC), stated
         assert [a["cost_micro_usd"] for a in await here.attempts(job_id)] == [kept]
-        raised = _counted("provider_absurd_costs", provider="seller") - absurd
+        raised = counted("provider_absurd_costs", provider="seller") - absurd
         assert raised == (stated is not None and kept == 700), f"{stated} and the alert"
 
 
@@ -346,7 +306,7 @@ async def test_the_deadline_ends_a_call_and_the_job(shop: Open) -> None:
     assert asyncio.get_running_loop().time() - began < 3
     assert (job.state, job.error_code) == ("failed", "deadline_exceeded")
     assert here.providers[1].calls == [], "no provider is paid for a job that is over"
-    await _settled_once(here, job_id, 0, MC)
+    await assert_settled(here, job_id, 0, MC)
 
 
 async def test_the_deadline_ends_a_wait_for_a_cpu_slot(shop: Open, pool: CpuPool) -> None:
@@ -367,258 +327,17 @@ async def test_the_deadline_ends_a_wait_for_a_cpu_slot(shop: Open, pool: CpuPool
     await hog
 
 
-# What an earlier run left
-
-
-async def _die_after(shop: Shop, job_id: Any, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that gets through `runs.<function>` and is gone before its next write."""
-    real = getattr(runs, function)
-
-    async def last(*args: Any, **facts: Any) -> Any:
-        await real(*args, **facts)
-        raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, function, last)
-        run = Run(shop.resources, await shop.lease(job_id, lease_s=0.05))
-        with pytest.raises(SystemExit):
-            await run.decide()
-    await asyncio.sleep(0.06)
-
-
-async def test_a_result_that_was_stored_is_not_bought_again(shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = await shop(Scripted("first", DOWN), Scripted("second", pictures(png(), cost_micro_usd=55)))
-    job_id = await here.submit()
-    await _die_after(here, job_id, "record_done", monkeypatch)
-
-    job = await here.run(job_id)
-
-    assert (job.state, job.provider_used, job.runs, job.finished_fence) == ("succeeded", "second", 2, 2)
-    assert [len(p.calls) for p in here.providers] == [1, 1], "not even the one that had failed is asked again"
-    assert (job.outputs or [{}])[0]["key"].split("/")[-2] == "1", "the object of the run that died"
-    async with here.db.tenant_tx(here.tenant.org_id) as tx:
-        usage = await tx.get("SELECT cost_micro_usd FROM limner.usage_record WHERE job_id = %s", [job_id])
-    assert usage["cost_micro_usd"] == 55
-    await _settled_once(here, job_id, MC, MC)
-
-
-@pytest.mark.parametrize("call_class", [CallClass.A, CallClass.C])
-async def test_mj9_an_unknown_outcome_is_sent_again_with_the_same_key(
-    shop: Open, monkeypatch: pytest.MonkeyPatch, call_class: CallClass
-) -> None:
-    here = await shop(Scripted("only", call_class=call_class))
-    job_id = await here.submit()
-    resent = _counted("provider_resends", provider="only", call_class=call_class.value)
-    await _die_after(here, job_id, "intend", monkeypatch)
-
-    job = await here.run(job_id)
-
-    assert (job.state, job.price_final_mc) == ("succeeded", MC)
-    first, second = await here.attempts(job_id)
-    assert (first["state"], second["state"]) == ("unknown", "done")
-    assert first["idem_key"] == second["idem_key"] == here.providers[0].calls[0].idempotency_key
-    assert _counted("provider_resends", provider="only", call_class=call_class.value) == resent + 1
-
-
-async def test_mj9_class_c_is_paid_twice_at_most_and_the_tenant_never(shop: Open) -> None:
-    here = await shop(Scripted("only", after(30), call_class=CallClass.C), config={"timeout_s": 0.05}, max_runs=5)
-    job_id = await here.submit(max_runs=5)
-    refused = _counted("provider_attempts", provider="only", outcome="outcome_unknown")
-
-    job = await here.run_to_the_end(job_id)
-
-    assert len(here.providers[0].calls) == 2
-    assert (job.state, job.error_code, job.price_final_mc, job.runs) == ("failed", "outcome_unknown", 0, 3)
-    assert _counted("provider_attempts", provider="only", outcome="outcome_unknown") == refused + 1
-    await _settled_once(here, job_id, 0, MC)
-
-
-async def test_mj9_class_c_after_a_definite_failure_may_be_sent_again(shop: Open) -> None:
-    here = await shop(Scripted("only", DOWN, DOWN, text(), call_class=CallClass.C))
-
-    job = await here.run_to_the_end(await here.submit())
-
-    assert (job.state, len(here.providers[0].calls)) == ("succeeded", 3)
-
-
-async def test_mj9_an_error_after_which_nobody_knows_counts_as_unknown(shop: Open) -> None:
-    lost = ProviderError("connection_lost", "It hung up.", "retryable", outcome_unknown=True)
-    here = await shop(Scripted("only", lost, call_class=CallClass.C), max_runs=5)
-
-    job = await here.run_to_the_end(await here.submit(max_runs=5))
-
-    assert (job.error_code, len(here.providers[0].calls)) == ("outcome_unknown", 2)
-
-
-async def test_mj9_another_provider_is_another_call(shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = await shop(
-        Scripted("first", after(30), call_class=CallClass.C), Scripted("second"), config={"timeout_s": 0.05}
-    )
-    job_id = await here.submit()
-
-    assert (await here.run(job_id)).provider_used == "second"
-
-
-# Answers that were lost
-
-
-@pytest.mark.parametrize("function", ["start", "record_done", "record_error", "finish", "release"])
-async def test_mj5_a_lost_answer_of_a_commit_changes_nothing(
-    shop: Open, monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
-    """The statement commits, the connection dies before its answer arrives."""
-    steps = (text(),) if function in {"start", "record_done", "finish"} else (DOWN, text())
-    here = await shop(Scripted("only", *steps))
-    job_id = await here.submit()
-    real = getattr(runs, function)
-    lost: list[str] = []
-
-    async def lose_once(tx: Any, *args: Any, **facts: Any) -> Any:
-        answer = await real(tx, *args, **facts)
-        if not lost:
-            lost.append(function)
-            if tx.ctx is None:
-                await tx._conn.commit()
-            raise psycopg.OperationalError("server closed the connection unexpectedly")
-        return answer
-
-    monkeypatch.setattr(runs, function, lose_once)
-    finished = _counted("jobs_finished", model="test/painter", outcome="succeeded", error_code="")
-
-    job = await here.run_to_the_end(job_id)
-
-    assert lost == [function]
-    assert (job.state, job.price_final_mc) == ("succeeded", MC)
-    assert len(here.providers[0].calls) == len(steps)
-    assert await here.events(job_id) == ["job.started", *["job.attempt_failed"] * (len(steps) - 1), "job.completed"]
-    assert _counted("jobs_finished", model="test/painter", outcome="succeeded", error_code="") == finished + 1
-    await _settled_once(here, job_id, MC, MC)
-
-
-async def test_a_context_that_ran_out_is_signed_again_by_the_databases_clock(shop: Open) -> None:
-    """A machine that slept thinks it is earlier than it is: its contexts are over before they arrive."""
-    here = await shop(Scripted("only"))
-    job_id = await here.submit()
-    run = Run(here.resources, await here.lease(job_id))
-    here.db.clock.sync(here.db.clock.now() - 3600)
-
-    await run.end(await run.decide())
-
-    assert (await here.job(job_id)).state == "succeeded"
-
-
-async def test_mj7_a_run_that_lost_its_lease_writes_nothing_and_its_objects_stand_apart(
-    shop: Open, store: ObjectStore
-) -> None:
-    here = await shop(Scripted("only", pictures(png(grey=1)), pictures(png(grey=2)), pictures(png(grey=3))))
-    job_id = await here.submit()
-    stale = Run(here.resources, await here.lease(job_id, lease_s=0.05))
-    ending = await stale.decide()
-    await asyncio.sleep(0.06)
-    late = Run(here.resources, await here.lease(job_id, lease_s=0.05))
-
-    with pytest.raises(refusals.StaleLease):
-        await stale.end(ending)
-    await late.end(await late.decide())
-
-    job = await here.job(job_id)
-    (output,) = job.outputs or []
-    assert job.finished_fence == 2
-    assert job.price_final_mc == MC
-    with pytest.raises(refusals.StaleLease):
-        await stale.end(Finish("failed", "x", "x"))
-    with pytest.raises(refusals.StaleLease):
-        await stale.end(Release(0, counts=True, reason="x"))
-    assert await here.job(job_id) == job
-    assert output["key"].split("/")[-2] == "1", "the first run's result had been recorded: it is used, not bought again"
-    await _settled_once(here, job_id, MC, MC)
-
-
-async def test_mj7_two_runs_at_once_keep_their_objects_apart(shop: Open, store: ObjectStore) -> None:
-    gate = asyncio.Event()
-
-    async def late(_: ProviderCall) -> ProviderResult:
-        await gate.wait()
-        return pictures(png(grey=10))
-
-    here = await shop(Scripted("only", late, pictures(png(grey=200))))
-    job_id = await here.submit()
-    stale = Run(here.resources, await here.lease(job_id, lease_s=0.05))
-    deciding = asyncio.create_task(stale.decide())
-    await asyncio.sleep(0.1)
-    job = await here.run(job_id)
-    (output,) = job.outputs or []
-    before = await store.read(output["key"])
-
-    gate.set()
-    with pytest.raises(refusals.StaleLease):
-        await deciding
-
-    keys = await store.list_keys(output["key"].rsplit("/", 2)[0] + "/")
-    assert sorted(key.split("/")[-2] for key in keys) == ["1", "2"], "the loser stored its own, under its own fence"
-    assert await store.read(output["key"]) == before
-    assert await here.job(job_id) == job
-
-
-# Stores that fail
-
-
-class Failing(ObjectStore):
-    """A store whose writes fail so many times."""
-
-    def __init__(self, home: Path, failures: int) -> None:
-        super().__init__(None, home)
-        self.failures = failures
-
-    async def put(self, key: str, data: bytes, media_type: str) -> None:
-        if self.failures > 0:
-            self.failures -= 1
-            blocked = self._folder
-            assert blocked is not None
-            (blocked / "outputs").write_text("a file where a folder should be")
-            try:
-                await super().put(key, data, media_type)
-            finally:
-                (blocked / "outputs").unlink()
-        await super().put(key, data, media_type)
-
-
-async def test_a_store_that_stumbles_is_asked_again(
-    shop: Open, db: Database, tenant: Tenant, pool: CpuPool, tmp_path: Path
-) -> None:
-    painter = Scripted("painter", pictures(png()))
-    here = await open_shop(db, tenant, Failing(tmp_path, 2), pool, painter)
-
-    job = await here.run(await here.submit())
-
-    assert (job.state, job.runs, len(painter.calls)) == ("succeeded", 1, 1)
-
-
-async def test_a_store_that_is_away_costs_no_second_provider_and_in_the_end_no_credits(
-    db: Database, tenant: Tenant, pool: CpuPool, tmp_path: Path
-) -> None:
-    first, second = Scripted("first", pictures(png())), Scripted("second", pictures(png()))
-    here = await open_shop(db, tenant, Failing(tmp_path, 999), pool, first, second, max_runs=2)
-    job_id = await here.submit(max_runs=2)
-
-    job = await here.run_to_the_end(job_id)
-
-    assert (job.state, job.error_code, job.price_final_mc) == ("failed", "store_unavailable", 0)
-    assert (len(first.calls), len(second.calls)) == (2, 0)
-    await _settled_once(here, job_id, 0, MC)
-
-
 # Outcomes are counted
 
 
 async def test_every_outcome_is_counted_once(shop: Open) -> None:
-    def counted(outcome: str, code: str) -> float:
-        return _counted("jobs_finished", model="test/painter", outcome=outcome, error_code=code)
+    def closed_as(outcome: str, code: str) -> float:
+        return counted("jobs_finished", model="test/painter", outcome=outcome, error_code=code)
 
     wrong = ProviderError("refused", "No.", "content")
     here = await shop(Scripted("p", text(), wrong))
-    before = [counted("succeeded", ""), counted("failed", "refused"), counted("cancelled", "cancelled"),
-              counted("failed", "deadline_exceeded"), counted("failed", "runs_exhausted")]  # fmt: skip
+    before = [closed_as("succeeded", ""), closed_as("failed", "refused"), closed_as("cancelled", "cancelled"),
+              closed_as("failed", "deadline_exceeded"), closed_as("failed", "runs_exhausted")]  # fmt: skip
 
     await here.run(await here.submit())
     await here.run(await here.submit())
@@ -636,8 +355,8 @@ async def test_every_outcome_is_counted_once(shop: Open) -> None:
     await asyncio.sleep(0.06)
     await here.run(spent)
 
-    after_all = [counted("succeeded", ""), counted("failed", "refused"), counted("cancelled", "cancelled"),
-                 counted("failed", "deadline_exceeded"), counted("failed", "runs_exhausted")]  # fmt: skip
+    after_all = [closed_as("succeeded", ""), closed_as("failed", "refused"), closed_as("cancelled", "cancelled"),
+                 closed_as("failed", "deadline_exceeded"), closed_as("failed", "runs_exhausted")]  # fmt: skip
     assert [b - a for a, b in zip(before, after_all, strict=True)] == [1, 1, 1, 1, 1]
 
 

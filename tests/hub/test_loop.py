@@ -1,106 +1,26 @@
-"""The worker's loop over a real database: leases, heartbeats, cancels, shutdown, and a database that goes away."""
+"""The worker's loop over a real database: how much it takes, cancels, mistakes, and leaving."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-import psycopg
 import pytest
-import pytest_asyncio
-from prometheus_client import REGISTRY
 
 from limner.db.pools import Database
-from limner.db.wake import Waker
-from limner.hub import loop as loop_module
 from limner.hub import runs
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.providers.base import ProviderCall, ProviderError, ProviderResult
 from limner.kit.cpu import CpuPool
 from limner.kit.money import MC
-from limner.media.store import ObjectStore
 from limner.tenancy import apps
 from tests import acts
-from tests.alone import db_alone, server_alone, superuser_alone
-from tests.conftest import Server, Tenant
-from tests.hub.doubles import Scripted, Shop, after, open_shop, pictures, png, text
+from tests.conftest import Tenant
+from tests.hub.doubles import Scripted, Shop, after, assert_settled, counted, open_shop, pictures, png, text
+from tests.hub.fixtures import Open, db_alone, open_a_shop, own_pool, own_store, server_alone, superuser_alone
+from tests.hub.looping import Slow, closed, impatient, until, working
 
-__all__ = ["db_alone", "server_alone", "superuser_alone"]
-
-Open = Callable[..., Awaitable[Shop]]
-OTHERS = "usename LIKE 'limner\\_%%' AND datname = current_database() AND pid <> pg_backend_pid()"
-
-
-@pytest_asyncio.fixture
-async def pool() -> AsyncIterator[CpuPool]:
-    pool = CpuPool(1, 2 << 30, 30)
-    yield pool
-    await pool.aclose()
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs given back are found by the poll: these tests need not wait a second for it."""
-    monkeypatch.setattr(loop_module, "POLL_S", 0.1)
-
-
-@pytest.fixture
-def shop(db: Database, tenant: Tenant, tmp_path: Path, pool: CpuPool, superuser: psycopg.Connection) -> Open:
-    acts.empty_queue(superuser)
-
-    async def make(*providers: Scripted, **facts: Any) -> Shop:
-        return await open_shop(
-            db, tenant, facts.pop("store", None) or ObjectStore(None, tmp_path), pool, *providers, **facts
-        )
-
-    return make
-
-
-@asynccontextmanager
-async def working(
-    shop: Shop, *, slots: int = 50, lease_s: float = 1.0, shutdown_s: float = 6.0
-) -> AsyncIterator[WorkerLoop]:
-    """A loop at work; stopped at the end, and it must come to an end."""
-    loop = WorkerLoop(shop.resources, LoopSettings(slots, lease_s, lease_s / 3, shutdown_s))
-    task = asyncio.create_task(loop.run())
-    try:
-        yield loop
-    finally:
-        loop.stop()
-        await asyncio.wait_for(task, shutdown_s)
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> float:
-    """Wait for it; the seconds it took."""
-    began = time.monotonic()
-    while True:
-        answer = condition()
-        if isinstance(answer, Awaitable):
-            answer = await answer
-        if answer:
-            return time.monotonic() - began
-        assert time.monotonic() - began < timeout_s, "it never came"
-        await asyncio.sleep(0.005)
-
-
-async def closed(shop: Shop, *job_ids: UUID, timeout_s: float = 20.0) -> list[Any]:
-    async def all_closed() -> bool:
-        return not any([(await shop.job(job_id)).is_open for job_id in job_ids])
-
-    await until(all_closed, timeout_s)
-    return [await shop.job(job_id) for job_id in job_ids]
-
-
-def _counted(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(f"limner_{name}_total", labels) or 0.0
-
-
-async def _charged(shop: Shop, job_id: UUID, amount_mc: int = MC) -> None:
-    assert await shop.transfers(job_id) == [("hold", MC), ("post", amount_mc)]
-    assert await acts.books(shop.db, shop.tenant.org_id) == {}
+__all__ = ["db_alone", "impatient", "open_a_shop", "own_pool", "own_store", "server_alone", "superuser_alone"]
 
 
 async def test_two_hundred_slow_provider_calls_run_at_once(shop: Open) -> None:
@@ -142,7 +62,7 @@ async def test_busy_cpu_children_stop_neither_heartbeats_nor_waiting_for_provide
     both = Shop(local.db, local.tenant, local.model_id, local.resources, (cpu, remote))
     local.resources.adapters["remote"] = remote  # type: ignore[index]
     heavy = [await local.submit() for _ in range(4)]
-    lost = _counted("leases_lost")
+    lost = counted("leases_lost")
 
     async with working(both, lease_s=1.0):
         await until(lambda: cpu.at_once == 4)
@@ -152,7 +72,7 @@ async def test_busy_cpu_children_stop_neither_heartbeats_nor_waiting_for_provide
         assert any([(await local.job(job_id)).is_open for job_id in heavy]), "it waited for the CPU work"
         await closed(local, *heavy)
 
-    assert _counted("leases_lost") == lost
+    assert counted("leases_lost") == lost
     assert [(await local.job(job_id)).runs for job_id in heavy] == [1, 1, 1, 1]
 
 
@@ -282,7 +202,7 @@ async def test_mj10_a_result_that_came_first_is_kept_and_charged(shop: Open, tmp
         (job,) = await closed(here, job_id)
 
     assert (job.state, job.price_final_mc, job.runs) == ("succeeded", MC, 1)
-    await _charged(here, job_id)
+    await assert_settled(here, job_id)
 
 
 async def test_mj10_a_cancel_between_two_providers_spares_the_second(shop: Open, tmp_path: Path) -> None:
@@ -302,172 +222,6 @@ async def test_mj10_a_cancel_between_two_providers_spares_the_second(shop: Open,
         (job,) = await closed(here, job_id)
 
     assert job.state == "cancelled"
-
-
-# Leases
-
-
-async def test_mj7_a_worker_that_stood_still_may_take_its_own_job_again(shop: Open) -> None:
-    """Its loop is blocked for longer than a lease; it finds its own job claimable, and the first run of it lost."""
-    slow = Scripted("slow", after(0.4), after(0.2))
-    here = await shop(slow)
-    job_id = await here.submit()
-
-    async with working(here) as loop:
-        await until(lambda: slow.at_once == 1)
-        time.sleep(1.3)
-        (job,) = await closed(here, job_id)
-        await until(lambda: loop.active == 0)
-
-    assert job.state == "succeeded"
-    assert job.finished_fence in {1, 2}
-    await _charged(here, job_id)
-
-
-async def test_heartbeats_keep_a_long_run_for_many_leases(shop: Open) -> None:
-    here = await shop(Scripted("slow", after(3.0)))
-    job_id = await here.submit()
-
-    async with working(here, lease_s=0.6), working(here, lease_s=0.6):
-        (job,) = await closed(here, job_id)
-
-    assert (job.finished_fence, len(here.providers[0].calls)) == (1, 1), "the other loop never got it"
-
-
-async def test_a_heartbeat_connection_that_dies_is_replaced_in_time(shop: Open, superuser: psycopg.Connection) -> None:
-    here = await shop(Scripted("slow", after(2.5)))
-    job_id = await here.submit()
-
-    async with working(here):
-        for _ in range(3):
-            await asyncio.sleep(0.7)
-            superuser.execute(
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS} AND query LIKE '%%heartbeat_many%%'"
-            )
-        (job,) = await closed(here, job_id)
-
-    assert (job.finished_fence, len(here.providers[0].calls)) == (1, 1)
-
-
-async def test_a_worker_that_cannot_beat_stops_its_own_work_and_gives_it_back_uncounted(
-    shop: Open, server: Server
-) -> None:
-    slow = Scripted("slow", after(30), text())
-    here = await shop(slow)
-    job_id = await here.submit()
-
-    async with working(here, lease_s=0.6):
-        await until(lambda: slow.at_once == 1)
-        with away(server):
-            await until(lambda: slow.at_once == 0, 8)
-        (job,) = await closed(here, job_id)
-
-    assert (job.state, job.finished_fence, job.runs) == ("succeeded", 2, 1)
-    await _charged(here, job_id)
-
-
-# A database that goes away
-
-
-@contextmanager
-def away(server: Server) -> Iterator[None]:
-    """The database refuses everybody, and ends who is there; comes back at the end."""
-    name = psycopg.conninfo.conninfo_to_dict(server.url)["dbname"]
-    with psycopg.connect(server.embedded.superuser_conninfo(), autocommit=True) as conn:
-        conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        conn.execute(
-            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND usename LIKE 'limner%'"
-        )
-        try:
-            yield
-        finally:
-            conn.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-
-
-@pytest.mark.parametrize("phase", ["start", "intend", "record_done", "finish", "release"])
-async def test_mj5_a_database_that_goes_away_in_any_phase_costs_neither_the_job_nor_a_run(
-    shop: Open, server: Server, monkeypatch: pytest.MonkeyPatch, phase: str
-) -> None:
-    down = ProviderError("provider_down", "Down.", "retryable")
-    here = await shop(Scripted("only", down, text()) if phase == "release" else Scripted("only"))
-    job_id = await here.submit()
-    real = getattr(runs, phase)
-    outages: list[asyncio.Task[None]] = []
-
-    async def outage() -> None:
-        with away(server):
-            await asyncio.sleep(1.0)
-
-    async def interrupted(*args: Any, **facts: Any) -> Any:
-        if not outages:
-            outages.append(asyncio.create_task(outage()))
-            await asyncio.sleep(0.05)
-        return await real(*args, **facts)
-
-    monkeypatch.setattr(runs, phase, interrupted)
-    async with working(here, lease_s=30) as loop:
-        await until(lambda: bool(outages))
-        await outages[0]
-        (job,) = await closed(here, job_id, timeout_s=15)
-        await until(lambda: loop.active == 0)
-
-    assert (job.state, job.runs) == ("succeeded", 2 if phase == "release" else 1)
-    assert len(here.providers[0].calls) == (2 if phase == "release" else 1)
-    await _charged(here, job_id)
-
-
-async def test_idle_connections_that_died_are_noticed_before_they_are_used(
-    shop: Open, superuser: psycopg.Connection
-) -> None:
-    """After a restart every pooled connection is dead: the first jobs must not pay for it with a run each."""
-    here = await shop(Scripted("only"))
-    job_ids = [await here.submit() for _ in range(12)]
-    async with working(here):
-        await closed(here, *job_ids)  # pools have grown
-        superuser.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}")
-        await asyncio.sleep(0.1)
-        job_ids = [await here.submit() for _ in range(12)]
-        done = await closed(here, *job_ids)
-
-    assert {(job.state, job.runs, job.finished_fence) for job in done} == {("succeeded", 1, 1)}
-
-
-# Wake-ups
-
-
-async def _pick_up_s(here: Shop, waker: Waker) -> float:
-    before = len(here.providers[0].calls)
-    await here.submit()
-    began = time.monotonic()
-    waker.wake()
-    await until(lambda: len(here.providers[0].calls) > before)
-    return time.monotonic() - began
-
-
-async def test_a_wake_up_starts_a_job_at_once_and_the_poll_stands_behind_it(
-    shop: Open, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop_module, "POLL_S", 1.0)
-    here = await shop(Scripted("only"))
-    waker = Waker(here.db, "limner_api")
-    waking = asyncio.create_task(waker.run())
-    listeners = f"SELECT pid FROM pg_stat_activity WHERE {OTHERS} AND query LIKE 'LISTEN%%'"
-    async with working(here):
-        await until(lambda: bool(superuser.execute(listeners).fetchall()))
-        await asyncio.sleep(0.1)
-        woken = sorted([await _pick_up_s(here, waker) for _ in range(10)])
-
-        superuser.execute(f"SELECT pg_terminate_backend(pid) FROM ({listeners}) l")
-        deaf = await _pick_up_s(here, waker)
-
-        await until(lambda: bool(superuser.execute(listeners).fetchall()))
-        await asyncio.sleep(0.1)
-        again = min([await _pick_up_s(here, waker) for _ in range(5)])
-    waking.cancel()
-
-    assert woken[5] < 0.1, "half of them within a tenth of a second: nobody polled"
-    assert deaf < 1.6, "the poll finds what no wake-up announced"
-    assert again < 0.1, "it listens again"
 
 
 # Leaving
@@ -495,7 +249,7 @@ async def test_a_worker_that_leaves_gives_its_runs_back_uncounted_and_another_fi
     assert {(job.state, job.runs) for job in jobs} == {("succeeded", 1)}
     for job_id in job_ids:
         assert await here.events(job_id) == ["job.started", "job.completed"]
-        await _charged(here, job_id)
+        await assert_settled(here, job_id)
 
 
 async def test_a_worker_that_leaves_lets_what_is_nearly_done_finish(shop: Open) -> None:
@@ -521,7 +275,7 @@ async def test_a_worker_that_leaves_settles_a_result_it_has(shop: Open, tmp_path
         loop.stop()
 
     assert (await here.job(job_id)).state == "succeeded"
-    await _charged(here, job_id)
+    await assert_settled(here, job_id)
 
 
 async def test_an_adapter_that_will_not_stop_does_not_keep_the_worker(shop: Open) -> None:
@@ -569,17 +323,3 @@ async def test_nothing_is_left_behind_by_a_thousand_endings(shop: Open) -> None:
         assert stats["pool_available"] == stats["pool_size"], "a connection was not given back"
         assert stats["requests_waiting"] == 0
     assert await acts.books(here.db, here.tenant.org_id) == {}
-
-
-class Slow(ObjectStore):
-    """A store that takes its time over each write."""
-
-    def __init__(self, home: Path, seconds: float) -> None:
-        super().__init__(None, home)
-        self._seconds = seconds
-        self.writing = False
-
-    async def put(self, key: str, data: bytes, media_type: str) -> None:
-        self.writing = True
-        await asyncio.sleep(self._seconds)
-        await super().put(key, data, media_type)
