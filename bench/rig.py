@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import psutil
@@ -123,9 +123,18 @@ def pin(pid: int, core: int | None) -> None:
     """Keep every thread of a process on one core; without effect on a machine of one."""
     if core is None or (os.cpu_count() or 1) < 2:
         return
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+        for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {core})
+
+
+def pin_others(embedded: EmbeddedPostgres, core: int) -> None:
+    """Keep the database's processes and this load generator on one core, so that the API has the other to itself."""
+    postmaster = embedded.postmaster_pid()
+    assert postmaster is not None
+    for process in (psutil.Process(postmaster), *psutil.Process(postmaster).children()):
+        pin(process.pid, core)
+    pin(os.getpid(), core)
 
 
 def quantile_ms(seconds: list[float], share: float) -> float:
@@ -159,8 +168,7 @@ class Load(asyncio.Protocol):
         self.statuses: dict[int, int] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         self._send()
 
     def _send(self) -> None:

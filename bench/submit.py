@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 
 import orjson
+import uvloop
 from psycopg.conninfo import conninfo_to_dict
 
 from bench import rig
@@ -56,7 +57,8 @@ async def prepare(bench: rig.Rig, args: argparse.Namespace) -> tuple[list[rig.Be
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=10, choices=range(2, 41), metavar="2-40",
+                        help="of each measurement; a signed context lives for 60")  # fmt: skip
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--orgs", type=int, default=10)
     parser.add_argument("--apps", type=int, default=2)
@@ -67,13 +69,14 @@ def main() -> None:
         info = conninfo_to_dict(runtime_conninfo(bench.url, "limner_api", bench.root))
         conninfo = {key: str(info[key]) for key in ("host", "user", "password", "dbname")}
         direct = rig.pgbench(bench.embedded, conninfo, script, args.clients, args.seconds)
+        rig.pin_others(bench.embedded, core=1)
         api = bench.api(core=0)
         try:
             load = requests(api.url, apps)
-            asyncio.run(rig.hammer(api.url, load, 4, 2))  # warm: pools, prepared plans, caches
-            alone, statuses_alone, _ = asyncio.run(rig.hammer(api.url, load, 1, max(args.seconds / 2, 2)))
+            uvloop.run(rig.hammer(api.url, load, 4, 2))  # warm: pools, prepared plans, caches
+            alone, statuses_alone, _ = uvloop.run(rig.hammer(api.url, load, 1, max(args.seconds / 2, 2)))
             cpu = rig.cpu_seconds(api)
-            many, statuses, per_s = asyncio.run(rig.hammer(api.url, load, args.clients, args.seconds))
+            many, statuses, per_s = uvloop.run(rig.hammer(api.url, load, args.clients, args.seconds))
             cpu = rig.cpu_seconds(api) - cpu
             resident = rig.resident_mb(api)
         finally:

@@ -43,6 +43,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
     duties = [
         chores.Chore("check_books", hub_chores.CHECK_EVERY_S, hub.check_books),
+        chores.Chore("check_whole_book", hub_chores.WHOLE_BOOK_EVERY_S, hub.check_whole_book),
         chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
     ]
 

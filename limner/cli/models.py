@@ -60,8 +60,14 @@ def read_model(path: Path) -> dict[str, Any]:
     return given | {"price_mc": price_mc}
 
 
+SHOWN = ("enabled", "platform", "routes")
+"""What listings say beyond the facts themselves: a file that `show --json` wrote may carry them."""
+
+
 def check_fields(path: Path, given: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...]) -> None:
-    """Raises typer.BadParameter for what is missing and what nobody knows."""
+    """Raises typer.BadParameter for what is missing and what nobody knows; what `show` adds is taken out."""
+    for name in SHOWN:
+        given.pop(name, None)
     missing = [name for name in required if name not in given]
     unknown = [name for name in given if name not in required + optional]
     if missing:

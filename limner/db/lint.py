@@ -36,10 +36,6 @@ POWERS = {
 }
 
 
-class BootRefused(Exception):
-    """The process may not run with this database; the message says why and what to do."""
-
-
 def findings(conn: psycopg.Connection) -> list[tuple[str, str]]:
     """(rule, object) for every defect of the schema. Empty is good."""
     return [(row[0], row[1]) for row in conn.execute((SQL / "lint.sql").read_text())]

@@ -1,7 +1,7 @@
 """Wake-ups for workers: one NOTIFY after commit, coalesced, never inside a transaction that writes.
 
 A NOTIFY inside such a transaction takes a lock that all commits share; here it is its own statement, at most one
-each 5 ms a process, and a one-second poll stands behind it in case it is lost.
+each 20 ms a process, and a one-second poll stands behind it in case it is lost.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import psycopg
 from limner.db.pools import Database, DatabaseUnavailable
 
 CHANNEL = "limner_jobs"
-QUIET_S = 0.005
+QUIET_S = 0.02
 
 
 class Waker:

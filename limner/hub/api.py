@@ -10,10 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from limner.db.pools import Database
+from limner.db.tx import Tx
 from limner.hub import catalog, docs, jobs, receipts, schemas
 from limner.hub.submission import Submitter
 from limner.kit import ids, money
 from limner.media.urls import MediaUrls
+from limner.tenancy import end_users
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid, not_found
@@ -80,6 +82,7 @@ class JobEndpoints:
         if status is not None and status not in jobs.STATES:
             raise invalid({"/status": [f"must be one of {', '.join(jobs.STATES)}"]})
         async with self._api.db.tenant_tx(caller.org_id) as tx:
+            await admit_user(tx, caller)
             found = await jobs.list_of_app(
                 tx, caller.app_id, external_id=caller.external_id, state=status, limit=limit + 1,
                 before=parsing.page_cursor(request),
@@ -109,6 +112,7 @@ class JobEndpoints:
         if parsed is None:
             raise not_found("job")
         async with self._api.db.tenant_tx(caller.org_id) as tx:
+            await admit_user(tx, caller)
             try:
                 job = await jobs.get(tx, caller.app_id, parsed, caller.external_id)
             except jobs.JobNotFound:
@@ -135,12 +139,23 @@ def router(api: HubApi) -> APIRouter:
     return routes
 
 
+async def admit_user(tx: Tx, caller: Caller) -> None:
+    """A deactivated user is refused whatever it asks for. Raises ApiError 403 `user_inactive`."""
+    if caller.external_id is None:
+        return
+    try:
+        await end_users.require_active(tx, caller.app_id, caller.external_id)
+    except end_users.UserInactive:
+        raise ApiError(403, "user_inactive", "This user is deactivated.") from None
+
+
 async def _job(api: HubApi, caller: Caller, job_id: str, scope: str = "jobs:read") -> jobs.Job:
     caller.require(scope)
     parsed = ids.parse(job_id)
     if parsed is None:
         raise not_found("job")
     async with api.db.tenant_tx(caller.org_id) as tx:
+        await admit_user(tx, caller)
         try:
             return await jobs.get(tx, caller.app_id, parsed, caller.external_id)
         except jobs.JobNotFound:

@@ -27,6 +27,10 @@ class ModelNotFound(LookupError):
     """Neither the organization nor the platform sells a model of this name."""
 
 
+class NameTaken(ValueError):
+    """The platform has a provider of this name."""
+
+
 class ProviderNotFound(LookupError):
     """Neither the organization nor the platform has a provider of this name."""
 
@@ -164,7 +168,13 @@ async def put_model(tx: Tx, facts: Mapping[str, Any]) -> UUID:
 
 
 async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
-    """Create the organization's provider of this name, or bring it to these facts."""
+    """Create the organization's provider of this name, or bring it to these facts.
+
+    Raises NameTaken for a name of the platform's: attempts are told apart by it.
+    """
+    taken = "SELECT 1 AS one FROM limner.provider WHERE org_id = %s AND name = %s"
+    if tx.org_id != PLATFORM and await tx.find(taken, [PLATFORM, facts["name"]]):
+        raise NameTaken(f"the platform has a provider named {facts['name']}; choose another name")
     row = await tx.get(
         "INSERT INTO limner.provider (org_id, id, name, display_name, adapter, base_url, key_env, config)"
         " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(key_env)s, %(config)s)"

@@ -13,6 +13,7 @@ from limner.tasks.chores import Done
 from limner.telemetry import logs, metrics
 
 CHECK_EVERY_S = 60.0
+WHOLE_BOOK_EVERY_S = 86_400.0
 SWEEP_EVERY_S = 300.0
 SWEEP_BATCH = 500
 LATE_COMMITS = timedelta(seconds=30)  # rows carry the time of their statement, not of their commit
@@ -52,6 +53,15 @@ class HubChores:
         metrics.HELD_CREDITS.set(held["held_mc"] / 1000)
         facts: dict[str, Any] = {"violations": violations, "checked": checked}
         return Done(facts | {"open_holds": held["holds"], "held_mc": held["held_mc"]}, again=violations > 0)
+
+    async def check_whole_book(self, _: datetime) -> Done:
+        """Every invariant over everything, once a day; a violation is an error in the log for each."""
+        async with self._db.system_tx("limner_audit", "the books are checked over all organizations") as tx:
+            found = [f for f in await invariants.check_all(tx) if f.violations]
+        for finding in found:
+            log.error("invariants.violated", invariant=finding.invariant, violations=finding.violations,
+                      example=finding.example)  # fmt: skip
+        return Done({"broken": [finding.invariant for finding in found]})
 
     async def sweep_losers(self, since: datetime) -> Done:
         """Delete objects that runs left and no job refers to, a day after the job's end, organization by organization."""

@@ -194,7 +194,7 @@ class Run:
                     metrics.RESENDS.labels(route.provider, call_class).inc()
                     log.warning("provider.resent", provider=route.provider, call_class=call_class, **self._facts)
                 return intent
-            if intent.decision == "resume" or (call_class is CallClass.C and intent.send_no >= MAX_SENDS):
+            if intent.decision == "resume" or (call_class is not CallClass.A and intent.send_no >= MAX_SENDS):
                 break
         return Failure("outcome_unknown", MESSAGES["outcome_unknown"], "fatal", known=False)
 

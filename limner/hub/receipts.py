@@ -1,7 +1,6 @@
 """A job's receipt: every run and attempt, every transfer, what was used, and the rule that chose the provider."""
 
 from typing import Any
-from uuid import UUID
 
 from limner.db.tx import Row, Tx
 from limner.events import log
@@ -62,12 +61,6 @@ async def build(tx: Tx, job: Job) -> dict[str, Any]:
     if costs:
         receipt["provider_cost_micro_usd"] = sum(row["cost_micro_usd"] or 0 for row in attempts)
     return receipt
-
-
-async def job_of_receipt(tx: Tx, job_id: UUID) -> UUID | None:
-    """The app a job belongs to, for an operator who knows the job's id only."""
-    row = await tx.find("SELECT app_id FROM limner.job WHERE org_id = %s AND id = %s", [tx.org_id, job_id])
-    return row["app_id"] if row else None
 
 
 def _credits(mc: int | None) -> str | None:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from limner.hub import docs
-from limner.hub.api import HubApi, answer
+from limner.hub.api import HubApi, admit_user, answer
 from limner.hub.schema import GRANT, InputSchema
 from limner.hub.submission import too_few_credits
 from limner.kit import money
@@ -33,6 +33,7 @@ class UserEndpoints:
         if not end_users.valid_external_id(external_id):
             raise not_found("user")
         async with self._api.db.tenant_tx(caller.org_id) as tx:
+            await admit_user(tx, caller)
             try:
                 user = await end_users.get(tx, caller.app_id, external_id)
             except end_users.UserNotFound:

@@ -6,6 +6,7 @@ it) and number (the pool's slots). What a child raises comes back as a class the
 importing what the child imported.
 """
 
+import asyncio
 import ctypes
 import importlib
 import os
@@ -28,6 +29,8 @@ NICENESS = 5
 CHILD_ENV = {"VIPS_CONCURRENCY": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 MEMORY_WORDS = ("out of memory", "unable to allocate", "insufficient memory", "unable to create thread")
+
+IDLE_S = 60.0  # a child without work for so long ends
 
 
 class CpuError(Exception):
@@ -55,8 +58,8 @@ class CpuPool:
 
     `memory_bytes` is the address space of a child, libraries included (NumPy, OpenCV and libvips map about
     300 MiB before any pixel), `time_limit_s` the wall time of one piece of work in seconds. Waiting for a
-    slot, starting a child and importing the target do not count. Children live as long as the event loop, or
-    until `aclose`. One pool serves one event loop.
+    slot, starting a child and importing the target do not count. Children live until nobody has needed one for
+    IDLE_S, or until `aclose`. One pool serves one event loop.
     """
 
     def __init__(self, size: int, memory_bytes: int, time_limit_s: float) -> None:
@@ -70,6 +73,7 @@ class CpuPool:
         self._spawns = anyio.CapacityLimiter(size)
         self._pids: set[int] = set()
         self._closed = False
+        self._resting: asyncio.TimerHandle | None = None
 
     async def warm(self, target: str = "builtins:len") -> None:
         """Start every child now and import the module of `target` there: the first request does not wait.
@@ -89,15 +93,31 @@ class CpuPool:
         """
         limit_s = self.time_limit_s if time_limit_s is None else time_limit_s
         async with self._slots:
-            await self._prepare(target)
-            with anyio.move_on_after(limit_s) as scope:
-                return await self._call(_run, target, args)
+            try:
+                await self._prepare(target)
+                with anyio.move_on_after(limit_s) as scope:
+                    return await self._call(_run, target, args)
+            finally:
+                self._rest()
         assert scope.cancelled_caught
         raise CpuTimeout(f"{target} did not finish within {limit_s:g} s")
+
+    def _rest(self) -> None:
+        """Children that nobody needs for IDLE_S end: an idle worker keeps no picture library in memory."""
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = asyncio.get_running_loop().call_later(IDLE_S, self._end_idle)
+
+    def _end_idle(self) -> None:
+        if self.busy == 0 and self.waiting == 0:
+            for pid in self.pids():
+                os.kill(pid, signal.SIGKILL)
 
     async def aclose(self) -> None:
         """Refuse new work, wait for the work under way, then end the children. May be called twice."""
         self._closed = True
+        if self._resting is not None:
+            self._resting.cancel()
         async with anyio.create_task_group() as group:
             for _ in range(self.size):
                 group.start_soon(self._drain_one)

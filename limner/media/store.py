@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,10 +81,6 @@ class ObjectStore:
                     await obstore.delete_async(self._store, key)
             except ObjectMissing:
                 continue
-
-    def free_bytes(self) -> int | None:
-        """Free space of the local disk, or None when objects live elsewhere."""
-        return shutil.disk_usage(self._folder).free if self._folder else None
 
 
 @contextmanager

@@ -18,6 +18,10 @@ class UserNotFound(LookupError):
     """The app has no end user of this external id."""
 
 
+class UserInactive(Exception):
+    """The end user is deactivated."""
+
+
 @dataclass(frozen=True, slots=True)
 class EndUser:
     id: UUID
@@ -45,6 +49,16 @@ async def get(tx: Tx, app_id: UUID, external_id: str) -> EndUser:
     if row is None:
         raise UserNotFound(f"there is no user {external_id}")
     return EndUser(**row)
+
+
+async def require_active(tx: Tx, app_id: UUID, external_id: str) -> None:
+    """Raises UserInactive when the app's user is deactivated; an absent one is for the caller to find absent."""
+    row = await tx.find(
+        "SELECT is_active FROM limner.end_user WHERE org_id = %s AND app_id = %s AND external_id = %s",
+        [tx.org_id, app_id, external_id],
+    )
+    if row is not None and not row["is_active"]:
+        raise UserInactive(external_id)
 
 
 async def list_of_app(tx: Tx, app_id: UUID, limit: int = 100, after: str = "") -> list[EndUser]:

@@ -10,7 +10,7 @@ from tests import acts
 from tests.conftest import MakeTenant, Tenant
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.long)])
 async def test_mj11_a_hundred_concurrent_refunds_give_back_at_most_what_was_paid(
     db: Database, make_tenant: MakeTenant, count: int
 ) -> None:

@@ -16,7 +16,7 @@ class CallClass(StrEnum):
     """What may be done when a call's outcome is unknown (the worker died with the socket open)."""
 
     A = "A"  # the provider honours our idempotency key (or the work is pure): resend with the same key
-    B = "B"  # an asynchronous task that can be looked up by our reference: look up, adopt, else resend
+    B = "B"  # an asynchronous task that can be looked up; until an adapter brings the look-up, treated like C
     C = "C"  # neither: resend at most once, then fail
 
 

@@ -127,6 +127,9 @@ async def test_what_is_switched_off_answers_403(
     for path, body in ((GENERATE, GOOD), (GRANT, {"amount": 5})):
         answer = await refusing.post(body, path)
         assert (answer.status, answer.json["code"]) == (403, code)
+    for path in ("/api/v1/jobs", "/api/v1/users/ann", "/api/v1/jobs/01a1f85d-126f-701c-b732-d9e071145302"):
+        answer = await refusing.call("GET", path)
+        assert (answer.status, answer.json["code"]) == (403, code), path
 
 
 # For whom
