@@ -1,7 +1,6 @@
 """One small pool per role, over one PostgreSQL: `Database.open(settings, root, …)`.
 
-Run-time addresses are the migrate role's with another name and a password derived from the root key, so an
-operator hands over one URL and one key.
+An operator hands over one URL and one key: the address of every run-time role follows from them.
 """
 
 import select

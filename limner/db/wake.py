@@ -1,4 +1,4 @@
-"""Wake-ups for workers: one NOTIFY after commit, coalesced, never inside a transaction that writes.
+"""How a worker learns of a new job at once: a NOTIFY of its own after the commit, many jobs sharing one.
 
 A NOTIFY inside such a transaction takes a lock that all commits share; here it is its own statement, at most one
 each 20 ms a process, and a one-second poll stands behind it in case it is lost.

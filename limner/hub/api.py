@@ -1,4 +1,4 @@
-"""`/api/v1`: jobs and models. Paths, headers, fields and status codes are seed 002's; additions are limner's."""
+"""`/api/v1`: jobs and models. Paths, headers, fields and status codes are a contract with the apps that call them."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The catalog: models (what is sold), providers (who runs it), routes (which provider serves which model).
+"""What can be ordered (models), who can do it (providers), and who is asked first (routes).
 
 Rows of the platform are everybody's to use; an organization's own come first where names collide.
 """

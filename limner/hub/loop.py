@@ -1,7 +1,7 @@
 """The worker's loop: claim what there is room for, keep the leases alive, give runs back on the way out.
 
-The heartbeat lives on the same event loop as the runs, with a connection of its own: a blocked loop stops beating
-and loses its leases, which is right, because it could not be told to stop.
+Runs and heartbeat share an event loop on purpose: when something blocks it, nobody could tell its runs to stop, so
+their leases must run out. The heartbeat has its own connection.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Bodies on the wire (seed 002's field names live here and nowhere else), for the answers and for OpenAPI."""
+"""Bodies on the wire (the wire's field names live here and nowhere else), for the answers and for OpenAPI."""
 
 from datetime import datetime
 from typing import Any, Literal

@@ -4,7 +4,7 @@ MC = 1000  # milli-credits in one credit
 
 
 def whole(mc: int) -> int:
-    """Whole credits in an amount, rounded down: what seed-shaped answers carry."""
+    """Whole credits in an amount, rounded down: what the API's `tokens` carry."""
     return mc // MC
 
 

@@ -1,4 +1,4 @@
-"""One error, rendered for its surface: `/api/v1` speaks seed 002's body, everything else RFC 9457.
+"""One error, rendered for its surface: `/api/v1` has a body of its own, everything else RFC 9457.
 
 Messages never carry constraint names, addresses or other callers' values.
 """

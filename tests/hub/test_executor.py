@@ -64,8 +64,8 @@ async def test_when_all_fail_the_job_waits_longer_each_time_and_then_fails_free_
     await assert_settled(here, job_id, 0, MC)
 
 
-async def test_seed_002_a_failed_try_refunds_nothing_so_a_later_success_is_no_gift(shop: Open) -> None:
-    """The seed's worker refunds, says job.failed and throws; its queue tries again, and the user has both."""
+async def test_prototype_a_failed_try_refunds_nothing_so_a_later_success_is_no_gift(shop: Open) -> None:
+    """The prototype's worker refunds, says job.failed and throws; its queue tries again, and the user has both."""
     here = await shop(Scripted("shaky", DOWN, text("a hare")))
     job_id = await here.submit(price=3)
 
@@ -197,8 +197,8 @@ def test_the_charge_needs_no_unit_beside_the_hold() -> None:
     assert pricing.charge_mc(1000, -1, 1000) == 0
 
 
-async def test_seed_002_an_output_is_stored_as_what_it_is(shop: Open, store: ObjectStore) -> None:
-    """The seed writes every output as .png with image/png, whatever the bytes are."""
+async def test_prototype_an_output_is_stored_as_what_it_is(shop: Open, store: ObjectStore) -> None:
+    """The prototype writes every output as .png with image/png, whatever the bytes are."""
     jpeg = _jpeg()
     here = await shop(Scripted("camera", pictures(jpeg, png())))
     job_id = await here.submit(outputs=2)

@@ -76,10 +76,10 @@ async def test_busy_cpu_children_stop_neither_heartbeats_nor_waiting_for_provide
     assert [(await local.job(job_id)).runs for job_id in heavy] == [1, 1, 1, 1]
 
 
-async def test_seed_002_one_apps_backlog_does_not_starve_another_app(
+async def test_prototype_one_apps_backlog_does_not_starve_another_app(
     shop: Open, pool: CpuPool, db: Database, tenant: Tenant
 ) -> None:
-    """The seed's queue is first come, first served for everybody: 200 jobs of one app stand before another's first."""
+    """The prototype's queue is first come, first served for everybody: 200 jobs of one app stand before another's first."""
 
     async def compute(call: ProviderCall) -> ProviderResult:
         await pool.run("time:sleep", 0.02)

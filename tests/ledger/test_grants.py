@@ -16,7 +16,7 @@ from tests.conftest import MakeTenant
 async def test_mj1_the_welcome_grant_is_made_once_by_twenty_concurrent_first_requests(
     db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:
-    """Seed 002 finds, then creates, then writes the ledger: three chances to be interrupted or overtaken."""
+    """The prototype finds, then creates, then writes the ledger: three chances to be interrupted or overtaken."""
     for _ in range(5):
         tenant = await make_tenant(credits=0, welcome_mc=30 * MC)
         submits = [partial(acts.submit, db, tenant, user="new") for _ in range(10)]

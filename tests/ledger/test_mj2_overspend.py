@@ -70,8 +70,8 @@ async def test_mj2_the_last_credits_go_to_one_of_two_wallets_never_across(
         assert (wallet.available_mc, wallet.held_mc) == (1 * MC, 2 * MC)
 
 
-async def test_mj2_the_seeds_read_check_write_oversells(server: Server, superuser: psycopg.Connection) -> None:
-    """Seed 002's reserveTokens on the same server: why limner's conditional UPDATE is not a matter of taste."""
+async def test_mj2_the_prototypes_read_check_write_oversells(server: Server, superuser: psycopg.Connection) -> None:
+    """The prototype's reserveTokens on the same server: why limner's conditional UPDATE is not a matter of taste."""
     superuser.execute("CREATE TABLE public.seed_user (id int PRIMARY KEY, balance int NOT NULL)")
     superuser.execute("CREATE TABLE public.seed_debit (amount int NOT NULL)")
     superuser.execute("INSERT INTO public.seed_user VALUES (1, 100)")
@@ -79,7 +79,7 @@ async def test_mj2_the_seeds_read_check_write_oversells(server: Server, superuse
     try:
         await _reserve_like_the_seed(conninfo, clients=8, each=50)
         sold = acts.count(superuser, "SELECT sum(amount) FROM public.seed_debit")
-        assert sold > 100, "the race that the seed loses did not happen: this machine cannot prove MJ2"
+        assert sold > 100, "the race that the prototype loses did not happen: this machine cannot prove MJ2"
     finally:
         superuser.execute("DROP TABLE public.seed_user, public.seed_debit")
 

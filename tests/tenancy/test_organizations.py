@@ -58,7 +58,7 @@ async def test_a_slug_is_lower_case_letters_digits_and_dashes(db: Database, slug
 
 
 async def test_reading_never_makes_a_user(db: Database, tenant: Tenant, superuser: psycopg.Connection) -> None:
-    """Seed 002 makes a user, with welcome tokens, for any name that is asked about."""
+    """The prototype makes a user, with welcome tokens, for any name that is asked about."""
     async with db.tenant_tx(tenant.org_id) as tx:
         with pytest.raises(end_users.UserNotFound):
             await end_users.get(tx, tenant.app.id, "ghost")

@@ -134,7 +134,7 @@ def dump(superuser: psycopg.Connection) -> str:
 async def test_ta7_a_dump_of_the_database_holds_no_usable_key(
     make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:
-    """Seed 002 kept keys in clear and looked them up directly."""
+    """The prototype kept keys in clear and looked them up directly."""
     keys = [(await make_tenant(credits=0)).api_key for _ in range(5)]
 
     text = dump(superuser)

@@ -1,4 +1,4 @@
-"""The API of seed 002 as its specification says: paths, headers, fields and statuses, on jobs that really ran.
+"""The API of the prototype as its specification says: paths, headers, fields and statuses, on jobs that really ran.
 
 Every answer here is also held against the OpenAPI document (CheckedClient).
 """

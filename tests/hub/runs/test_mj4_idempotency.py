@@ -41,10 +41,10 @@ async def test_mj4_concurrent_copies_of_a_request_make_one_job_and_one_hold(
     acts.empty_queue(superuser)
 
 
-async def test_mj4_the_seeds_check_before_insert_makes_several_jobs(
+async def test_mj4_the_prototypes_check_before_insert_makes_several_jobs(
     superuser: psycopg.Connection, server: Server
 ) -> None:
-    """Seed 002 looks the key up and inserts when it is new: copies that arrive together all find it new."""
+    """The prototype looks the key up and inserts when it is new: copies that arrive together all find it new."""
     conninfo = alone.superuser_conninfo(server)
     superuser.execute("CREATE TABLE public.seed_job (key text)")
 
@@ -196,7 +196,7 @@ async def test_mj4_concurrent_copies_of_a_grant_give_once(db: Database, make_ten
 async def test_mj4_two_organizations_granting_under_one_reference_both_grant(
     db: Database, make_tenant: MakeTenant
 ) -> None:
-    """Seed 002's ledger key is globally unique: the second tenant's `promo_jan` says success and grants nothing."""
+    """The prototype's ledger key is globally unique: the second tenant's `promo_jan` says success and grants nothing."""
     tenants = [await make_tenant(credits=0) for _ in range(3)]
 
     granted = [await acts.grant(db, tenant, 5 * MC, ref="promo_jan") for tenant in tenants]
@@ -206,7 +206,7 @@ async def test_mj4_two_organizations_granting_under_one_reference_both_grant(
 
 
 async def test_mj4_a_batch_grant_does_not_collide_with_itself(db: Database, make_tenant: MakeTenant) -> None:
-    """One key for many users: the references carry the place in the batch (seed 002 granted the first user only)."""
+    """One key for many users: the references carry the place in the batch (the prototype granted the first user only)."""
     tenant = await make_tenant(credits=0)
 
     for _ in range(2):

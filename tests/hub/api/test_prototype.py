@@ -1,4 +1,4 @@
-"""Defects of seed 002's sample code that this API must not have: each test fails on the seed's way of doing it."""
+"""Defects of the prototype's sample code that this API must not have: each test fails on the prototype's way of doing it."""
 
 import asyncio
 from collections import Counter
@@ -46,7 +46,7 @@ async def test_an_idempotency_key_with_another_body_is_refused_and_never_answers
 
 
 async def test_copies_of_one_request_at_the_same_moment_make_one_job(client: Client) -> None:
-    """The seed looks the key up inside a JSON column, without a unique index, before it inserts."""
+    """The prototype looks the key up inside a JSON column, without a unique index, before it inserts."""
     answers = await asyncio.gather(
         *(client.call("POST", GENERATE, {**CANVAS, "idempotency_key": "burst"}) for _ in range(20))
     )
@@ -56,7 +56,7 @@ async def test_copies_of_one_request_at_the_same_moment_make_one_job(client: Cli
 
 
 async def test_parallel_requests_never_spend_a_credit_twice(client: Client, make_tenant: MakeTenant) -> None:
-    """The seed reads the balance and writes back an absolute value."""
+    """The prototype reads the balance and writes back an absolute value."""
     client.api_key = (await make_tenant(credits=7)).api_key
 
     answers = await asyncio.gather(*(client.call("POST", GENERATE, CANVAS) for _ in range(40)))
@@ -68,7 +68,7 @@ async def test_parallel_requests_never_spend_a_credit_twice(client: Client, make
 async def test_one_apps_promo_key_grants_in_another_app_too(
     client: Client, db: Database, make_tenant: MakeTenant
 ) -> None:
-    """The seed's ledger keys are globally unique: the second tenant's grant says success and grants nothing."""
+    """The prototype's ledger keys are globally unique: the second tenant's grant says success and grants nothing."""
     one, two = await make_tenant(credits=0), await make_tenant(credits=0)
     _, sibling = await second_app(db, one)
     client.user = None
@@ -84,7 +84,7 @@ async def test_one_apps_promo_key_grants_in_another_app_too(
 async def test_welcome_credits_are_given_once_however_many_requests_make_the_user(
     client: Client, db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection, first: str
 ) -> None:
-    """The seed writes balance and ledger separately, after a find-or-create that two requests can both win."""
+    """The prototype writes balance and ledger separately, after a find-or-create that two requests can both win."""
     tenant = await make_tenant(credits=0, welcome_mc=25_000)
     client.api_key, client.user = tenant.api_key, None
 
@@ -112,7 +112,7 @@ async def test_welcome_credits_are_given_once_however_many_requests_make_the_use
 
 
 async def test_unknown_parameters_are_refused_and_not_passed_on(client: Client, superuser: psycopg.Connection) -> None:
-    """The seed lets provider parameters pass through: price one picture, have many made."""
+    """The prototype lets provider parameters pass through: price one picture, have many made."""
     for extra in ("n", "num_images", "provider_params", "steps"):
         answer = await client.call("POST", GENERATE, {**CANVAS, "input": {"prompt": "a hare", extra: 9}})
         assert (answer.status, list(answer.json["details"])) == (400, [f"/input/{extra}"])
@@ -122,7 +122,7 @@ async def test_unknown_parameters_are_refused_and_not_passed_on(client: Client, 
 async def test_a_callers_priority_never_moves_another_apps_job(
     client: Client, db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:
-    """The seed hands a caller's priority to one queue of everybody."""
+    """The prototype hands a caller's priority to one queue of everybody."""
     acts.empty_queue(superuser)
     loud, quiet = await make_tenant(), await make_tenant()
     client.api_key = loud.api_key
@@ -188,7 +188,7 @@ async def test_outputs_have_their_true_type_and_are_not_all_called_png(
 
 
 async def test_urls_in_a_request_are_never_fetched(client: Client, superuser: psycopg.Connection) -> None:
-    """The seed fetches images, outputs and webhook URLs without a guard: here a listener waits in vain."""
+    """The prototype fetches images, outputs and webhook URLs without a guard: here a listener waits in vain."""
     called = 0
 
     async def listen(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -213,7 +213,7 @@ async def test_urls_in_a_request_are_never_fetched(client: Client, superuser: ps
 async def test_a_charge_and_its_job_are_one_commit(
     client: Client, make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:
-    """The seed reserves, marks and enqueues in four commits over two stores. Here rows of all appear together."""
+    """The prototype reserves, marks and enqueues in four commits over two stores. Here rows of all appear together."""
     tenant = await make_tenant(credits=100)
     client.api_key = tenant.api_key
     watching = True
