@@ -1,6 +1,6 @@
 """How a worker learns of a new job at once: a NOTIFY of its own after the commit, many jobs sharing one.
 
-A NOTIFY inside such a transaction takes a lock that all commits share; here it is its own statement, at most one
+Inside a transaction that writes, a NOTIFY takes a lock that all commits share; here it is its own statement, at most one
 each 20 ms a process, and a one-second poll stands behind it in case it is lost.
 """
 
