@@ -47,7 +47,6 @@ SERVER_SETTINGS = {
     "synchronous_commit": "on",
     "fsync": "on",
     "full_page_writes": "on",
-    "wal_compression": "on",
     "max_wal_size": "2GB",
     "jit": "off",
     "password_encryption": "scram-sha-256",
