@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -34,6 +35,29 @@ def configure(level: str, **facts: str) -> None:
 def get(name: str) -> Any:
     """A logger; call it with an event name and facts: `log.info("job.finished", job=…)`."""
     return structlog.get_logger(source=name)
+
+
+class AccessLog:
+    """The request line, the same JSON as any other, written without structlog's chain: 45 of 350 µs of a submit.
+
+    Its fields are limner's own and never secret.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._enabled: bool | None = None
+        self._process: dict[str, Any] = {}
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """One line with these facts, unless the level set by `configure` leaves it out."""
+        if self._enabled is None:  # at the first request: by then the process has said how it logs
+            self._enabled = bool(structlog.get_logger().is_enabled_for(logging.INFO))
+            self._process = structlog.contextvars.get_contextvars()
+        if self._enabled:
+            line = {"source": self._source, **facts, "event": "request", **self._process, "level": "info",
+                    "time": datetime.now(UTC)}  # fmt: skip
+            sys.stdout.buffer.write(orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z) + b"\n")
+            sys.stdout.buffer.flush()
 
 
 def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -38,6 +38,7 @@ class Edge:
         self.limit = limit
         self.limits = limits
         self.direct = direct
+        self._access = logs.AccessLog("http")
         self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
         self._request_times: dict[str, Callable[[float], None]] = {}
 
@@ -104,15 +105,16 @@ class Edge:
         if scope["path"] in QUIET:
             return
         state = scope["state"]
-        log.info(
-            "request",
-            request=state["request_id"],
-            method=scope["method"],
-            route=route,
-            status=status,
-            latency_ms=round(took * 1000, 2),
-            code=code,
-            **state.get("log", {}),
+        self._access.write(
+            {
+                "request": state["request_id"],
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "latency_ms": round(took * 1000, 2),
+                "code": code,
+                **state.get("log", {}),
+            }
         )
 
 
