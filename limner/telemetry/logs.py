@@ -3,13 +3,13 @@
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import structlog
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+STAMP = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
 SECRET_FIELDS = frozenset({"api_key", "authorization", "x-api-key", "password", "secret", "root_key", "token"})
 
 
@@ -19,7 +19,7 @@ def configure(level: str, **facts: str) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            STAMP,
             structlog.processors.format_exc_info,
             _redact,
             structlog.processors.JSONRenderer(serializer=_dumps),
@@ -54,9 +54,8 @@ class AccessLog:
             self._enabled = bool(structlog.get_logger().is_enabled_for(logging.INFO))
             self._process = structlog.contextvars.get_contextvars()
         if self._enabled:
-            line = {"source": self._source, **facts, "event": "request", **self._process, "level": "info",
-                    "time": datetime.now(UTC)}  # fmt: skip
-            sys.stdout.buffer.write(orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z) + b"\n")
+            line = {"source": self._source, **facts, "event": "request", **self._process, "level": "info"}
+            sys.stdout.buffer.write(orjson.dumps(STAMP(None, "info", line), default=str) + b"\n")
             sys.stdout.buffer.flush()
 
 
