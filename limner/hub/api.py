@@ -97,7 +97,6 @@ class JobEndpoints:
 
     async def cancel_job(self, request: Request, job_id: str) -> Response:
         caller = await self._api.authenticate(request)
-        caller.require("jobs:create")
         job = await _job(self._api, caller, job_id, scope="jobs:create")
         async with self._api.db.tenant_single(caller.org_id) as tx:
             outcome = await jobs.cancel(tx, caller.app_id, job.id, job.end_user_id)
@@ -108,16 +107,8 @@ class JobEndpoints:
     async def get_receipt(self, request: Request, job_id: str) -> Response:
         caller = await self._api.authenticate(request)
         caller.require("jobs:read")
-        parsed = ids.parse(job_id)
-        if parsed is None:
-            raise not_found("job")
         async with self._api.db.tenant_tx(caller.org_id) as tx:
-            await admit_user(tx, caller)
-            try:
-                job = await jobs.get(tx, caller.app_id, parsed, caller.external_id)
-            except jobs.JobNotFound:
-                raise not_found("job") from None
-            return answer(await receipts.build(tx, job))
+            return answer(await receipts.build(tx, await _load(tx, caller, job_id)))
 
     async def list_models(self, request: Request) -> Response:
         caller = await self._api.authenticate(request)
@@ -151,15 +142,19 @@ async def admit_user(tx: Tx, caller: Caller) -> None:
 
 async def _job(api: HubApi, caller: Caller, job_id: str, scope: str = "jobs:read") -> jobs.Job:
     caller.require(scope)
+    async with api.db.tenant_tx(caller.org_id) as tx:
+        return await _load(tx, caller, job_id)
+
+
+async def _load(tx: Tx, caller: Caller, job_id: str) -> jobs.Job:
+    await admit_user(tx, caller)
     parsed = ids.parse(job_id)
     if parsed is None:
         raise not_found("job")
-    async with api.db.tenant_tx(caller.org_id) as tx:
-        await admit_user(tx, caller)
-        try:
-            return await jobs.get(tx, caller.app_id, parsed, caller.external_id)
-        except jobs.JobNotFound:
-            raise not_found("job") from None
+    try:
+        return await jobs.get(tx, caller.app_id, parsed, caller.external_id)
+    except jobs.JobNotFound:
+        raise not_found("job") from None
 
 
 def _etag(job: jobs.Job, urls: MediaUrls) -> str:
