@@ -29,7 +29,6 @@ from limner.web.middleware import Edge, Shortcut, hand_on
 from limner.web.reference import Application
 
 ROLES = ("limner_api",)
-CLOCK_EVERY_S = 30.0
 API_CPU_PROCESSES = 1
 VERSION = "0.1.0"
 DESCRIPTION = """Words and pictures from a prompt, with the money right.
@@ -52,7 +51,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await db.open()
-        background = [asyncio.create_task(submitter.waker.run()), asyncio.create_task(_keep_time(db))]
+        background = [asyncio.create_task(submitter.waker.run()), asyncio.create_task(db.keep_time())]
         yield
         for task in background:
             task.cancel()
@@ -93,10 +92,3 @@ def _serve_docs(app: FastAPI) -> None:
             swagger_favicon_url="/docs/static/favicon.png",
             swagger_ui_parameters={"validatorUrl": None},
         )
-
-
-async def _keep_time(db: Database) -> None:
-    while True:
-        await asyncio.sleep(CLOCK_EVERY_S)
-        with contextlib.suppress(Exception):  # the offset of the last reading stays good meanwhile
-            await db.sync_clock()

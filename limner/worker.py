@@ -22,7 +22,6 @@ from limner.tasks import chores
 from limner.telemetry import logs
 
 ROLES = ("limner_dispatch", "limner_worker", "limner_audit", "limner_operator")
-CLOCK_EVERY_S = 30.0
 CLOSE_S = 3.0
 LEFT_BY_FORCE = 1
 log = logs.get("worker")
@@ -56,7 +55,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         running.add_signal_handler(signum, stop)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr=settings.host)
-    background = [asyncio.create_task(chores.run_forever(db, duties)), asyncio.create_task(_keep_time(db))]
+    background = [asyncio.create_task(chores.run_forever(db, duties)), asyncio.create_task(db.keep_time())]
     try:
         await loop.run()
     finally:
@@ -79,10 +78,3 @@ def _leave_by(seconds: float) -> None:
     timer = threading.Timer(seconds, leave)
     timer.daemon = True
     timer.start()
-
-
-async def _keep_time(db: Database) -> None:
-    while True:
-        await asyncio.sleep(CLOCK_EVERY_S)
-        with contextlib.suppress(Exception):  # the offset of the last reading stays good meanwhile
-            await db.sync_clock()

@@ -3,6 +3,8 @@
 An operator hands over one URL and one key: the address of every run-time role follows from them.
 """
 
+import asyncio
+import contextlib
 import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +21,7 @@ from limner.db.tx import Single, Tx
 from limner.kit import crypto
 
 CONNECT_TIMEOUT_S = 5
+CLOCK_EVERY_S = 30.0
 POOL_WAIT_S = 4.0
 
 
@@ -101,6 +104,13 @@ class Database:
             row = await (await conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8")).fetchone()
         assert row is not None
         self.clock.sync(row[0])
+
+    async def keep_time(self) -> None:
+        """Read the clock every CLOCK_EVERY_S until cancelled; a reading that fails leaves the last one in force."""
+        while True:
+            await asyncio.sleep(CLOCK_EVERY_S)
+            with contextlib.suppress(Exception):
+                await self.sync_clock()
 
     async def direct(self, role: str) -> AsyncConnection[Any]:
         """A connection of one's own past any pooler: for LISTEN and for heartbeats."""
