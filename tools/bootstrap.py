@@ -28,9 +28,11 @@ def main() -> None:
         sys.exit(f"limner needs Python 3.11 or newer; this is {platform.python_version()}")
     if not (VENV / "bin" / "python").exists():
         venv.EnvBuilder(with_pip=False, symlinks=True).create(VENV)
-    uv = find_uv()
-    subprocess.run([str(uv), "sync", "--frozen", "--quiet", "--python", str(VENV / "bin" / "python")],
-                   cwd=ROOT, check=True)  # fmt: skip
+    sync = [str(find_uv()), "sync", "--frozen", "--quiet", "--python", str(VENV / "bin" / "python")]
+    if subprocess.run(sync, cwd=ROOT, check=False).returncode != 0:
+        # uv brings its own certificate authorities; behind a proxy with one of its own, only the system knows it
+        sys.stderr.write("trying again with the system's certificates\n")
+        subprocess.run([*sync, "--system-certs"], cwd=ROOT, check=True)
 
 
 def find_uv() -> Path:
