@@ -235,11 +235,12 @@ async def hammer(
 
 
 def pgbench(embedded: EmbeddedPostgres, conninfo: dict[str, str], script: str, clients: int, seconds: int) -> float:
-    """Transactions a second of a script, by prepared statements."""
+    """Transactions a second of a script, by prepared statements; its variable `k` is the clock's milliseconds."""
     path = embedded.home / "bench.sql"
     path.write_text(script)
     result = subprocess.run(
         [str(embedded.pgbench()), "-n", "-M", "prepared", "-c", str(clients), "-j", "2", "-T", str(seconds), "-f", str(path),
+         "-D", f"k={time.time_ns() // 1_000_000}",
          "-h", conninfo["host"], "-U", conninfo["user"], conninfo["dbname"]],
         env=os.environ | {"PGPASSWORD": conninfo["password"]}, capture_output=True, text=True, check=False,
     )  # fmt: skip

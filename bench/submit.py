@@ -17,10 +17,12 @@ from limner.hub import catalog
 from limner.hub.schema import InputSchema
 
 PROMPT = "A quiet harbour at sunset, long shadows on the water"
+# ids as the API makes them: in the order of time (:k begins at the clock's milliseconds and counts)
 FUNCTION = """\\set n random(1, {users})
-SELECT * FROM limner.submit_job('{ctx}', gen_random_uuid(), '{app}', 'user-' || ((:n - 1)::text), gen_random_uuid(), 'generate',
-  '{model}', 'local/canvas', 'image.generate', 1000, 1000, 10, NULL, sha256(gen_random_uuid()::text::bytea), '{input}'::jsonb,
-  1, 86400, 3, NULL, NULL)
+SELECT * FROM limner.submit_job('{ctx}',
+  (lpad(to_hex(:k::bigint), 12, '0') || '7' || lpad(to_hex(:client_id::bigint), 19, '0'))::uuid, '{app}',
+  'user-' || ((:n - 1)::text), '00000000-0000-7000-8000-000000000001', 'generate', '{model}', 'local/canvas', 'image.generate', 1000, 1000,
+  10, NULL, sha256(:k::text::bytea), '{input}'::jsonb, 1, 86400, 3, NULL, NULL)
 """
 
 
@@ -47,7 +49,7 @@ async def prepare(bench: rig.Rig, args: argparse.Namespace) -> tuple[list[rig.Be
         parsed = catalog.CompiledModel(model, InputSchema(model.input_schema)).schema.parse({"prompt": PROMPT})
         body = orjson.dumps(parsed).decode().replace("'", "''")
         # one script an app, chosen at random by pgbench's own weights: here one after another, as \\if branches
-        lines = [f"\\set pick random(1, {len(apps)})"]
+        lines = ["\\set k :k + 1", f"\\set pick random(1, {len(apps)})"]
         for place, app in enumerate(apps, start=1):
             lines.append(("\\if" if place == 1 else "\\elif") + f" :pick = {place}")
             lines.append(FUNCTION.format(users=args.users, ctx=signer.sign(app.org_id), app=app.app_id, model=model.id,

@@ -44,7 +44,9 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
     images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
-    submitter = Submitter(db, catalog.ModelCache(), pool, SubmitLimits(images, settings.max_runs))
+    submitter = Submitter(
+        db, catalog.ModelCache(), pool, SubmitLimits(images, settings.max_runs, settings.submit_backlog)
+    )
     authenticate = KeyAuthenticator(db, settings.key_cache_s)
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
 

@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     key_cache_s: float = Field(default=60.0, ge=0, le=60)
 
     lease_s: PositiveFloat = 30.0
+    submit_backlog: PositiveInt = 1000
     max_runs: PositiveInt = 3
     retry_backoff_s: PositiveFloat = 5.0
     worker_slots: PositiveInt = 200

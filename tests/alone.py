@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from psycopg.conninfo import make_conninfo
 
-from limner.db import migrate
 from limner.db.pools import Address, Database
+from tests import strict
 from tests.conftest import ROLES, Server
 
 
@@ -29,7 +29,7 @@ def server_alone(server: Server) -> Server:
     with psycopg.connect(server.embedded.superuser_conninfo(), autocommit=True) as conn:
         conn.execute(f"CREATE DATABASE {name} OWNER limner_migrate")
     url = make_conninfo(server.url, dbname=name)
-    migrate.migrate(url, server.root)
+    strict.migrate(url, server.root)
     return replace(server, url=url)
 
 

@@ -14,7 +14,6 @@ import pytest
 import pytest_asyncio
 
 from limner.cli import demo_tenant
-from limner.db import migrate
 from limner.db.embedded import EmbeddedPostgres
 from limner.db.pools import Address, Database
 from limner.kit import ids
@@ -22,6 +21,7 @@ from limner.kit.crypto import RootKey
 from limner.ledger import wallets
 from limner.settings import Settings, load_root_key
 from limner.tenancy import api_keys, apps, organizations
+from tests import strict
 from tests.running import Api, Client, Process, start_worker
 
 ROLES = ("limner_api", "limner_worker", "limner_dispatch", "limner_operator", "limner_audit")
@@ -48,7 +48,7 @@ def server() -> Iterator[Server]:
     try:
         with embedded.running() as url:
             root = load_root_key(settings)
-            migrate.migrate(url, root)
+            strict.migrate(url, root)
             yield Server(home, settings, root, url, embedded)
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -21,6 +21,9 @@ from limner.settings import Settings
 from limner.telemetry import logs
 from limner.web.wire import BoundedHead
 
+KEEP_ALIVE_S = (
+    75  # longer than the idle time of common proxies and clients: they close first, and meet no closed connection
+)
 LEAVE_WITHIN_S = 10.0  # beyond the shutdown time: then the process is stuck, and ends without ceremony
 
 api_command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -49,6 +52,7 @@ def api(
             uvicorn.Config(
                 application, log_config=None, access_log=False, loop="uvloop", http=BoundedHead, server_header=False,
                 timeout_graceful_shutdown=int(config.shutdown_s), proxy_headers=False, lifespan="on",
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )  # fmt: skip
         try:

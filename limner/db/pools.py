@@ -149,6 +149,14 @@ class Database:
         """
         return _SingleStatement(self._pools[role], org_id, self._signer.sign(org_id))
 
+    def sign(self, org_id: UUID) -> str:
+        """A context for a row of `shared_single`'s statement."""
+        return self._signer.sign(org_id)
+
+    def shared_single(self, role: str = "limner_api") -> "_SingleStatement":
+        """One statement for several organizations: a function that enters, for each of its rows, the context that row carries."""
+        return _SingleStatement(self._pools[role], None, None)
+
     @asynccontextmanager
     async def system_tx(self, role: str, reason: str) -> AsyncIterator[Tx]:
         """Installation-wide work without a tenant, for the named role; `reason` says why, for the reader."""
@@ -164,7 +172,7 @@ class _SingleStatement:
 
     __slots__ = ("_conn", "_ctx", "_org_id", "_pool")
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]], org_id: UUID, ctx: str) -> None:
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]], org_id: UUID | None, ctx: str | None) -> None:
         self._pool = pool
         self._org_id = org_id
         self._ctx = ctx

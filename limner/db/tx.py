@@ -74,7 +74,7 @@ class Tx:
 class Single(Tx):
     """One statement, one transaction, one round trip."""
 
-    def __init__(self, conn: AsyncConnection[Any], org_id: UUID, ctx: str) -> None:
+    def __init__(self, conn: AsyncConnection[Any], org_id: UUID | None, ctx: str | None) -> None:
         super().__init__(conn, org_id)
         self.ctx = ctx
         self._used = False

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 import orjson
@@ -14,9 +14,10 @@ from starlette.requests import Request
 from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.wake import Waker
 from limner.hub import catalog, inputs, jobs, pricing
+from limner.hub.intake import Intake
 from limner.hub.providers.base import Blob
 from limner.hub.schema import ENVELOPE, InputSchema
-from limner.kit import ids, money
+from limner.kit import money
 from limner.kit.cpu import CpuPool
 from limner.ledger import refusals
 from limner.web import parsing
@@ -26,15 +27,17 @@ from limner.web.errors import ApiError, invalid
 ROUTE = "generate"
 WAIT_CACHE_S = 10.0
 WAIT_ENTRIES = 10_000
-SUBMIT_TRIES = 3
+LARGEST_SHARED = 16_384
+"""Bytes of a request: a longer one gets a commit of its own, so that it delays nobody else's."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitLimits:
-    """What a submission is held to: image bounds and runs a job."""
+    """What a submission is held to: image bounds, runs a job, and how many may wait for the database."""
 
     images: inputs.ImageLimits
     max_runs: int
+    backlog: int
 
 
 class Submitter:
@@ -48,6 +51,7 @@ class Submitter:
         self._envelope = InputSchema(ENVELOPE)
         self._waits: dict[tuple[UUID, str], tuple[float, int]] = {}
         self._measuring: set[asyncio.Task[None]] = set()
+        self._intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
     async def submit(self, request: Request, caller: Caller) -> tuple[jobs.Submitted, str]:
@@ -68,7 +72,7 @@ class Submitter:
             recorded, blobs = await inputs.take(parsed, self._limits.images, self._pool)
         # of an image its SHA-256 goes in: the same bytes are the same request
         hashed = {"model": model.row.name, "input": recorded, "priority": envelope["priority"]}
-        request_hash = hashlib.sha256(orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)).digest()
+        canonical = orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
         submission = jobs.Submission(
             app_id=caller.app_id,
             external_id=external_id,
@@ -80,7 +84,7 @@ class Submitter:
             hold_mc=hold_mc,
             priority=envelope["priority"],
             idempotency_key=key,
-            request_hash=request_hash,
+            request_hash=hashlib.sha256(canonical).digest(),
             input=recorded,
             images=blobs,
             wait_s=self._wait_s(caller, model.row),
@@ -89,33 +93,21 @@ class Submitter:
             request_id=request.state.request_id,
             traceparent=parsing.traceparent(request),
         )
-        submitted = await self._store(caller.org_id, submission)
+        submitted = await self._store(caller.org_id, submission, alone=bool(blobs) or len(canonical) > LARGEST_SHARED)
         request.state.log |= {"job": submitted.job_id, "model": model.row.name}
         self.waker.wake()
         return submitted, model.row.name
 
-    async def _store(self, org_id: UUID, submission: jobs.Submission) -> jobs.Submitted:
-        """One statement; sent again with the same job id when the connection dies under it."""
-        job_id = ids.new()
-        for attempt in range(SUBMIT_TRIES):
-            try:
-                async with self._db.tenant_single(org_id) as tx:
-                    submitted = await jobs.submit(tx, job_id, submission)
-                    if submitted.replayed and submitted.job_id == job_id:
-                        return replace(submitted, replayed=False)  # our own first try had committed
-                    return submitted
-            except refusals.TooFewCredits as error:
-                raise too_few_credits(error) from None
-            except refusals.Inactive:
-                raise ApiError(403, "user_inactive", "This user is deactivated.") from None
-            except refusals.Reused:
-                raise ApiError(422, "idempotency_key_reused",
-                               "This idempotency key was used for another request.") from None  # fmt: skip
-            except psycopg.OperationalError as error:
-                if attempt == SUBMIT_TRIES - 1:
-                    raise DatabaseUnavailable(str(error)) from error
-                await asyncio.sleep(0.05 * 2**attempt)
-        raise AssertionError
+    async def _store(self, org_id: UUID, submission: jobs.Submission, alone: bool) -> jobs.Submitted:
+        try:
+            return await self._intake.submit(org_id, submission, alone=alone)
+        except refusals.TooFewCredits as error:
+            raise too_few_credits(error) from None
+        except refusals.Inactive:
+            raise ApiError(403, "user_inactive", "This user is deactivated.") from None
+        except refusals.Reused:
+            raise ApiError(422, "idempotency_key_reused",
+                           "This idempotency key was used for another request.") from None  # fmt: skip
 
     async def _model(self, org_id: UUID, name: str) -> catalog.CompiledModel:
         compiled = self._models.find(org_id, name)

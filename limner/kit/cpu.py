@@ -7,6 +7,7 @@ importing what the child imported.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import importlib
 import os
@@ -16,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -30,7 +30,7 @@ CHILD_ENV = {"VIPS_CONCURRENCY": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 MEMORY_WORDS = ("out of memory", "unable to allocate", "insufficient memory", "unable to create thread")
 
-IDLE_S = 60.0  # a child without work for so long ends
+IDLE_S = 10.0  # a child without work for so long ends
 
 
 class CpuError(Exception):
@@ -187,7 +187,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def _main_file_hidden() -> Iterator[None]:
     """Keep anyio from running the parent's main script in the new child.
 
@@ -244,6 +244,14 @@ def _run(target: str, args: tuple[object, ...]) -> Any:
         return getattr(importlib.import_module(module), name)(*args)
     except Exception as error:
         raise _carried(target, error) from None
+    finally:
+        _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """The pixels' memory goes back to the system: glibc would keep it for the child's next picture, or for ever."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _carried(target: str, error: Exception) -> Exception:

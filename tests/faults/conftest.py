@@ -11,11 +11,10 @@ import pytest_asyncio
 from psycopg.conninfo import make_conninfo
 
 from limner.cli import demo_tenant
-from limner.db import migrate
 from limner.db.embedded import EmbeddedPostgres
 from limner.db.pools import Address, Database
 from limner.settings import Settings, load_root_key
-from tests import acts
+from tests import acts, strict
 from tests.conftest import ROLES, Server
 from tests.faults.cluster import Cluster
 
@@ -28,7 +27,7 @@ def server_to_kill() -> Iterator[Server]:
     try:
         with embedded.running() as url:
             root = load_root_key(settings)
-            migrate.migrate(url, root)
+            strict.migrate(url, root)
             yield Server(home, settings, root, url, embedded)
     finally:
         shutil.rmtree(home, ignore_errors=True)

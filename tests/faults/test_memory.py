@@ -4,10 +4,13 @@ import asyncio
 
 import aiohttp
 import psutil
+import pytest
 
+from limner.kit import cpu
 from tests.conftest import Tenant
 from tests.faults.cluster import Cluster
 from tests.running import Client, Process
+from tests.web import pictures
 
 MIB = 1024 * 1024
 API_MIB = 150
@@ -45,3 +48,28 @@ async def test_an_idle_worker_and_a_used_api_stay_small(
     assert idle_worker <= WORKER_MIB
     assert used_api <= API_MIB
     assert alone <= WORKER_MIB, "the loop's own process stays as small at work: pictures live in the children"
+
+
+@pytest.mark.long
+async def test_pictures_leave_no_memory_behind(tenant: Tenant, cluster: Cluster, http: aiohttp.ClientSession) -> None:
+    """The API with its decoder stays within its limit; a worker is back within its own when its children have rested."""
+    api, worker = cluster.api(), cluster.worker(LIMNER_CPU_PROCESSES="2")
+    client = Client(http, api.url, tenant.api_key)
+    photo = pictures.uri(pictures.png(3000, 2000))
+
+    async def describe() -> None:
+        accepted = await client.generate("local/describe", input={"images": [photo]})
+        assert accepted.status == 202, accepted.body
+        assert (await client.finished(accepted.json["job_id"]))["status"] == "succeeded"
+
+    for _ in range(8):
+        await asyncio.gather(*(describe() for _ in range(4)))
+    busy_api, busy_worker = _resident_mib(api), _resident_mib(worker)
+    await asyncio.sleep(cpu.IDLE_S + 1)
+    idle_worker = _resident_mib(worker)
+
+    print(
+        f"API with its decoder {busy_api:.0f} MiB; worker {busy_worker:.0f} MiB at work, {idle_worker:.0f} MiB idle again"
+    )
+    assert busy_api <= API_MIB
+    assert idle_worker <= WORKER_MIB

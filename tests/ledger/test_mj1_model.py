@@ -1,6 +1,6 @@
 """MJ1: credits are never created or destroyed. Random lives of an organization beside a small model of its books.
 
-After every step the ten invariants hold in the database and every wallet holds what the model says.
+After every step the invariants hold in the database and every wallet holds what the model says.
 """
 
 import asyncio

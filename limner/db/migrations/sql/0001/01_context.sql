@@ -59,10 +59,11 @@ SET ROLE limner_owner;
 -- result. Nobody but this schema's functions runs as the owner, and each of them enters first (lint L20), so what a
 -- caller may have put into limner.entered is never read.
 CREATE FUNCTION limner.enter(p_ctx text) RETURNS uuid
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE t uuid := limner.verify(coalesce(p_ctx, current_setting('limner.ctx', true)));
+LANGUAGE plpgsql AS $$
+DECLARE
+  t uuid := limner.verify(coalesce(p_ctx, current_setting('limner.ctx', true)));
+  v text := set_config('limner.entered', t::text, true);
 BEGIN
-  PERFORM set_config('limner.entered', t::text, true);
   RETURN t;
 END $$;
 

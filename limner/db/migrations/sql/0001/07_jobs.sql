@@ -1,11 +1,62 @@
 -- The only writers of job state. Lock order everywhere: job_queue, job, wallet.
 SET ROLE limner_owner;
 
--- idempotency, the wallet's hold, job and queue row, in one statement of the caller
+-- Internal, the end of every submit: the hold first, whose row lock orders everybody who spends this wallet, then job, transfer
+-- and queue row. NULL, and nothing written, when the wallet holds too little.
+CREATE FUNCTION limner._place(
+  t uuid, p_job uuid, p_app uuid, p_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text, p_unit_price bigint, p_hold bigint,
+  p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int, p_max_runs int, p_request_id text, p_traceparent text)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+  v_wallet uuid := coalesce(p_user, t);
+  v_available bigint;
+  v_version bigint;
+BEGIN
+  UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold,
+                             version = x.version + 1, jobs_submitted = x.jobs_submitted + 1
+   WHERE x.org_id = t AND x.id = v_wallet AND x.available_mc >= p_hold        -- checked again after a lock wait
+  RETURNING x.available_mc, x.version INTO v_available, v_version;
+  IF NOT FOUND THEN RETURN NULL; END IF;
+  INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
+                          request_hash, input, unit_price_mc, price_hold_mc, wait_s, request_id, traceparent)
+  VALUES (t, p_job, p_app, p_user, coalesce(p_user, p_app), v_wallet, p_model_id, p_model, p_kind, p_priority, p_route, p_key,
+          p_hash, p_input, p_unit_price, p_hold, p_wait, p_request_id, p_traceparent);
+  INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
+  VALUES (t, p_job, 'hold', v_wallet, v_version, v_available, 'revenue', p_hold, p_job);
+  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, max_runs, deadline_at)
+  VALUES (t, p_job, p_app, p_priority, p_max_runs, clock_timestamp() + make_interval(secs => p_deadline_s));
+  RETURN v_available;
+END $$;
+
+-- Internal: the job an idempotency key stands for already, or the one with this very id; nothing when the request is new. A key
+-- whose closed job is older than 30 days lapses here.
+CREATE FUNCTION limner._replayed(t uuid, p_job uuid, p_principal uuid, p_route text, p_key text, p_hash bytea)
+RETURNS TABLE (job_id uuid, hold_mc bigint, available_mc bigint, wait_s int)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE old record;
+BEGIN
+  SELECT j.id, j.request_hash, j.price_hold_mc, j.wait_s, j.principal_id, j.finished_at IS NOT NULL AS closed,
+         j.created_at < clock_timestamp() - interval '30 days' AS lapsed, x.debit_available_mc AS available INTO old
+    FROM limner.job j JOIN limner.transfer x ON x.org_id = t AND x.id = j.id
+   WHERE j.org_id = t AND ((j.principal_id = p_principal AND j.route = p_route AND j.idem_key = p_key) OR j.id = p_job);
+  IF NOT FOUND THEN RETURN; END IF;
+  IF old.lapsed AND old.closed AND old.id <> p_job THEN
+    UPDATE limner.job j SET idem_key = NULL WHERE j.org_id = t AND j.id = old.id;
+    RETURN;
+  END IF;
+  IF old.request_hash IS DISTINCT FROM p_hash OR old.principal_id IS DISTINCT FROM p_principal THEN
+    RAISE EXCEPTION 'this idempotency key was used for another request' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
+  END IF;
+  RETURN QUERY SELECT old.id, old.price_hold_mc, old.available, old.wait_s;
+END $$;
+
+-- One submit: idempotency, the wallet's hold, job and queue row, in one statement of the caller. `p_again`: this id may have been
+-- submitted before, by a statement whose answer was lost.
 CREATE FUNCTION limner.submit_job(
   p_ctx text, p_job uuid, p_app uuid, p_external text, p_new_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text,
   p_unit_price bigint, p_hold bigint, p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int,
-  p_max_runs int, p_request_id text, p_traceparent text,
+  p_max_runs int, p_request_id text, p_traceparent text, p_again boolean DEFAULT false,
   p_names text[] DEFAULT NULL, p_types text[] DEFAULT NULL, p_widths int[] DEFAULT NULL, p_heights int[] DEFAULT NULL, p_data bytea[] DEFAULT NULL)
 RETURNS TABLE (outcome text, job_id uuid, hold_mc bigint, available_mc bigint, wait_s int)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -14,10 +65,7 @@ DECLARE
   t uuid := limner.enter(p_ctx);
   u record;
   v_user uuid;
-  v_wallet uuid := t;
-  v_principal uuid := p_app;
-  old record;
-  w record;
+  v_available bigint;
 BEGIN
   IF p_external IS NOT NULL THEN
     SELECT x.id, x.is_active INTO u FROM limner.end_user x
@@ -28,52 +76,64 @@ BEGIN
     IF NOT u.is_active THEN
       RAISE EXCEPTION 'this end user is deactivated' USING ERRCODE = 'LM403';
     END IF;
-    v_user := u.id; v_wallet := u.id; v_principal := u.id;
+    v_user := u.id;
   END IF;
-
-  LOOP
-    INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
-                            request_hash, input, unit_price_mc, price_hold_mc, wait_s, request_id, traceparent)
-    VALUES (t, p_job, p_app, v_user, v_principal, v_wallet, p_model_id, p_model, p_kind, p_priority, p_route, p_key,
-            p_hash, p_input, p_unit_price, p_hold, p_wait, p_request_id, p_traceparent)
-    ON CONFLICT DO NOTHING;
-    EXIT WHEN FOUND;
-    -- a new statement sees the winner's committed row: by key, or by id when our own first try had committed
-    SELECT j.id, j.request_hash, j.price_hold_mc, j.wait_s, j.principal_id, j.finished_at IS NOT NULL AS closed,
-           j.created_at < clock_timestamp() - interval '30 days' AS lapsed, x.debit_available_mc AS available INTO old
-      FROM limner.job j JOIN limner.transfer x ON x.org_id = t AND x.id = j.id
-     WHERE j.org_id = t AND ((p_key IS NOT NULL AND j.principal_id = v_principal AND j.route = p_route AND j.idem_key = p_key)
-                             OR j.id = p_job);
-    IF old.lapsed AND old.closed AND old.id <> p_job THEN
-      UPDATE limner.job j SET idem_key = NULL WHERE j.org_id = t AND j.id = old.id;
-      CONTINUE;
-    END IF;
-    IF old.request_hash IS DISTINCT FROM p_hash OR old.principal_id IS DISTINCT FROM v_principal THEN
-      RAISE EXCEPTION 'this idempotency key was used for another request' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
-    END IF;
-    RETURN QUERY SELECT 'replayed', old.id, old.price_hold_mc, old.available, old.wait_s;
-    RETURN;
-  END LOOP;
-
-  UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold,
-                             version = x.version + 1, jobs_submitted = x.jobs_submitted + 1
-   WHERE x.org_id = t AND x.id = v_wallet AND x.available_mc >= p_hold        -- checked again after a lock wait
-  RETURNING x.available_mc, x.version INTO w;
-  IF NOT FOUND THEN
-    SELECT x.available_mc INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = v_wallet;
+  IF p_key IS NOT NULL OR p_again THEN
+    RETURN QUERY SELECT 'replayed', r.* FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
+    IF FOUND THEN RETURN; END IF;
+    -- copies of one request pay from one wallet: whoever waited for its lock looks again
+    PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = coalesce(v_user, t) FOR NO KEY UPDATE;
+    RETURN QUERY SELECT 'replayed', r.* FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
+    IF FOUND THEN RETURN; END IF;
+  END IF;
+  v_available := limner._place(t, p_job, p_app, v_user, p_route, p_model_id, p_model, p_kind, p_unit_price, p_hold, p_priority, p_key,
+                               p_hash, p_input, p_wait, p_deadline_s, p_max_runs, p_request_id, p_traceparent);
+  IF v_available IS NULL THEN
     RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(
-      'wallet', CASE WHEN v_user IS NULL THEN 'organization' ELSE 'end_user' END,
-      'balance_mc', coalesce(w.available_mc, 0), 'required_mc', p_hold);
+      'wallet', CASE WHEN v_user IS NULL THEN 'organization' ELSE 'end_user' END, 'required_mc', p_hold,
+      'balance_mc', coalesce((SELECT x.available_mc FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t)), 0));
   END IF;
-  INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
-  VALUES (t, p_job, 'hold', v_wallet, w.version, w.available_mc, 'revenue', p_hold, p_job);
-  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, max_runs, deadline_at)
-  VALUES (t, p_job, p_app, p_priority, p_max_runs, clock_timestamp() + make_interval(secs => p_deadline_s));
   IF p_data IS NOT NULL THEN
     INSERT INTO limner.job_input (org_id, job_id, name, media_type, width, height, data)
     SELECT t, p_job, i.* FROM unnest(p_names, p_types, p_widths, p_heights, p_data) i;
   END IF;
-  RETURN QUERY SELECT 'created', p_job, p_hold, w.available_mc, p_wait;
+  outcome := 'created'; job_id := p_job; hold_mc := p_hold; available_mc := v_available; wait_s := p_wait;
+  RETURN NEXT;
+END $$;
+
+-- Submits that share a commit, of any organizations, each under its own context. It never waits and never refuses: whatever is not
+-- plain (a new or inactive user, a key seen before, too few credits, a wallet somebody holds at this moment) is left out, written
+-- nowhere, and the caller submits it alone. So no batch waits for another, nor one tenant for another's lock.
+CREATE FUNCTION limner.submit_jobs(p_batch json)
+RETURNS TABLE (job_id uuid, available_mc bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  s record;
+  t uuid;
+  v_user uuid;
+  v_available bigint;
+BEGIN
+  FOR s IN SELECT * FROM json_to_recordset(p_batch) AS b (
+      ctx text, job uuid, app uuid, external text, route text, model_id uuid, model text, kind text, unit_price bigint, hold bigint,
+      priority int, key text, hash bytea, input jsonb, wait int, deadline_s int, max_runs int, request_id text, traceparent text) LOOP
+    t := limner.enter(s.ctx);
+    IF s.external IS NULL THEN
+      v_user := NULL;
+      PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = t FOR NO KEY UPDATE SKIP LOCKED;
+    ELSE
+      SELECT x.id INTO v_user FROM limner.end_user x JOIN limner.wallet w ON w.org_id = x.org_id AND w.id = x.id
+       WHERE x.org_id = t AND x.app_id = s.app AND x.external_id = s.external AND x.is_active FOR NO KEY UPDATE OF w SKIP LOCKED;
+    END IF;
+    CONTINUE WHEN NOT FOUND;
+    CONTINUE WHEN s.key IS NOT NULL AND EXISTS (
+      SELECT 1 FROM limner.job j WHERE j.org_id = t AND j.principal_id = coalesce(v_user, s.app) AND j.route = s.route AND j.idem_key = s.key);
+    v_available := limner._place(t, s.job, s.app, v_user, s.route, s.model_id, s.model, s.kind, s.unit_price, s.hold, s.priority, s.key,
+                                 s.hash, s.input, s.wait, s.deadline_s, s.max_runs, s.request_id, s.traceparent);
+    CONTINUE WHEN v_available IS NULL;
+    job_id := s.job; available_mc := v_available;
+    RETURN NEXT;
+  END LOOP;
 END $$;
 
 -- Cross-tenant, run as limner_dispatch: sees ids, keys and leases, never a payload. Overdue rows first; then, round by round,
@@ -327,7 +387,7 @@ BEGIN
   RETURN 'requested';
 END $$;
 
-GRANT EXECUTE ON FUNCTION limner.submit_job, limner.cancel_job, limner.grant_credits TO limner_api;
+GRANT EXECUTE ON FUNCTION limner.submit_job, limner.submit_jobs, limner.cancel_job, limner.grant_credits TO limner_api;
 GRANT EXECUTE ON FUNCTION limner.start_job, limner.release_job, limner.call_intent, limner.call_result, limner.finish_job TO limner_worker;
 GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.heartbeat_many, limner.report_progress TO limner_dispatch;
 GRANT EXECUTE ON FUNCTION limner.top_up, limner.refund_job, limner.create_organization, limner.cancel_job, limner.grant_credits TO limner_operator;

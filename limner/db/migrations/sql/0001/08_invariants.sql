@@ -57,13 +57,31 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT 'I10 usage records carry what was charged', j.id
       FROM jb j LEFT JOIN (SELECT org_id, job_id, sum(price_mc) AS price FROM limner.usage_record GROUP BY 1, 2) u
         ON u.org_id = j.org_id AND u.job_id = j.id
-     WHERE coalesce(u.price, 0) <> coalesce(j.price_final_mc, 0))
+     WHERE coalesce(u.price, 0) <> coalesce(j.price_final_mc, 0)
+    UNION ALL
+    SELECT 'I11 every row is sound, and what it names exists', x.id FROM limner.transfer x
+     WHERE (p_org IS NULL OR x.org_id = p_org) AND NOT limner.transfer_is_sound(x)
+    UNION ALL
+    SELECT 'I11 every row is sound, and what it names exists', r.id FROM tr r
+      LEFT JOIN tr h ON h.org_id = r.org_id AND h.id = r.hold_id AND h.kind = 'hold' WHERE r.hold_id IS NOT NULL AND h.id IS NULL
+    UNION ALL
+    SELECT 'I11 every row is sound, and what it names exists', j.id FROM limner.job j
+      LEFT JOIN limner.end_user e ON e.org_id = j.org_id AND e.id = j.end_user_id
+     WHERE (p_org IS NULL OR j.org_id = p_org) AND (NOT limner.job_is_sound(j) OR (j.end_user_id IS NOT NULL AND e.id IS NULL))
+    UNION ALL
+    SELECT 'I11 every row is sound, and what it names exists', m.wallet FROM moved m
+      LEFT JOIN wa w ON w.org_id = m.org_id AND w.id = m.wallet WHERE w.id IS NULL
+    UNION ALL
+    SELECT 'I11 every row is sound, and what it names exists', u.job_id
+      FROM (SELECT x.org_id, x.job_id FROM limner.usage_record x WHERE p_org IS NULL OR x.org_id = p_org
+            UNION SELECT x.org_id, x.job_id FROM limner.provider_call x WHERE p_org IS NULL OR x.org_id = p_org) u
+      LEFT JOIN jb j ON j.org_id = u.org_id AND j.id = u.job_id WHERE j.id IS NULL)
   SELECT n.name, count(b.id), min(b.id::text)
     FROM (VALUES ('I1 a wallet equals the sum of its transfers'), ('I2 every version of a wallet has its transfer'),
                  ('I3 no wallet is negative'), ('I4 open job = open hold = queue row'), ('I5 the settled amount is the job''s price'),
                  ('I6 a hold is for its own job and what the job quoted'), ('I7 refunds equal what the job says and never pass its price'),
                  ('I8 a closed job has one terminal event, an open one none'), ('I9 no job is overdue by more than five minutes'),
-                 ('I10 usage records carry what was charged')) n (name)
+                 ('I10 usage records carry what was charged'), ('I11 every row is sound, and what it names exists')) n (name)
     LEFT JOIN bad b ON b.invariant = n.name GROUP BY n.name;
 $$;
 
@@ -79,8 +97,10 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
      ORDER BY org_id, wallet, version DESC),
   jobs AS MATERIALIZED (SELECT DISTINCT org_id, job_id FROM recent WHERE job_id IS NOT NULL),
   bad (id) AS (
-    SELECT t.wallet FROM touched t JOIN limner.wallet w ON w.org_id = t.org_id AND w.id = t.wallet
-     WHERE w.version < t.version OR w.available_mc < 0 OR w.held_mc < 0 OR (w.version = t.version AND w.available_mc <> t.available)
+    SELECT x.id FROM recent r JOIN limner.transfer x ON x.org_id = r.org_id AND x.id = r.id WHERE NOT limner.transfer_is_sound(x)
+    UNION ALL
+    SELECT t.wallet FROM touched t LEFT JOIN limner.wallet w ON w.org_id = t.org_id AND w.id = t.wallet
+     WHERE w.id IS NULL OR w.version < t.version OR w.available_mc < 0 OR w.held_mc < 0 OR (w.version = t.version AND w.available_mc <> t.available)
     UNION ALL
     SELECT c.job_id FROM jobs c
       LEFT JOIN limner.job j ON j.org_id = c.org_id AND j.id = c.job_id
@@ -88,11 +108,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
       LEFT JOIN limner.transfer h ON h.org_id = c.org_id AND h.id = c.job_id
       LEFT JOIN limner.transfer r ON r.org_id = c.org_id AND r.hold_id = c.job_id
       LEFT JOIN limner.event e ON e.org_id = c.org_id AND e.subject_id = c.job_id AND e.type IN ('job.completed', 'job.failed', 'job.cancelled')
+      LEFT JOIN limner.end_user u ON u.org_id = j.org_id AND u.id = j.end_user_id
      WHERE j.id IS NULL OR h.id IS NULL OR (j.finished_at IS NULL) <> (q.job_id IS NOT NULL) OR (j.finished_at IS NULL) <> (r.id IS NULL)
+        OR NOT limner.job_is_sound(j) OR (j.end_user_id IS NOT NULL AND u.id IS NULL)
         OR (j.finished_at IS NULL) <> (e.id IS NULL) OR r.amount_mc IS DISTINCT FROM j.price_final_mc OR h.amount_mc <> j.price_hold_mc
     UNION ALL
     SELECT q.job_id FROM limner.job_queue q WHERE q.deadline_at < clock_timestamp() - interval '5 minutes')
   SELECT (SELECT count(*) FROM bad), (SELECT count(*) FROM touched) + (SELECT count(*) FROM jobs), (SELECT min(id::text) FROM bad);
 $$;
-GRANT EXECUTE ON FUNCTION limner.check_invariants(uuid), limner.check_changes(timestamptz) TO limner_audit;
+GRANT EXECUTE ON FUNCTION limner.check_invariants(uuid), limner.check_changes(timestamptz), limner.transfer_is_sound(limner.transfer),
+  limner.job_is_sound(limner.job) TO limner_audit;
 RESET ROLE;

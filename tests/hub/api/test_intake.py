@@ -1,0 +1,198 @@
+"""Submits that arrive together share a commit, and nobody can tell: answers, money and waiting are each one's own."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from limner.db.pools import Address, Database, DatabaseUnavailable
+from limner.hub import jobs
+from limner.hub.intake import BATCH, LANES, Intake
+from limner.kit import ids
+from limner.kit.money import MC
+from limner.ledger import refusals
+from tests import acts
+from tests.alone import superuser_conninfo
+from tests.conftest import MakeTenant, Server, Tenant
+from tests.running import Client
+
+GENERATE = "/api/v1/generate"
+GOOD: dict[str, Any] = {"model": "local/canvas", "input": {"prompt": "a hare"}}
+
+
+@pytest_asyncio.fixture
+async def narrow(server: Server) -> AsyncIterator[Database]:
+    """As few connections as there are lanes, so that submits have to share."""
+    database = Database(Address(server.url), server.root, ("limner_api",), size=LANES)
+    await database.open()
+    yield database
+    await database.close()
+
+
+async def shared(db: Database, *submits: tuple[Tenant, dict[str, Any]]) -> dict[int, int]:
+    """One batch in the given order: what is available after each that was accepted, by its place."""
+    rows = [(db.sign(t.org_id), ids.new(), acts.request(t, **changes)) for t, changes in submits]
+    async with db.shared_single() as tx:
+        placed = await jobs.submit_many(tx, rows)
+    return {place: placed[row[1]] for place, row in enumerate(rows) if row[1] in placed}
+
+
+async def test_a_batch_takes_what_is_plain_and_writes_nothing_of_the_rest(
+    db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
+) -> None:
+    one, two = await make_tenant(credits=3), await make_tenant(credits=5, wallet_credits=7)
+    await acts.submit(db, two, key="known")
+    await acts.grant(db, two, MC, user="gone")
+    superuser.execute(
+        "UPDATE limner.end_user SET is_active = false WHERE org_id = %s AND external_id = 'gone'", [two.org_id]
+    )
+    before = acts.count(superuser, "SELECT count(*) FROM limner.job")
+
+    placed = await shared(
+        db, (one, {"price": 2}), (two, {"price": 1, "key": "fresh"}), (two, {"price": 1, "key": "known"}),
+        (one, {"price": 2}), (two, {"user": "stranger"}), (two, {"user": "gone"}), (two, {"price": 7, "user": None}),
+        (two, {"price": 1, "key": "fresh"}), (one, {"price": 1}),
+    )  # fmt: skip
+
+    assert placed == {0: 1 * MC, 1: 3 * MC, 6: 0, 8: 0}
+    assert acts.count(superuser, "SELECT count(*) FROM limner.job") == before + 4
+    assert acts.count(superuser, "SELECT count(*) FROM limner.end_user WHERE external_id = 'stranger'") == 0
+    assert await acts.books(db, one.org_id) == await acts.books(db, two.org_id) == {}
+
+
+async def test_ta5_a_row_of_a_batch_with_a_forged_context_stops_all_of_it(
+    db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
+) -> None:
+    mine, theirs = await make_tenant(), await make_tenant()
+    forged = db.sign(mine.org_id).replace(str(mine.org_id), str(theirs.org_id))
+    rows = [(db.sign(mine.org_id), ids.new(), acts.request(mine)), (forged, ids.new(), acts.request(theirs))]
+
+    with pytest.raises(psycopg.Error, match="forged"):
+        async with db.shared_single() as tx:
+            await jobs.submit_many(tx, rows)
+
+    for tenant in (mine, theirs):
+        assert acts.count(superuser, "SELECT count(*) FROM limner.job WHERE org_id = %s", tenant.org_id) == 0
+
+
+async def test_ta5_a_row_reaches_only_the_organization_of_its_context(db: Database, make_tenant: MakeTenant) -> None:
+    mine, theirs = await make_tenant(), await make_tenant()
+
+    # my context beside the other's app and user: there is no such user of mine
+    assert await shared(db, (mine, {"app_id": theirs.app.id})) == {}
+
+
+async def test_a_wallet_in_use_is_left_out_and_waited_for_alone(
+    db: Database, make_tenant: MakeTenant, server: Server
+) -> None:
+    busy, other = await make_tenant(), await make_tenant()
+    with psycopg.connect(superuser_conninfo(server)) as holder:
+        holder.execute("SELECT 1 FROM limner.wallet WHERE org_id = %s FOR UPDATE", [busy.org_id])
+
+        assert await shared(db, (busy, {}), (other, {})) == {1: 999 * MC}
+
+
+async def test_one_tenants_locked_wallet_does_not_hold_up_the_others(
+    client: Client, http: Any, api: Any, make_tenant: MakeTenant, server: Server, tenant: Tenant
+) -> None:
+    others = [Client(http, api.url, (await make_tenant()).api_key) for _ in range(5)]
+    with psycopg.connect(superuser_conninfo(server)) as holder:
+        holder.execute("SELECT 1 FROM limner.wallet WHERE org_id = %s FOR UPDATE", [tenant.org_id])
+        waiting = [asyncio.create_task(client.call("POST", GENERATE, GOOD)) for _ in range(4)]
+        await asyncio.sleep(0.05)
+
+        answers = await asyncio.gather(*(other.call("POST", GENERATE, GOOD) for other in others * 4))
+
+        assert {answer.status for answer in answers} == {202}
+        assert not any(task.done() for task in waiting)
+        holder.rollback()
+    assert [answer.status for answer in await asyncio.gather(*waiting)] == [202] * 4
+
+
+async def test_mj2_a_crowd_over_few_connections_hears_each_its_own_answer(
+    db: Database, narrow: Database, make_tenant: MakeTenant
+) -> None:
+    """Rich and poor, known and new, keyed and not, of several organizations, all at the same moment."""
+    intake = Intake(narrow, bound=1000)
+    tenants = [await make_tenant(credits=10, wallet_credits=3) for _ in range(3)]
+    wishes: list[dict[str, Any]] = [{}] * 20 + [{"user": None}] * 5 + [{"user": "stranger"}] * 3 + [{"key": "k"}] * 4
+    calls = [
+        partial(intake.submit, tenant.org_id, acts.request(tenant, **wish), alone=False)
+        for tenant in tenants
+        for wish in wishes
+    ]
+
+    answers = await acts.together(calls)
+
+    for place, tenant in enumerate(tenants):
+        mine = answers[place * 32 : place * 32 + 32]
+        kinds = [Counter(type(a).__name__ for a in part) for part in (mine[:20], mine[20:25], mine[25:28])]
+        keyed = {a.job_id for a in mine[28:] if isinstance(a, jobs.Submitted)}
+        assert kinds[1] == {"Submitted": 3, "TooFewCredits": 2}
+        assert kinds[2] == {"TooFewCredits": 3}
+        assert len(keyed) <= 1
+        assert kinds[0]["Submitted"] + len(keyed) == 10
+        assert await acts.books(db, tenant.org_id) == {}
+        assert (await acts.wallet(db, tenant)).available_mc == 0
+
+
+async def test_mj4_a_batch_whose_connection_dies_is_neither_lost_nor_doubled(
+    db: Database, narrow: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
+) -> None:
+    tenant = await make_tenant(credits=400)
+    intake = Intake(narrow, bound=1000)
+    accepted: list[jobs.Submitted] = []
+
+    async def client() -> None:
+        for _ in range(25):
+            one = await intake.submit(tenant.org_id, acts.request(tenant), alone=False)
+            accepted.append(one)
+
+    async def killer() -> None:
+        for _ in range(12):
+            await asyncio.sleep(0.03)
+            superuser.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'limner_api'"
+                              " AND datname = current_database() AND state = 'active'")  # fmt: skip
+
+    await asyncio.gather(*(client() for _ in range(12)), killer())
+
+    assert len({one.job_id for one in accepted}) == 300
+    assert not any(one.replayed for one in accepted)
+    assert acts.count(superuser, "SELECT count(*) FROM limner.job WHERE org_id = %s", tenant.org_id) == 300
+    assert await acts.books(db, tenant.org_id) == {}
+
+
+async def test_more_than_the_backlog_is_refused_at_once(
+    narrow: Database, make_tenant: MakeTenant, server: Server
+) -> None:
+    tenant = await make_tenant()
+    intake = Intake(narrow, bound=5)
+    with psycopg.connect(superuser_conninfo(server)) as holder:
+        holder.execute("LOCK TABLE limner.end_user IN ACCESS EXCLUSIVE MODE")
+        calls = (intake.submit(tenant.org_id, acts.request(tenant), alone=False) for _ in range(BATCH + 20))
+        tasks = [asyncio.create_task(call) for call in calls]
+        await asyncio.sleep(0.2)
+        refused = [task for task in tasks if task.done()]
+        holder.rollback()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert refused
+    assert all(isinstance(task.exception(), DatabaseUnavailable) for task in refused)
+    assert all(isinstance(task.result(), jobs.Submitted) for task in tasks if task not in refused)
+
+
+async def test_a_refusal_is_heard_through_the_lane(narrow: Database, make_tenant: MakeTenant) -> None:
+    tenant = await make_tenant(credits=1)
+    intake = Intake(narrow, bound=10)
+    await intake.submit(tenant.org_id, acts.request(tenant, key="k", body="a"), alone=False)
+
+    with pytest.raises(refusals.Reused):
+        await intake.submit(tenant.org_id, acts.request(tenant, key="k", body="b"), alone=False)
+    with pytest.raises(refusals.TooFewCredits):
+        await intake.submit(tenant.org_id, acts.request(tenant), alone=False)
+    assert (await intake.submit(tenant.org_id, acts.request(tenant, key="k", body="a"), alone=False)).replayed
