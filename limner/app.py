@@ -45,7 +45,12 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
     images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
     submitter = Submitter(
-        db, catalog.ModelCache(), pool, SubmitLimits(images, settings.max_runs, settings.submit_backlog)
+        db,
+        catalog.ModelCache(),
+        pool,
+        SubmitLimits(
+            images, settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min
+        ),
     )
     authenticate = KeyAuthenticator(db, settings.key_cache_s)
     hub = hub_api.HubApi(db, authenticate, submitter, urls)

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
 
     lease_s: PositiveFloat = 30.0
     submit_backlog: PositiveInt = 1000
+    user_jobs_per_min: int = Field(default=30, ge=0)
+    app_jobs_per_min: int = Field(default=1000, ge=0)
     max_runs: PositiveInt = 3
     retry_backoff_s: PositiveFloat = 5.0
     worker_slots: PositiveInt = 200

@@ -35,7 +35,7 @@ def request(
 
 async def submit(db: Database, tenant: Tenant, *, job_id: UUID | None = None, **changes: Any) -> jobs.Submitted:
     async with db.tenant_single(tenant.org_id) as tx:
-        return await jobs.submit(tx, job_id or ids.new(), request(tenant, **changes))
+        return await jobs.submit(tx, job_id or ids.new(), request(tenant, **changes), again=job_id is not None)
 
 
 async def claim(db: Database, limit: int = 1, *, owner: str = "w1", lease_s: float = LEASE_S) -> list[runs.Lease]:
@@ -152,6 +152,6 @@ def count(conn: psycopg.Connection, query: str, *params: Any) -> int:
 def empty_queue(superuser: psycopg.Connection) -> None:
     """Take every open job of earlier tests out of claimers' sight for a day: tests of the order need the queue."""
     superuser.execute(
-        "UPDATE limner.job_queue SET claimable_at = clock_timestamp() + interval '1 day', deadline_at = clock_timestamp()"
-        " + interval '2 days'"
+        "UPDATE limner.job_queue SET phase = 'deferred', claimable_at = clock_timestamp() + interval '1 day',"
+        " deadline_at = clock_timestamp() + interval '2 days'"
     )

@@ -28,6 +28,10 @@ class _Waiting:
     answer: "asyncio.Future[jobs.Submitted | None]"
 
 
+def _app(one: _Waiting) -> UUID:
+    return one.request.app_id
+
+
 class Intake:
     """Takes submissions of any organizations. At most `bound` wait at a time; the next is DatabaseUnavailable."""
 
@@ -76,11 +80,11 @@ class Intake:
         while lane:
             batch = lane[:BATCH]
             del lane[:BATCH]
-            await self._send(batch)
+            await self._send(sorted(batch, key=_app))
         self._running[place] = None
 
     async def _send(self, batch: list[_Waiting]) -> None:
-        placed: dict[UUID, int] = {}
+        placed: dict[UUID, jobs.Submitted] = {}
         try:
             async with self._db.shared_single() as tx:
                 rows = [(self._db.sign(one.org_id), one.job_id, one.request) for one in batch]
@@ -93,11 +97,5 @@ class Intake:
                     one.answer.set_exception(error)
             return
         for one in batch:
-            if one.answer.done():  # its request is gone
-                continue
-            available = placed.get(one.job_id)
-            one.answer.set_result(
-                None
-                if available is None
-                else jobs.Submitted(one.job_id, False, one.request.hold_mc, available, one.request.wait_s)
-            )
+            if not one.answer.done():  # else its request is gone
+                one.answer.set_result(placed.get(one.job_id))

@@ -18,15 +18,11 @@ STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 OPEN = ("queued", "running")
 
 SUBMIT = """
-SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
-                                %s::text::jsonb, %s, %s, %s, %s, %s, %s)
+SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s, %s, %s,
+                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int)
 """
-SUBMIT_WITH_IMAGES = """
-SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
-                                %s::text::jsonb, %s, %s, %s, %s, %s, %s,
-                                %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])
-"""
-SUBMIT_MANY = "SELECT job_id, available_mc FROM limner.submit_jobs(%s::text::json)"
+SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])"
+SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s::text::json)"
 COLUMNS = """
 j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc,
 j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence, j.request_id,
@@ -43,8 +39,21 @@ class JobNotFound(LookupError):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Jobs a minute for the end user, the app and the organization, and the organization's open jobs; None: no limit."""
+
+    user_per_min: int | None = None
+    app_per_min: int | None = None
+    org_per_min: int | None = None
+    max_open: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
-    """A request as parsed, priced and hashed. `external_id` None: the organization's wallet pays."""
+    """A request as parsed, priced and hashed. `external_id` None: the organization's wallet pays. `run_at` None: now."""
 
     app_id: UUID
     external_id: str | None
@@ -64,17 +73,25 @@ class Submission:
     images: Sequence[tuple[str, Blob]] = ()
     request_id: str | None = None
     traceparent: str | None = None
+    run_at: datetime | None = None
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`available_mc` is what the paying wallet held right after the hold, also when this is a replay."""
+    """`available_mc` is what the paying wallet held right after the hold, also when this is a replay.
+
+    The moments at which each limit's bucket will be full again are None for a replay and where there is no limit.
+    """
 
     job_id: UUID
     replayed: bool
     hold_mc: int
     available_mc: int
     wait_s: int
+    user_full_at: datetime | None = None
+    app_full_at: datetime | None = None
+    org_full_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +139,15 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
     """Idempotency, hold, job and queue row in one statement.
 
     `job_id` is the caller's; `again` says that it was sent before and the answer lost, so that it may be a replay. Raises
-    refusals.TooFewCredits, refusals.Inactive, refusals.Reused; nothing is written then.
+    refusals.TooFewCredits, refusals.Inactive, refusals.Reused, refusals.TooMany; nothing is written then.
     """
+    limits = request.limits
     parameters: list[Any] = [
         tx.ctx, job_id, request.app_id, request.external_id, ids.new(), request.route, request.model_id,
         request.model, request.kind, request.unit_price_mc, request.hold_mc, request.priority,
         request.idempotency_key, request.request_hash, orjson.dumps(request.input).decode(), request.wait_s,
         request.deadline_s, request.max_runs, request.request_id, request.traceparent, again,
+        request.run_at, limits.user_per_min, limits.app_per_min, limits.org_per_min, limits.max_open,
     ]  # fmt: skip
     query = SUBMIT
     if request.images:
@@ -145,14 +164,15 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
         row = await tx.get(query, parameters)
     except psycopg.Error as error:
         raise refusals.read(error) from error
-    return Submitted(row["job_id"], row["outcome"] == "replayed", row["hold_mc"], row["available_mc"], row["wait_s"])
+    row["replayed"] = row.pop("outcome") == "replayed"
+    return Submitted(**row)
 
 
-async def submit_many(tx: Tx, batch: Sequence[tuple[str, UUID, Submission]]) -> dict[UUID, int]:
+async def submit_many(tx: Tx, batch: Sequence[tuple[str, UUID, Submission]]) -> dict[UUID, Submitted]:
     """Plain submits of any organizations in one statement and one commit: (signed context, job id, request) each.
 
-    What the wallet holds after each one that was accepted, in milli-credits by job id. What is missing there was written
-    nowhere (a new user, a key seen before, too few credits, a wallet in use): `submit` it alone and hear why. No images.
+    Those that were accepted, by job id. What is missing there was written nowhere (a new user, a key seen before, too few
+    credits, a limit reached, a wallet in use): `submit` it alone and hear why. No images, and no limits of the organization.
     """
     rows = [
         {
@@ -160,12 +180,17 @@ async def submit_many(tx: Tx, batch: Sequence[tuple[str, UUID, Submission]]) -> 
             "model_id": one.model_id, "model": one.model, "kind": one.kind, "unit_price": one.unit_price_mc,
             "hold": one.hold_mc, "priority": one.priority, "key": one.idempotency_key,
             "hash": "\\x" + one.request_hash.hex(), "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
-            "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent,
+            "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
+            "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min,
         }
         for ctx, job_id, one in batch
     ]  # fmt: skip
-    placed = await tx.all(SUBMIT_MANY, [orjson.dumps(rows).decode()])
-    return {row["job_id"]: row["available_mc"] for row in placed}
+    asked = {job_id: one for _, job_id, one in batch}
+    placed = {}
+    for row in await tx.all(SUBMIT_MANY, [orjson.dumps(rows).decode()]):
+        one = asked[row["job_id"]]
+        placed[row["job_id"]] = Submitted(hold_mc=one.hold_mc, wait_s=one.wait_s, replayed=False, **row)
+    return placed
 
 
 async def get(tx: Tx, app_id: UUID, job_id: UUID, external_id: str | None = None) -> Job:

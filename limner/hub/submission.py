@@ -21,7 +21,7 @@ from limner.kit import money
 from limner.kit.cpu import CpuPool
 from limner.ledger import refusals
 from limner.web import parsing
-from limner.web.caller import Caller
+from limner.web.caller import Caller, Quotas
 from limner.web.errors import ApiError, invalid
 
 ROUTE = "generate"
@@ -33,11 +33,22 @@ LARGEST_SHARED = 16_384
 
 @dataclass(frozen=True, slots=True)
 class SubmitLimits:
-    """What a submission is held to: image bounds, runs a job, and how many may wait for the database."""
+    """What a submission is held to: image bounds, runs a job, how many may wait for the database, jobs a minute (0: any)."""
 
     images: inputs.ImageLimits
     max_runs: int
     backlog: int
+    user_per_min: int
+    app_per_min: int
+
+    def of(self, quotas: Quotas) -> jobs.Limits:
+        """What holds for a caller: its own quotas before the installation's."""
+        return jobs.Limits(
+            quotas.user_per_min or self.user_per_min or None,
+            quotas.app_per_min or self.app_per_min or None,
+            quotas.org_per_min,
+            quotas.max_open,
+        )
 
 
 class Submitter:
@@ -73,6 +84,7 @@ class Submitter:
         # of an image its SHA-256 goes in: the same bytes are the same request
         hashed = {"model": model.row.name, "input": recorded, "priority": envelope["priority"]}
         canonical = orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
+        limits = self._limits.of(caller.quotas)
         submission = jobs.Submission(
             app_id=caller.app_id,
             external_id=external_id,
@@ -92,8 +104,16 @@ class Submitter:
             max_runs=self._limits.max_runs,
             request_id=request.state.request_id,
             traceparent=parsing.traceparent(request),
+            limits=limits,
         )
-        submitted = await self._store(caller.org_id, submission, alone=bool(blobs) or len(canonical) > LARGEST_SHARED)
+        # what the shared statement does not count, or would wait for
+        alone = (
+            bool(blobs)
+            or len(canonical) > LARGEST_SHARED
+            or limits.org_per_min is not None
+            or limits.max_open is not None
+        )
+        submitted = await self._store(caller.org_id, submission, alone=alone)
         request.state.log |= {"job": submitted.job_id, "model": model.row.name}
         self.waker.wake()
         return submitted, model.row.name
@@ -105,6 +125,8 @@ class Submitter:
             raise too_few_credits(error) from None
         except refusals.Inactive:
             raise ApiError(403, "user_inactive", "This user is deactivated.") from None
+        except refusals.TooMany as error:
+            raise too_many(error) from None
         except refusals.Reused:
             raise ApiError(422, "idempotency_key_reused",
                            "This idempotency key was used for another request.") from None  # fmt: skip
@@ -158,4 +180,17 @@ def too_few_credits(error: refusals.TooFewCredits) -> ApiError:
     return ApiError(
         402, code, "Insufficient tokens." if error.wallet == "end_user" else "The organization has too few tokens.",
         extra={"balance": money.whole(error.balance_mc), "required": -money.whole(-error.required_mc)},
+    )  # fmt: skip
+
+
+def too_many(error: refusals.TooMany) -> ApiError:
+    """429 that names the limit, its size and when to come again."""
+    wait_s = math.ceil(error.retry_after_s)
+    if error.limit == "open_jobs":
+        message = f"The organization has its {error.size} open jobs already: wait until some are done."
+    else:
+        message = f"More than {error.size} jobs a minute for this {error.limit}: try again in {wait_s} s."
+    return ApiError(
+        429, "rate_limited", message, extra={"limit": error.limit, "limit_size": error.size, "retry_after": wait_s},
+        headers={"retry-after": str(wait_s)},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the SQL functions refuse, as exceptions: one class a code (LM402 … LM422)."""
+"""What the SQL functions refuse, as exceptions: one class a code (LM402 … LM429)."""
 
 import json
 
@@ -10,13 +10,24 @@ class Refused(Exception):
 
 
 class TooFewCredits(Refused):
-    """`wallet`: "end_user", "organization" or "issuance"; what it holds and what was needed, in milli-credits."""
+    """`wallet`: "end_user", "organization" or "issuance"; what it holds, what was needed and what it owes, in milli-credits."""
 
-    def __init__(self, message: str, wallet: str, balance_mc: int, required_mc: int) -> None:
+    def __init__(self, message: str, wallet: str, balance_mc: int, required_mc: int, owed_mc: int = 0) -> None:
         super().__init__(message)
         self.wallet = wallet
         self.balance_mc = balance_mc
         self.required_mc = required_mc
+        self.owed_mc = owed_mc
+
+
+class TooMany(Refused):
+    """A limit is reached. `limit`: user, app, organization (jobs a minute) or open_jobs; `size` of it; when to come again."""
+
+    def __init__(self, message: str, limit: str, size: int, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.size = size
+        self.retry_after_s = retry_after_s
 
 
 class Inactive(Refused):
@@ -46,13 +57,14 @@ def read(error: psycopg.Error) -> Exception:
     match error.sqlstate:
         case "LM402":
             facts = json.loads(detail)
-            return TooFewCredits(message, facts["wallet"], facts["balance_mc"], facts["required_mc"])
-        case "LM403":
-            return Inactive(message)
-        case "LM404":
-            return Absent(message)
-        case "LM409":
-            return StaleLease(message)
+            return TooFewCredits(
+                message, facts["wallet"], facts["balance_mc"], facts["required_mc"], facts.get("owed_mc", 0)
+            )
+        case "LM403" | "LM404" | "LM409":
+            return {"LM403": Inactive, "LM404": Absent, "LM409": StaleLease}[error.sqlstate](message)
+        case "LM429":
+            facts = json.loads(detail)
+            return TooMany(message, facts["limit"], facts["size"], facts["retry_after_s"])
         case "LM422":
             return Reused(message) if detail == "idempotency" else BadAmount(message)
         case _:

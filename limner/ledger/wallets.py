@@ -1,6 +1,8 @@
 """Wallets: what an end user, or the organization itself, can spend and has on hold. All amounts are milli-credits."""
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 import psycopg
@@ -9,6 +11,8 @@ from limner.db.tx import Tx
 from limner.kit import ids
 from limner.ledger import refusals
 
+Kind = Literal["grant", "bonus"]
+
 
 class WalletNotFound(LookupError):
     """No wallet has this id."""
@@ -16,12 +20,13 @@ class WalletNotFound(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """Counts of jobs stand here because submit and finish already write this row."""
+    """`available_mc` leaves out what has ended, swept or not. Counts of jobs stand here because submit and finish write this row."""
 
     id: UUID
     owner: str
     available_mc: int
     held_mc: int
+    owed_mc: int
     jobs_submitted: int
     jobs_succeeded: int
 
@@ -39,8 +44,8 @@ class Grant:
 async def get(tx: Tx, wallet_id: UUID) -> Wallet:
     """Raises WalletNotFound."""
     row = await tx.find(
-        "SELECT id, owner, available_mc, held_mc, jobs_submitted, jobs_succeeded FROM limner.wallet"
-        " WHERE org_id = %s AND id = %s",
+        "SELECT w.id, w.owner, limner.spendable_mc(w) AS available_mc, w.held_mc, w.owed_mc, w.jobs_submitted, w.jobs_succeeded"
+        " FROM limner.wallet w WHERE w.org_id = %s AND w.id = %s",
         [tx.org_id, wallet_id],
     )
     if row is None:
@@ -57,8 +62,10 @@ async def grant(
     *,
     ref: str | None,
     request_hash: bytes | None,
+    kind: Kind = "grant",
+    expires_at: datetime | None = None,
 ) -> Grant:
-    """Give an app's end user credits, making the user (and its welcome grant) if new.
+    """Give an app's end user credits, making the user (and its welcome grant) if new. They end at `expires_at`, if ever.
 
     With a `ref`, a second grant of the same ref and hash is a replay. Raises refusals.TooFewCredits (the
     organization's wallet or exposure cap), refusals.Inactive, refusals.Reused, refusals.BadAmount.
@@ -66,20 +73,35 @@ async def grant(
     transfer_id = ids.new()
     try:
         row = await tx.get(
-            "SELECT * FROM limner.grant_credits(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [tx.ctx, app_id, external_id, ids.new(), transfer_id, amount_mc, reason, ref, request_hash],
+            "SELECT * FROM limner.grant_credits(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                tx.ctx,
+                app_id,
+                external_id,
+                ids.new(),
+                transfer_id,
+                kind,
+                amount_mc,
+                expires_at,
+                reason,
+                ref,
+                request_hash,
+            ],
         )
     except psycopg.Error as error:
         raise refusals.read(error) from error
     return Grant(row["outcome"] == "replayed", row["transfer_id"], amount_mc, row["available_mc"])
 
 
-async def top_up(tx: Tx, amount_mc: int, reason: str, *, ref: str) -> Grant:
+async def top_up(
+    tx: Tx, amount_mc: int, reason: str, *, ref: str, kind: Kind = "grant", expires_at: datetime | None = None
+) -> Grant:
     """Issue credits to the organization's own wallet, as an operator. Raises refusals.Reused, refusals.BadAmount."""
     transfer_id = ids.new()
     try:
         row = await tx.get(
-            "SELECT * FROM limner.top_up(%s, %s, %s, %s, %s)", [tx.ctx, transfer_id, amount_mc, reason, ref]
+            "SELECT * FROM limner.top_up(%s, %s, %s, %s, %s, %s, %s)",
+            [tx.ctx, transfer_id, kind, amount_mc, expires_at, reason, ref],
         )
     except psycopg.Error as error:
         raise refusals.read(error) from error

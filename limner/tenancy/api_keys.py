@@ -68,6 +68,10 @@ class ResolvedKey:
     live: bool
     app_enabled: bool
     org_active: bool
+    user_jobs_per_min: int | None
+    app_jobs_per_min: int | None
+    org_jobs_per_min: int | None
+    org_max_open: int | None
 
 
 def generate() -> str:

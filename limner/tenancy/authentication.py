@@ -8,7 +8,7 @@ from starlette.requests import Request
 from limner.db.pools import Database
 from limner.tenancy import api_keys, end_users
 from limner.web import parsing
-from limner.web.caller import Caller
+from limner.web.caller import Caller, Quotas
 from limner.web.errors import ApiError, invalid
 
 CACHE_ENTRIES = 50_000
@@ -40,7 +40,8 @@ class KeyAuthenticator:
             raise ApiError(403, "app_disabled", "This app is disabled.")
         external_id = _external_id(request)
         request.state.log = {"org": key.org_id, "app": key.app_id, "user": external_id}
-        return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id)
+        quotas = Quotas(key.user_jobs_per_min, key.app_jobs_per_min, key.org_jobs_per_min, key.org_max_open)
+        return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id, quotas)
 
     async def _resolve(self, key_hash: bytes) -> api_keys.ResolvedKey | None:
         remembered = self._cache.get(key_hash)

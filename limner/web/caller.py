@@ -10,6 +10,19 @@ from limner.web.errors import ApiError
 
 
 @dataclass(frozen=True, slots=True)
+class Quotas:
+    """Jobs a minute of each end user, of the app and of its organization, and the organization's open jobs; None: the default."""
+
+    user_per_min: int | None = None
+    app_per_min: int | None = None
+    org_per_min: int | None = None
+    max_open: int | None = None
+
+
+DEFAULT_QUOTAS = Quotas()
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """An app that proved a key. `external_id`: the end user it speaks for (X-User-ID), if any."""
 
@@ -18,6 +31,7 @@ class Caller:
     key_id: UUID
     scopes: frozenset[str]
     external_id: str | None
+    quotas: Quotas = DEFAULT_QUOTAS
 
     def require(self, scope: str) -> None:
         """Raises ApiError 403 `missing_scope`."""

@@ -39,7 +39,7 @@ async def shared(db: Database, *submits: tuple[Tenant, dict[str, Any]]) -> dict[
     rows = [(db.sign(t.org_id), ids.new(), acts.request(t, **changes)) for t, changes in submits]
     async with db.shared_single() as tx:
         placed = await jobs.submit_many(tx, rows)
-    return {place: placed[row[1]] for place, row in enumerate(rows) if row[1] in placed}
+    return {place: placed[row[1]].available_mc for place, row in enumerate(rows) if row[1] in placed}
 
 
 async def test_a_batch_takes_what_is_plain_and_writes_nothing_of_the_rest(

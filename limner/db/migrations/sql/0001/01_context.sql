@@ -69,7 +69,7 @@ END $$;
 
 CREATE FUNCTION limner.platform() RETURNS uuid
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT '00000000-0000-0000-0000-000000000000'::uuid $$;
-GRANT EXECUTE ON FUNCTION limner.platform() TO limner_api, limner_worker, limner_operator;
+GRANT EXECUTE ON FUNCTION limner.platform() TO limner_api, limner_worker, limner_operator, limner_dispatch;
 
 -- append-only tables say so to everybody, their owner included
 CREATE FUNCTION limner.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$

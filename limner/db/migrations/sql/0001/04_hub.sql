@@ -78,6 +78,8 @@ CREATE TABLE limner.job (
   price_final_mc bigint,
   refunded_mc    bigint NOT NULL DEFAULT 0,
   wait_s         int NOT NULL,
+  run_at         timestamptz,
+  drew_lots      boolean NOT NULL DEFAULT false,
   runs           int NOT NULL DEFAULT 0,
   provider_used  text,
   error_code     text,
@@ -147,12 +149,14 @@ CREATE TABLE limner.job_input (
 );
 ALTER TABLE limner.job_input ALTER COLUMN data SET STORAGE EXTERNAL;
 
--- the hot row: exists iff the job is open. `claimable_at` is when the next claim may take it: run-at, or lease end
+-- The hot row: exists iff the job is open. `claimable_at` is when it may be claimed again: its run-at, the end of a pause between
+-- runs, or the end of its lease. phase: ready (in line), deferred (not yet), leased (a worker has it).
 CREATE TABLE limner.job_queue (
   org_id       uuid NOT NULL,
   job_id       uuid NOT NULL,
   app_id       uuid NOT NULL,
   priority     smallint NOT NULL,
+  phase        text NOT NULL DEFAULT 'ready',
   claimable_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   runs         int NOT NULL DEFAULT 0,
   max_runs     int NOT NULL,
@@ -166,8 +170,32 @@ CREATE TABLE limner.job_queue (
   PRIMARY KEY (org_id, job_id)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX job_queue_order ON limner.job_queue (org_id, app_id, priority, job_id);
+CREATE INDEX job_queue_ready ON limner.job_queue (org_id, app_id, priority, job_id) WHERE phase = 'ready';
+CREATE INDEX job_queue_deferred ON limner.job_queue (claimable_at) WHERE phase = 'deferred';
+CREATE INDEX job_queue_leased ON limner.job_queue (claimable_at, org_id, app_id) WHERE phase = 'leased';
 CREATE INDEX job_queue_deadline ON limner.job_queue (deadline_at);
+
+-- How an organization (app_id = org_id) or one of its apps shares the workers. The platform's own row pauses everybody.
+CREATE TABLE limner.queue_policy (
+  org_id      uuid NOT NULL,
+  app_id      uuid NOT NULL,
+  weight      int NOT NULL DEFAULT 1 CHECK (weight BETWEEN 1 AND 1000),
+  max_running int CHECK (max_running > 0),
+  paused_at   timestamptz,
+  claim_lock  boolean NOT NULL DEFAULT false,      -- never changed: what a claim of a capped organization locks
+  PRIMARY KEY (org_id, app_id)
+);
+CREATE INDEX queue_policy_capped ON limner.queue_policy (org_id) WHERE max_running IS NOT NULL;
+
+-- Token buckets of apps and organizations, in eight pieces where they are large so that no row is hot. `tat`: when the piece is full
+-- again. Unlogged: after a crash every bucket is full.
+CREATE UNLOGGED TABLE limner.rate_counter (
+  org_id     uuid NOT NULL,
+  subject_id uuid NOT NULL,
+  shard      smallint NOT NULL,
+  tat        timestamptz NOT NULL,
+  PRIMARY KEY (org_id, subject_id, shard)
+) WITH (fillfactor = 20);
 
 -- one row for each try at one provider; the intent is committed before the socket opens
 CREATE TABLE limner.provider_call (
@@ -242,25 +270,31 @@ GRANT SELECT ON limner.model, limner.provider, limner.route TO limner_api, limne
 GRANT SELECT, INSERT, UPDATE, DELETE ON limner.model, limner.provider, limner.route TO limner_operator;
 GRANT SELECT ON limner.job, limner.job_queue, limner.provider_call, limner.usage_record, limner.event TO limner_api, limner_operator;
 GRANT SELECT ON limner.job, limner.job_input, limner.provider_call TO limner_worker;
-GRANT SELECT, UPDATE (claimable_at, runs, fence, lease_owner, percent, stage) ON limner.job_queue TO limner_dispatch;
+GRANT SELECT, UPDATE (phase, claimable_at, runs, fence, lease_owner, percent, stage) ON limner.job_queue TO limner_dispatch;
+GRANT SELECT, UPDATE (claim_lock) ON limner.queue_policy TO limner_dispatch;
+GRANT SELECT, INSERT, DELETE, UPDATE (weight, max_running, paused_at) ON limner.queue_policy TO limner_operator;
+GRANT SELECT ON limner.queue_policy, limner.rate_counter TO limner_api;
 GRANT SELECT, INSERT, UPDATE ON limner.chore TO limner_dispatch;
 GRANT SELECT ON limner.chore TO limner_api, limner_operator;
-GRANT SELECT (org_id, app_id, claimable_at, lease_owner, deadline_at, created_at) ON limner.job_queue TO limner_lookup;
+GRANT SELECT (org_id, app_id, phase, claimable_at, deadline_at, created_at) ON limner.job_queue TO limner_lookup;
 CREATE POLICY lookup ON limner.job_queue FOR SELECT TO limner_lookup USING (true);
 CREATE POLICY dispatch ON limner.job_queue TO limner_dispatch USING (true) WITH CHECK (true);
 CREATE POLICY operator_counts ON limner.job_queue FOR SELECT TO limner_operator USING (true);
+CREATE POLICY dispatch ON limner.queue_policy TO limner_dispatch USING (true) WITH CHECK (true);
+CREATE POLICY operator_lists ON limner.queue_policy FOR SELECT TO limner_operator USING (true);
 RESET ROLE;
 
 GRANT CREATE ON SCHEMA limner TO limner_lookup;
 SET ROLE limner_lookup;
 -- the queue in four numbers, for /metrics and /readyz: no tenant can be told from them
 CREATE FUNCTION limner.queue_facts()
-RETURNS TABLE (depth bigint, running bigint, overdue bigint, oldest_s double precision)
+RETURNS TABLE (depth bigint, running bigint, deferred bigint, overdue bigint, oldest_s double precision)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  SELECT count(*) FILTER (WHERE q.lease_owner IS NULL OR q.claimable_at < clock_timestamp()),
-         count(*) FILTER (WHERE q.lease_owner IS NOT NULL AND q.claimable_at >= clock_timestamp()),
+  SELECT count(*) FILTER (WHERE q.phase = 'ready' OR (q.phase = 'leased' AND q.claimable_at < clock_timestamp())),
+         count(*) FILTER (WHERE q.phase = 'leased' AND q.claimable_at >= clock_timestamp()),
+         count(*) FILTER (WHERE q.phase = 'deferred'),
          count(*) FILTER (WHERE q.deadline_at < clock_timestamp()),
-         coalesce(extract(epoch FROM clock_timestamp() - min(q.created_at) FILTER (WHERE q.lease_owner IS NULL)), 0)::double precision
+         coalesce(extract(epoch FROM clock_timestamp() - min(q.created_at) FILTER (WHERE q.phase = 'ready')), 0)::double precision
     FROM limner.job_queue q;
 $$;
 GRANT EXECUTE ON FUNCTION limner.queue_facts() TO limner_api, limner_dispatch, limner_operator;

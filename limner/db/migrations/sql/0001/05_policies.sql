@@ -3,8 +3,8 @@ SET ROLE limner_owner;
 DO $$
 DECLARE t text;
 BEGIN
-  FOREACH t IN ARRAY ARRAY['organization', 'app', 'api_key', 'end_user', 'audit_log', 'wallet', 'transfer', 'model', 'provider',
-                           'route', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event'] LOOP
+  FOREACH t IN ARRAY ARRAY['organization', 'app', 'api_key', 'end_user', 'audit_log', 'wallet', 'transfer', 'lot', 'lot_draw', 'book_day', 'model', 'provider',
+                           'route', 'job', 'job_input', 'job_queue', 'queue_policy', 'rate_counter', 'provider_call', 'usage_record', 'event'] LOOP
     EXECUTE format('ALTER TABLE limner.%I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('ALTER TABLE limner.%I FORCE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_api, limner_worker, limner_operator
@@ -21,7 +21,7 @@ BEGIN
         USING (org_id = ''00000000-0000-0000-0000-000000000000'')', t);
   END LOOP;
   -- TRUNCATE passes row triggers and policies by: history has none
-  FOREACH t IN ARRAY ARRAY['audit_log', 'transfer', 'job', 'usage_record', 'event'] LOOP
+  FOREACH t IN ARRAY ARRAY['audit_log', 'transfer', 'lot', 'lot_draw', 'book_day', 'job', 'usage_record', 'event'] LOOP
     EXECUTE format('CREATE TRIGGER never_truncated BEFORE TRUNCATE ON limner.%I EXECUTE FUNCTION limner.refuse_change()', t);
   END LOOP;
 END $$;
