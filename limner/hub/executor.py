@@ -18,6 +18,7 @@ from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.hub import catalog, endings, outputs, pricing, routing, runs
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
+from limner.hub.progress import ProgressBoard
 from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
 from limner.hub.runs import Delivery, Lease, Work
 from limner.hub.sharing import SharedWrites
@@ -29,7 +30,6 @@ from limner.telemetry import logs, metrics
 STEP = "main"
 ROLE = "limner_worker"
 CALL_TIMEOUT_S = 300.0
-PROGRESS_EVERY_S = 0.5  # at most two writes a second for each job
 PATIENCE_S = 60.0  # how long a write that must not be lost waits for the database
 MAX_SENDS = 2  # class C: once, and once more after an unknown outcome
 MAX_OUTPUTS = 16  # kept of a call whose request names no number
@@ -54,13 +54,16 @@ class Resources:
     backoff_s: float
     shared: SharedWrites
     routes: catalog.RouteCache
+    progress: ProgressBoard
 
 
 def resources(
     db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float
 ) -> Resources:
     """One worker's resources, with a batch of its own for what shares a commit."""
-    return Resources(db, adapters, store, pool, max_runs, backoff_s, SharedWrites(db), catalog.RouteCache())
+    return Resources(
+        db, adapters, store, pool, max_runs, backoff_s, SharedWrites(db), catalog.RouteCache(), ProgressBoard(db)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ class Run:
         away (the lease then runs out, and the next run takes over what this one recorded).
         """
         self.phase = "ending"
+        self._resources.progress.forget(self.lease)
         if isinstance(ending, Release):
             await self._release(ending)
         else:
@@ -245,7 +249,7 @@ class Run:
             config=route.config,
             idempotency_key=idem_key,
             timeout_s=timeout_s,
-            progress=_Reporter(self._db, self.lease),
+            progress=self._report,
         )
 
     async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
@@ -371,6 +375,9 @@ class Run:
                 await self._db.sync_clock()
                 synced = True
 
+    async def _report(self, percent: int, stage: str) -> None:
+        self._resources.progress.note(self.lease, percent, stage)
+
     def _remaining_s(self) -> float:
         return self._deadline - time.monotonic()
 
@@ -390,23 +397,3 @@ def _timeout_s(config: Mapping[str, Any]) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         return None
     return float(value)
-
-
-class _Reporter:
-    """Writes progress, at most twice a second."""
-
-    def __init__(self, db: Database, lease: Lease) -> None:
-        self._db = db
-        self._lease = lease
-        self._last = -PROGRESS_EVERY_S
-
-    async def __call__(self, percent: int, stage: str) -> None:
-        now = time.monotonic()
-        if now - self._last < PROGRESS_EVERY_S:
-            return
-        self._last = now
-        try:
-            async with self._db.system_tx("limner_dispatch", "progress stands in the queue row: no payload") as tx:
-                await runs.report(tx, self._lease, percent, stage)
-        except (psycopg.Error, DatabaseUnavailable):
-            return  # progress is a courtesy; the run goes on

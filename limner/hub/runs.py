@@ -1,6 +1,6 @@
 """Runs as a worker makes them: claim, start, attempts, progress, release, finish. Every write names its fence.
 
-`claim`, `heartbeat` and `report` belong to the dispatch role (ids and leases, never payloads); the rest is the
+`claim`, `heartbeat` and `report_many` belong to the dispatch role (ids and leases, never payloads); the rest is the
 worker role's, inside the job's own organization.
 """
 
@@ -106,11 +106,17 @@ async def heartbeat(tx: Tx, leases: Sequence[Lease], lease_s: float) -> dict[UUI
     return {row["job_id"]: row["verdict"] for row in rows}
 
 
-async def report(tx: Tx, lease: Lease, percent: int, stage: str) -> None:
-    """Write progress; silently nothing when the lease is lost."""
+async def report_many(tx: Tx, reports: Sequence[tuple[Lease, int, str]]) -> None:
+    """Write (lease, percent, stage) of live runs in one statement; nothing where the lease is lost."""
     await tx.execute(
-        "SELECT limner.report_progress(%s, %s, %s, %s, %s)",
-        [lease.org_id, lease.job_id, lease.fence, max(0, min(percent, 100)), stage[:100]],
+        "SELECT limner.report_many(%s::uuid[], %s::uuid[], %s::bigint[], %s::int[], %s::text[])",
+        [
+            [lease.org_id for lease, _, _ in reports],
+            [lease.job_id for lease, _, _ in reports],
+            [lease.fence for lease, _, _ in reports],
+            [max(0, min(percent, 100)) for _, percent, _ in reports],
+            [stage[:100] for _, _, stage in reports],
+        ],
     )
 
 

@@ -169,12 +169,12 @@ async def test_mj7_the_heartbeat_says_lost_and_renews_nothing(
 
     async with db.system_tx("limner_dispatch", "a test beats") as tx:
         assert await runs.heartbeat(tx, [stale], 3600) == {stale.job_id: "lost"}
-        await runs.report(tx, stale, 99, "stale")
+        await runs.report_many(tx, [(stale, 99, "stale")])
 
     assert _everything_about(superuser, stale) == before
     async with db.system_tx("limner_dispatch", "a test beats") as tx:
         assert await runs.heartbeat(tx, [live], 60) == {live.job_id: "ok"}
-        await runs.report(tx, live, 40, "painting")
+        await runs.report_many(tx, [(live, 40, "painting")])
     seen = await acts.job(db, tenant, live.job_id)
     assert (seen.percent, seen.stage) == (40, "painting")
 

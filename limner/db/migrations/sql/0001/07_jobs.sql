@@ -347,11 +347,12 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     FROM mine m LEFT JOIN renewed r ON r.job_id = m.job_id;
 $$;
 
--- progress of a live run, as limner_dispatch; a stale fence writes nothing
-CREATE FUNCTION limner.report_progress(p_org uuid, p_job uuid, p_fence bigint, p_percent int, p_stage text) RETURNS boolean
+-- progress of live runs, as limner_dispatch; a stale fence writes nothing
+CREATE FUNCTION limner.report_many(p_orgs uuid[], p_jobs uuid[], p_fences bigint[], p_percents int[], p_stages text[]) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-  UPDATE limner.job_queue q SET percent = p_percent, stage = p_stage
-   WHERE q.org_id = p_org AND q.job_id = p_job AND q.fence = p_fence AND q.lease_owner IS NOT NULL RETURNING true;
+  UPDATE limner.job_queue q SET percent = m.percent, stage = m.stage
+    FROM unnest(p_orgs, p_jobs, p_fences, p_percents, p_stages) m (org_id, job_id, fence, percent, stage)
+   WHERE q.org_id = m.org_id AND q.job_id = m.job_id AND q.fence = m.fence AND q.lease_owner IS NOT NULL;
 $$;
 
 -- every write of a worker passes here: the queue row is locked and its fence compared
@@ -676,7 +677,7 @@ END $$;
 GRANT EXECUTE ON FUNCTION limner.submit_job, limner.submit_jobs, limner.cancel_job, limner.grant_credits, limner.grant_batch TO limner_api;
 GRANT EXECUTE ON FUNCTION limner.start_job, limner.release_job, limner.call_intent, limner.call_result, limner.finish_job, limner.work_many,
   limner.erase_jobs TO limner_worker;
-GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.heartbeat_many, limner.report_progress TO limner_dispatch;
+GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.heartbeat_many, limner.report_many TO limner_dispatch;
 GRANT EXECUTE ON FUNCTION limner.top_up, limner.adjust_credits, limner.claw_back, limner.grant_allowances, limner.grant_own_allowance,
   limner.expire_lots, limner.close_books, limner.refund_job, limner.create_organization, limner.cancel_job, limner.grant_credits TO limner_operator;
 RESET ROLE;
