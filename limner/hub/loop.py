@@ -29,6 +29,7 @@ ROLE = "limner_dispatch"
 POLL_S = 1.0
 CROWDED_POLL_S = 0.02
 CLAIM_BATCH = 100
+CLAIM_PAUSE_S = 0.01
 CLAIM_TIMEOUT_S = 10.0
 AHEAD = 4  # pieces of CPU work a worker has waiting for each of its processes
 RARELY = 0.1
@@ -102,7 +103,9 @@ class WorkerLoop:
         claimed = await self._claim(room) if room > 0 else []
         for lease in claimed:
             self._begin(lease)
-        if not claimed:
+        if claimed and len(claimed) >= room:  # there is more than room for: let some places come free together
+            await asyncio.sleep(CLAIM_PAUSE_S)
+        elif not claimed:
             crowded = room <= 0 and len(self._active) < self._settings.slots
             await self._rest(CROWDED_POLL_S if crowded else POLL_S)
 
