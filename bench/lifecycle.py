@@ -2,15 +2,17 @@
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
 import uvloop
 from psycopg.conninfo import conninfo_to_dict
 
@@ -32,12 +34,17 @@ WORKER_ROLES = ("limner_dispatch", "limner_worker", "limner_audit", "limner_oper
 
 
 class NoOp:
-    """A provider that does nothing, at once."""
+    """A provider that does nothing, after `delay_s`."""
 
     name = "bench-no-op"
     call_class = CallClass.A
 
+    def __init__(self, delay_s: float = 0) -> None:
+        self._delay_s = delay_s
+
     async def run(self, call: ProviderCall) -> ProviderResult:  # noqa: ARG002
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
         return ProviderResult((Output(0, "text", text="done"),))
 
 
@@ -54,40 +61,45 @@ async def sell(bench: rig.Rig, app: rig.BenchApp) -> UUID:
 async def submit(bench: rig.Rig, apps: Sequence[rig.BenchApp], models: dict[UUID, UUID], count: int) -> float:
     """Submit that many jobs as the API does, two lanes of shared commits; seconds it took."""
     async with bench.database() as db:
-        turns = itertools.cycle([(app, user) for user in apps[0].users for app in apps])
-        requests = [
-            (app.org_id, jobs.Submission(
-                app_id=app.app_id, external_id=user, route="generate", model_id=models[app.org_id], model=MODEL, kind="text",
-                unit_price_mc=1000, hold_mc=1000, priority=10, idempotency_key=None, request_hash=crypto.sha256(b"no-op"),
-                input={}, wait_s=1, deadline_s=86400, max_runs=3,
-            ))
-            for app, user in itertools.islice(turns, count)
-        ]  # fmt: skip
-        batches = iter([requests[n : n + BATCH] for n in range(0, count, BATCH)])
-
-        async def lane() -> None:
-            for batch in batches:
-                ordered = sorted(batch, key=lambda one: one[1].app_id)
-                while ordered:  # what two lanes wanted at once goes again
-                    rows = [(db.sign(org_id), ids.new(), request) for org_id, request in ordered]
-                    async with db.shared_single() as tx:
-                        placed = await jobs.submit_many(tx, rows)
-                    ordered = [one for one, row in zip(ordered, rows, strict=True) if row[1] not in placed]
-
-        began = time.perf_counter()
-        await asyncio.gather(lane(), lane())
-        return time.perf_counter() - began
+        return await submit_to(db, apps, models, count)
 
 
-async def drain(url: str, home: Path, slots: int) -> None:
-    """A worker's loop over the no-op provider, until stopped by SIGTERM."""
+async def submit_to(db: Database, apps: Sequence[rig.BenchApp], models: dict[UUID, UUID], count: int) -> float:
+    """The same over pools that are open."""
+    turns = itertools.cycle([(app, user) for user in apps[0].users for app in apps])
+    requests = [
+        (app.org_id, jobs.Submission(
+            app_id=app.app_id, external_id=user, route="generate", model_id=models[app.org_id], model=MODEL, kind="text",
+            unit_price_mc=1000, hold_mc=1000, priority=10, idempotency_key=None, request_hash=crypto.sha256(b"no-op"),
+            input={}, wait_s=1, deadline_s=86400, max_runs=3,
+        ))
+        for app, user in itertools.islice(turns, count)
+    ]  # fmt: skip
+    batches = iter([requests[n : n + BATCH] for n in range(0, count, BATCH)])
+
+    async def lane() -> None:
+        for batch in batches:
+            ordered = sorted(batch, key=lambda one: one[1].app_id)
+            while ordered:  # what two lanes wanted at once goes again
+                rows = [(db.sign(org_id), ids.new(), request) for org_id, request in ordered]
+                async with db.shared_single() as tx:
+                    placed = await jobs.submit_many(tx, rows)
+                ordered = [one for one, row in zip(ordered, rows, strict=True) if row[1] not in placed]
+
+    began = time.perf_counter()
+    await asyncio.gather(lane(), lane())
+    return time.perf_counter() - began
+
+
+async def drain(url: str, home: Path, slots: int, delay_s: float) -> None:
+    """A worker's loop over a provider that takes `delay_s`, until stopped by SIGTERM."""
     settings = Settings(home=home, _env_file=None)  # type: ignore[call-arg]
     root = load_root_key(settings)
     logs.configure("info", process="worker")
     db = Database(Address(url), root, WORKER_ROLES, size=8)
     await db.open()
     pool = CpuPool(1, 2 << 30, 30.0)
-    made = executor.resources(db, {NoOp.name: NoOp()}, ObjectStore(None, home), pool, 3, 5.0)
+    made = executor.resources(db, {NoOp.name: NoOp(delay_s)}, ObjectStore(None, home), pool, 3, 5.0)
     loop = WorkerLoop(made, LoopSettings(slots=slots, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0))
     asyncio.get_running_loop().add_signal_handler(15, loop.stop)
     await loop.run()
@@ -103,29 +115,53 @@ async def until_empty(bench: rig.Rig) -> None:
             await asyncio.sleep(0.05)
 
 
+@contextlib.contextmanager
+def worker(bench: rig.Rig, slots: int = 400, delay_s: float = 0) -> Iterator[None]:
+    """A worker that is ready, in a process of its own."""
+    path = bench.home / "worker.log"
+    with path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.lifecycle", "--drain", bench.url, "--home", str(bench.home),
+             "--slots", str(slots), "--delay", str(delay_s)],
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())}, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        while "worker.ready" not in path.read_text():
+            assert process.poll() is None, path.read_text()[-2000:]
+            time.sleep(0.01)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
 def live(bench: rig.Rig, apps: Sequence[rig.BenchApp], models: dict[UUID, UUID], count: int) -> dict[str, float]:
     """Submit `count` jobs, then let one worker drain them: rates of either, and of both together."""
     submit_s = uvloop.run(submit(bench, apps, models, count))
-    log = (bench.home / "worker.log").open("ab")
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "bench.lifecycle", "--drain", bench.url, "--home", str(bench.home)],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())}, stdout=log, stderr=log,
-    )  # fmt: skip
-    try:
-        while "worker.ready" not in (bench.home / "worker.log").read_text():
-            time.sleep(0.01)
+    with worker(bench):
         began = time.perf_counter()
         asyncio.run(until_empty(bench))
         drain_s = time.perf_counter() - began
-    finally:
-        worker.terminate()
-        worker.wait(20)
-        (bench.home / "worker.log").unlink()
     return {
         "submit_per_s": count / submit_s,
         "drain_per_s": count / drain_s,
         "life_per_s": count / (submit_s + drain_s),
     }
+
+
+def drained(bench: rig.Rig, count: int) -> float:
+    """Jobs a second of one worker over the first `count` of whatever is queued."""
+    with rig.superuser(bench) as conn, worker(bench):
+        began, first = time.perf_counter(), _succeeded(conn)
+        while (done := _succeeded(conn) - first) < count:
+            time.sleep(0.05)
+        return done / (time.perf_counter() - began)
+
+
+def _succeeded(conn: psycopg.Connection) -> int:
+    row = conn.execute("SELECT sum(jobs_succeeded)::bigint FROM limner.wallet").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def main() -> None:
@@ -136,9 +172,11 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--drain", help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--slots", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--delay", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.drain:
-        uvloop.run(drain(args.drain, args.home, 400))
+        uvloop.run(drain(args.drain, args.home, args.slots, args.delay))
         return
     with rig.rig() as bench:
         apps, direct = prepare(bench, args)
