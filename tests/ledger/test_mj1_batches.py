@@ -1,7 +1,9 @@
 """MJ1 in bulk: a batch of grants happens whole or not at all, once, and in nobody's way."""
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -123,13 +125,11 @@ async def test_mj1_batches_grants_jobs_and_allowances_over_the_same_users_never_
 
     for number in range(10):
         ways = [names, names[::-1], names[5:] + names[:5], [*names, f"new{number}"], [f"new{number}", *names[::-1]]]
-        calls = [partial(acts.grant_batch, db, tenant, rows(*((name, 1) for name in way))) for way in ways]
-        singles = [
-            partial(acts.grant, db, tenant, MC, user=f"new{number}"),
-            partial(acts.submit, db, tenant, user="u5"),
-            allow,
-        ]
-        answers = await acts.together([*calls, *singles])
+        grants = [rows(*((name, 1) for name in way)) for way in ways]
+        singles: list[Callable[[], Awaitable[Any]]] = [
+            partial(acts.grant, db, tenant, MC, user=f"new{number}"), partial(acts.submit, db, tenant, user="u5"), allow,
+        ]  # fmt: skip
+        answers = await acts.together([*(partial(acts.grant_batch, db, tenant, batch) for batch in grants), *singles])
         assert [a for a in answers if isinstance(a, Exception)] == []
 
     assert await acts.books(db, tenant.org_id) == {}
@@ -139,7 +139,7 @@ async def test_mj1_copies_of_one_batch_grant_once(db: Database, make_tenant: Mak
     tenant = await make_tenant(credits=0)
     batch = rows(("ann", 1), ("bob", 2), ("ann", 3))
 
-    answers = await acts.together([lambda: acts.grant_batch(db, tenant, batch, ref="b")] * 10)
+    answers = await acts.together([partial(acts.grant_batch, db, tenant, batch, ref="b")] * 10)
 
     assert sorted(a[0].replayed for a in answers) == [False] + [True] * 9
     assert len({tuple(g.transfer_id for g in a) for a in answers}) == 1

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -128,13 +129,13 @@ async def test_mj1_references_with_strange_endings_are_references_of_their_own(
 
 @pytest.mark.parametrize("verb", [acts.adjust, acts.claw_back])
 async def test_mj1_one_reference_at_the_same_moment_for_two_wallets_moves_one(
-    db: Database, make_tenant: MakeTenant, verb: object
+    db: Database, make_tenant: MakeTenant, verb: Any
 ) -> None:
     tenant = await make_tenant(credits=500)
     await acts.grant(db, tenant, 500 * MC, user="bob")
 
     for number in range(15):
-        answers = await acts.together([partial(verb, db, tenant, MC, f"r{number}", user) for user in ("ann", "bob")])  # type: ignore[arg-type]
+        answers = await acts.together([partial(verb, db, tenant, MC, f"r{number}", user) for user in ("ann", "bob")])
         assert "Reused" in {type(a).__name__ for a in answers}, answers
         assert sum(isinstance(a, Exception) for a in answers) == 1, answers
     assert await acts.books(db, tenant.org_id) == {}
