@@ -16,6 +16,7 @@ from limner.hub.providers.base import Adapter
 from limner.hub.providers.local.adapter import LocalAdapter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey
+from limner.ledger import chores as ledger_chores
 from limner.media.store import ObjectStore
 from limner.settings import Settings
 from limner.tasks import chores
@@ -44,6 +45,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         chores.Chore("check_books", hub_chores.CHECK_EVERY_S, hub.check_books),
         chores.Chore("check_whole_book", hub_chores.WHOLE_BOOK_EVERY_S, hub.check_whole_book),
         chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
+        *ledger_chores.LedgerChores(db).all(),
     ]
 
     def stop() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from limner.db.pools import Database
 from limner.hub import jobs, runs
 from limner.kit import crypto, ids
 from limner.kit.money import MC
-from limner.ledger import invariants, statements, wallets
+from limner.ledger import batches, corrections, invariants, lots, statements, wallets
 from limner.tenancy import end_users
 from tests.conftest import Tenant
 
@@ -90,11 +91,53 @@ async def job(db: Database, tenant: Tenant, job_id: UUID) -> jobs.Job:
 
 async def grant(
     db: Database, tenant: Tenant, amount_mc: int, *, user: str = "ann", ref: str | None = None, body: str = "g",
-    app_id: UUID | None = None,
+    app_id: UUID | None = None, kind: wallets.Kind = "grant", expires_at: datetime | None = None,
 ) -> wallets.Grant:  # fmt: skip
     async with db.tenant_single(tenant.org_id) as tx:
         return await wallets.grant(tx, app_id or tenant.app.id, user, amount_mc, "a gift", ref=ref,
-                                   request_hash=crypto.sha256(body.encode()) if ref else None)  # fmt: skip
+                                   request_hash=crypto.sha256(body.encode()) if ref else None, kind=kind,
+                                   expires_at=expires_at)  # fmt: skip
+
+
+async def grant_batch(
+    db: Database, tenant: Tenant, rows: Sequence[batches.Row], *, ref: str | None = None
+) -> list[wallets.Grant]:
+    async with db.tenant_single(tenant.org_id) as tx:
+        return await batches.grant(tx, tenant.app.id, rows, ref=ref, request_hash=crypto.sha256(repr(rows).encode()))
+
+
+async def adjust(
+    db: Database, tenant: Tenant, amount_mc: int, ref: str, user: str | None = "ann", **more: Any
+) -> wallets.Grant:
+    owner = (await wallet(db, tenant, user)).id
+    async with db.tenant_single(tenant.org_id, "limner_operator") as tx:
+        return await corrections.adjust(tx, owner, amount_mc, "counted again", ref=ref, **more)
+
+
+async def claw_back(
+    db: Database, tenant: Tenant, amount_mc: int, ref: str, user: str | None = "ann"
+) -> corrections.Clawback:
+    owner = (await wallet(db, tenant, user)).id
+    async with db.tenant_single(tenant.org_id, "limner_operator") as tx:
+        return await corrections.claw_back(tx, owner, amount_mc, "the payment was reversed", ref=ref)
+
+
+async def expire(db: Database, tenant: Tenant) -> int:
+    """Sweep what has ended."""
+    async with db.tenant_single(tenant.org_id, "limner_operator") as tx:
+        return await lots.expire(tx, 1000)
+
+
+async def open_lots(db: Database, tenant: Tenant, user: str | None = "ann") -> list[lots.Lot]:
+    owner = (await wallet(db, tenant, user)).id
+    async with db.tenant_tx(tenant.org_id) as tx:
+        return await lots.list_open(tx, owner)
+
+
+def pass_time(superuser: psycopg.Connection, org_id: UUID, by: timedelta) -> None:
+    """Let an organization's lots grow older: the database's clock cannot be moved, so their ends are."""
+    superuser.execute("UPDATE limner.lot SET expires_at = expires_at - %s WHERE org_id = %s", [by, org_id])
+    superuser.execute("UPDATE limner.wallet SET lots_end = lots_end - %s WHERE org_id = %s", [by, org_id])
 
 
 async def refund(db: Database, tenant: Tenant, job_id: UUID, amount_mc: int, ref: str) -> wallets.Grant:
@@ -102,9 +145,9 @@ async def refund(db: Database, tenant: Tenant, job_id: UUID, amount_mc: int, ref
         return await wallets.refund(tx, job_id, amount_mc, "sorry", ref=ref)
 
 
-async def top_up(db: Database, tenant: Tenant, amount_mc: int, ref: str) -> wallets.Grant:
+async def top_up(db: Database, tenant: Tenant, amount_mc: int, ref: str, **more: Any) -> wallets.Grant:
     async with db.tenant_single(tenant.org_id, "limner_operator") as tx:
-        return await wallets.top_up(tx, amount_mc, "bought", ref=ref)
+        return await wallets.top_up(tx, amount_mc, "bought", ref=ref, **more)
 
 
 async def wallet(db: Database, tenant: Tenant, user: str | None = "ann") -> wallets.Wallet:
@@ -123,7 +166,7 @@ async def books(db: Database, org_id: UUID) -> dict[str, str | None]:
     """The invariants that are broken, each with an example. {} is what every test wants."""
     async with db.system_tx("limner_audit", "a test checks the books") as tx:
         found = await invariants.check_all(tx, org_id)
-    assert len(found) == 11
+    assert len(found) == 14
     return {f.invariant: f.example for f in found if f.violations}
 
 

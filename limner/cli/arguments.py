@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -100,6 +101,19 @@ def read_json_file(path: Path) -> dict[str, Any]:
         raise typer.BadParameter(f"{path}: {error.message}") from None
 
 
+def read_moment(text: str) -> datetime:
+    """ "2026-12-31T23:59:59Z", or a day, which is its beginning in UTC. Raises typer.BadParameter."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is not None and len(text) == len("2026-12-31"):
+        found = found.replace(tzinfo=UTC)
+    if found is None or found.tzinfo is None:
+        raise typer.BadParameter(f"{text!r} is not a moment: write 2026-12-31, or 2026-12-31T23:59:59Z with an offset")
+    return found
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Org = Annotated[str, typer.Option("--org", help="The organization's slug or id.")]
 OrgOrPlatform = Annotated[
@@ -114,5 +128,11 @@ Ref = Annotated[
     typer.Option("--ref", parser=read_ref, metavar="TEXT",
                  help="Your reference: the same one again does nothing twice. Made when absent."),
 ]  # fmt: skip
+Expires = Annotated[
+    datetime | None,
+    typer.Option(
+        "--expires", parser=read_moment, metavar="MOMENT", help="When they end; without it never. A day or RFC 3339."
+    ),
+]
 JobId = Annotated[UUID, typer.Argument(parser=read_id, metavar="JOB_ID", help="The job's id.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most this many rows.")]

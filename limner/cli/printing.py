@@ -21,7 +21,20 @@ from limner.kit import money
 WIDE = 400  # columns when nobody's screen sets a width: a pipe gets every row on one line
 PROSE = 100  # the same for words that are to be read
 CREDIT_COLUMNS = frozenset(
-    {"credits", "available", "on hold", "change", "balance", "price", "charged", "refunded", "cap"}
+    {
+        "credits",
+        "available",
+        "on hold",
+        "granted",
+        "change",
+        "balance",
+        "price",
+        "charged",
+        "refunded",
+        "cap",
+        "out",
+        "in",
+    }
 )
 
 

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from limner.cli import printing, session
-from limner.cli.arguments import App, Credits, Json, Limit, Org, Reason, Ref, group, read_json_object
+from limner.cli.arguments import App, Credits, Expires, Json, Limit, Org, Reason, Ref, group, read_json_object
 from limner.cli.orgs import tell_moved
 from limner.db.pools import Database
 from limner.kit import ids
-from limner.ledger import wallets
+from limner.ledger import lots, wallets
 from limner.tenancy import apps, audit, end_users, operator_credits
 from limner.tenancy.end_users import EndUser
 
@@ -70,26 +70,36 @@ def list_all(
 
 @app.command("show")
 def show(user: User, org: Org, app: App, as_json: Json = False) -> None:
-    """One end user and the wallet. Leaves an audit row."""
+    """One end user and the wallet, with the lots in it: credits that end. Leaves an audit row."""
 
-    async def work(db: Database) -> tuple[EndUser, wallets.Wallet]:
+    async def work(db: Database) -> tuple[EndUser, wallets.Wallet, list[lots.Lot]]:
         async with session.operator_tx(db, org) as tx:
             found = await end_users.get(tx, (await apps.get(tx, app)).id, user)
             await audit.record(tx, "end_user.read", "end_user", found.id, session.actor())
-            return found, await wallets.get(tx, found.id)
+            return found, await wallets.get(tx, found.id), await lots.list_open(tx, found.id)
 
-    found, wallet = session.run(work)
+    found, wallet, its_lots = session.run(work)
     if as_json:
-        balance = {"available": printing.exact(wallet.available_mc), "held": printing.exact(wallet.held_mc)}
+        balance = {
+            "available": printing.exact(wallet.available_mc), "held": printing.exact(wallet.held_mc),
+            "owed": printing.exact(wallet.owed_mc), "lots": [_lot(lot) for lot in its_lots],
+        }  # fmt: skip
         counts = {"jobs": wallet.jobs_submitted, "succeeded": wallet.jobs_succeeded}
         printing.document(shape(found) | {"wallet": balance} | counts)
         return
     printing.facts([
         ("end user", found.external_id), ("id", found.id), ("active", found.is_active),
         ("available", printing.grouped(wallet.available_mc)), ("on hold", printing.grouped(wallet.held_mc)),
+        ("owed", printing.grouped(wallet.owed_mc)),
         ("jobs", f"{wallet.jobs_submitted}, {wallet.jobs_succeeded} succeeded"), ("metadata", found.metadata or None),
         ("created", found.created_at),
     ])  # fmt: skip
+    if its_lots:
+        rows = [
+            (lot.kind, printing.grouped(lot.remaining_mc), printing.grouped(lot.granted_mc), lot.expires_at)
+            for lot in its_lots
+        ]
+        printing.table(("lot", "available", "granted", "ends"), rows, empty="")
 
 
 @app.command("enable")
@@ -121,8 +131,9 @@ def replace_metadata(
 
 @app.command("grant")
 def grant(
-    user: User, amount: Credits, org: Org, app: App, reason: Reason = "Granted by an operator", ref: Ref = None,
-    as_json: Json = False,
+    user: User, amount: Credits, org: Org, app: App, reason: Reason = "Granted by an operator",
+    kind: Annotated[wallets.Kind, typer.Option("--kind", help="Told apart on statements.")] = "grant",
+    expires: Expires = None, ref: Ref = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Give an end user credits; a new user is made. The same reference again changes nothing and says so."""
     reference = ref or str(ids.new())
@@ -130,9 +141,18 @@ def grant(
     async def work(db: Database) -> wallets.Grant:
         async with session.operator_tx(db, org) as tx:
             its_app = await apps.get(tx, app)
-            return await operator_credits.grant(tx, its_app, user, amount, reason, ref=reference, actor=session.actor())
+            return await operator_credits.grant(
+                tx, its_app, user, amount, reason, ref=reference, actor=session.actor(), kind=kind, expires_at=expires
+            )
 
     tell_moved("was granted", user, session.run(work), reference, as_json=as_json)
+
+
+def _lot(lot: lots.Lot) -> dict[str, Any]:
+    return {
+        "kind": lot.kind, "left": printing.exact(lot.remaining_mc), "granted": printing.exact(lot.granted_mc),
+        "expires_at": lot.expires_at,
+    }  # fmt: skip
 
 
 def _change(user: str, org: str, app: str, as_json: bool, **given: Any) -> None:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from limner.hub import jobs, schemas
-from limner.hub.schema import ENVELOPE, GRANT
+from limner.hub.schema import BATCH, ENVELOPE, GRANT, GRANT_ROW
+from limner.ledger import statements
 
 USER_ID = {
     "name": "X-User-ID",
@@ -132,18 +133,72 @@ LIST_MODELS: dict[str, Any] = {
     "response_model": schemas.ModelList,
     "responses": _errors(),
 }
+LIST_TRANSACTIONS: dict[str, Any] = {
+    "summary": "A user's transactions",
+    "description": "What moved in the user's wallet and why, newest first. Reading never makes a user.",
+    "response_model": schemas.TransactionPage,
+    "responses": _errors(404),
+    "openapi_extra": {
+        "parameters": [
+            USER_ID,
+            _query("type", {"type": "string", "enum": list(statements.KINDS)}, "Only movements of this type."),
+            _query(
+                "since", {"type": "string", "format": "date-time"}, "From this moment on (RFC 3339 with an offset)."
+            ),
+            _query("until", {"type": "string", "format": "date-time"}, "Before this moment."),
+            _query("job_id", {"type": "string", "format": "uuid"}, "Only what one job moved."),
+            _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Rows on a page."),
+            _query("cursor", {"type": "string"}, "`next_cursor` of the page before."),
+        ]
+    },
+}
 GET_USER: dict[str, Any] = {
     "summary": "Get a user",
-    "description": "Balance and job counts. Reading never makes a user.",
+    "description": "Balance, what of it ends when, debt, and job counts. Reading never makes a user.",
     "response_model": schemas.UserBody,
     "responses": _errors(404),
     "openapi_extra": {"parameters": [USER_ID]},
+}
+GRANT_BATCH: dict[str, Any] = {
+    "summary": "Grant tokens to many users",
+    "description": "1 to 1,000 grants in one commit, all or none, in their order; makes users that are new. A request that"
+    " was granted before is answered as it was then.",
+    "response_model": schemas.GrantedBatch,
+    "responses": {
+        200: {"headers": {"Idempotent-Replayed": REPLAYED}},
+        **_errors(402, 404, 408, 413, 415),
+        422: {
+            "model": schemas.Problem,
+            "description": "`invalid_rows`: `details` says what is wrong in each row, such as `/grants/3/amount`; or"
+            " `idempotency_key_reused`.",
+        },
+    },
+    "openapi_extra": {
+        "parameters": [USER_ID, IDEMPOTENCY_KEY],
+        "requestBody": _body(
+            {
+                **BATCH,
+                "properties": {**BATCH["properties"], "grants": {**BATCH["properties"]["grants"], "items": GRANT_ROW}},
+            },
+            {
+                "grants": [
+                    {"external_id": "user_42", "amount": 100, "reason": "November"},
+                    {"external_id": "user_43", "amount": 50, "kind": "bonus", "expires_at": "2030-12-31T23:59:59Z"},
+                ],
+                "idempotency_key": "november_2026",
+            },
+        ),
+    },
 }
 GRANT_TOKENS: dict[str, Any] = {
     "summary": "Grant tokens to a user",
     "description": "Makes the user, with its welcome credits, when it is new.",
     "response_model": schemas.Granted,
-    "responses": {200: {"headers": {"Idempotent-Replayed": REPLAYED}}, **_errors(402, 404, 408, 413, 415, 422)},
+    "responses": {
+        200: {"headers": {"Idempotent-Replayed": REPLAYED}},
+        **_errors(402, 404, 408, 413, 415),
+        422: {"model": schemas.Problem, "description": "`invalid_expiry`, or `idempotency_key_reused`."},
+    },
     "openapi_extra": {
         "parameters": [USER_ID, IDEMPOTENCY_KEY],
         "requestBody": _body(

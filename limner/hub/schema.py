@@ -34,11 +34,19 @@ ENVELOPE: dict[str, Any] = {
     "additionalProperties": False,
 }  # fmt: skip
 
+CREDITS: dict[str, Any] = {
+    "amount": {"type": "integer", "minimum": 1, "maximum": 1_000_000_000, "description": "Whole credits."},
+    "reason": {"type": "string", "maxLength": 500, "default": "", "description": "Shown on the user's statement."},
+    "kind": {"type": "string", "enum": ["grant", "bonus"], "default": "grant", "description": "Told apart on statements."},
+    "expires_at": {
+        "type": "string", "minLength": 20, "maxLength": 40,
+        "description": "RFC 3339 with an offset: what is not spent by then lapses. Absent: the credits never end.",
+    },
+}  # fmt: skip
 GRANT: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "amount": {"type": "integer", "minimum": 1, "maximum": 1_000_000_000, "description": "Whole credits."},
-        "reason": {"type": "string", "maxLength": 500, "default": "", "description": "Shown on the user's statement."},
+        **CREDITS,
         "idempotency_key": {
             "type": "string", "minLength": 1, "maxLength": 255,
             "description": "Sending the same grant again with the same key grants once.",
@@ -47,6 +55,31 @@ GRANT: dict[str, Any] = {
     "required": ["amount"],
     "additionalProperties": False,
 }  # fmt: skip
+
+
+GRANT_ROW: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "external_id": {"type": "string", "minLength": 1, "maxLength": 255, "description": "One user may stand in several rows."},
+        **CREDITS,
+    },
+    "required": ["external_id", "amount"],
+    "additionalProperties": False,
+}  # fmt: skip
+BATCH: dict[str, Any] = {  # its rows are parsed one by one, so that each tells what is wrong with it
+    "type": "object",
+    "properties": {
+        "grants": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1000,
+            "description": "Granted in this order, all or none.",
+        },
+        "idempotency_key": GRANT["properties"]["idempotency_key"],
+    },
+    "required": ["grants"],
+    "additionalProperties": False,
+}
 
 
 class SchemaInvalid(ValueError):
@@ -71,12 +104,14 @@ class InputSchema:
 
     def parse(self, value: Mapping[str, Any]) -> dict[str, Any]:
         """The value with defaults filled in. Raises ApiError 400 with a message for each wrong pointer."""
-        if not self._validator.is_valid(value):
-            raise invalid(self._problems(value))
+        if wrong := self.problems(value):
+            raise invalid(wrong)
         return _filled(value, self._schema)
 
-    def _problems(self, value: Mapping[str, Any]) -> dict[str, list[str]]:
-        """At most MAX_REPORTED pointers: the answer to a hostile body stays short."""
+    def problems(self, value: Mapping[str, Any]) -> dict[str, list[str]]:
+        """What is wrong at which pointer, at most MAX_REPORTED: the answer to a hostile body stays short."""
+        if self._validator.is_valid(value):
+            return {}
         problems: dict[str, list[str]] = {}
         try:
             for error in self._validator.iter_errors(value):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from limner.hub.catalog import Model
 from limner.hub.jobs import Job
 from limner.kit import money
+from limner.ledger.statements import Line
 from limner.media.urls import MediaUrls
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -87,12 +88,21 @@ class Cancelled(BaseModel):
     status: Literal["cancelled", "requested", "already_cancelled"]
 
 
+class Expiring(BaseModel):
+    """Whole credits that end at that moment unless they are spent before."""
+
+    amount: int
+    expires_at: datetime
+
+
 class UserBody(BaseModel):
-    """An end user. `token_balance`: whole credits that can be spent now."""
+    """An end user. `token_balance`: whole credits that can be spent now; `tokens_owed` refuse new jobs until they are paid."""
 
     external_id: str
     token_balance: int
     tokens_held: int
+    tokens_owed: int
+    expiring: list[Expiring] = Field(description="Soonest first, at most 20; credits that never end are not in it.")
     total_jobs: int
     successful_jobs: int
     metadata: dict[str, Any]
@@ -106,6 +116,50 @@ class Granted(BaseModel):
     amount_added: int
     new_balance: int
     transaction_id: UUID
+
+
+class GrantedRow(BaseModel):
+    """`index`: the row's place in `grants`; `new_balance`: right after this row."""
+
+    index: int
+    external_id: str
+    amount_added: int
+    new_balance: int
+    transaction_id: UUID
+
+
+class GrantedBatch(BaseModel):
+    granted: int
+    results: list[GrantedRow]
+
+
+class Transaction(BaseModel):
+    """One movement of a wallet. `change` and `balance_after` are exact credits, of what can be spent."""
+
+    transaction_id: UUID
+    type: Literal["grant", "bonus", "adjustment", "allowance", "hold", "post", "void", "refund", "expire", "clawback"]
+    change: str
+    balance_after: str
+    description: str
+    job_id: UUID | None
+    created_at: datetime
+
+
+class TransactionPage(BaseModel):
+    transactions: list[Transaction]
+    next_cursor: str | None
+
+
+def transaction_body(line: Line) -> dict[str, Any]:
+    return {
+        "transaction_id": line.transfer_id,
+        "type": line.kind,
+        "change": money.exact(line.change_mc),
+        "balance_after": money.exact(line.available_mc),
+        "description": line.why,
+        "job_id": line.job_id,
+        "created_at": line.at,
+    }
 
 
 class Price(BaseModel):

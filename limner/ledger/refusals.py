@@ -50,6 +50,18 @@ class BadAmount(Refused):
     """The amount is outside what is allowed."""
 
 
+class BadExpiry(BadAmount):
+    """Credits cannot end then."""
+
+
+class BadRows(Refused):
+    """Rows of a batch cannot be granted: (place in the batch, field, why) of each, at most a few a row."""
+
+    def __init__(self, message: str, rows: list[tuple[int, str, str]]) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 def read(error: psycopg.Error) -> Exception:
     """The refusal behind a database error, or the error itself when it is none of ours."""
     message = error.diag.message_primary or "refused"
@@ -65,7 +77,10 @@ def read(error: psycopg.Error) -> Exception:
         case "LM429":
             facts = json.loads(detail)
             return TooMany(message, facts["limit"], facts["size"], facts["retry_after_s"])
+        case "LM422" if detail.startswith("["):
+            rows = json.loads(detail)
+            return BadRows(message, [(row["index"], row["field"], row["message"]) for row in rows])
         case "LM422":
-            return Reused(message) if detail == "idempotency" else BadAmount(message)
+            return {"idempotency": Reused, "expiry": BadExpiry}.get(detail, BadAmount)(message)
         case _:
             return error

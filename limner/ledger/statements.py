@@ -1,5 +1,6 @@
 """A wallet's history, a row a transfer, each with its reason in plain words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -7,16 +8,23 @@ from uuid import UUID
 from limner.db.tx import Row, Tx
 from limner.kit import money
 
-QUERY = """
+KINDS = (
+    "grant", "bonus", "adjustment", "allowance", "hold", "post", "void", "refund", "expire", "clawback",
+)  # fmt: skip
+SIDE = """
+SELECT * FROM (SELECT * FROM limner.transfer x WHERE x.org_id = %(org)s AND x.{side}_wallet = %(wallet)s AND x.{side}_version < %(before)s
+                  AND (%(kinds)s::text[] IS NULL OR x.kind = ANY (%(kinds)s::text[]))
+                  AND (%(since)s::timestamptz IS NULL OR x.created_at >= %(since)s::timestamptz)
+                  AND (%(until)s::timestamptz IS NULL OR x.created_at < %(until)s::timestamptz)
+                  AND (%(job)s::uuid IS NULL OR x.job_id = %(job)s::uuid)
+                ORDER BY x.{side}_version DESC LIMIT %(limit)s) {side}
+"""
+QUERY = f"""
 SELECT x.id, x.kind, x.created_at, x.job_id, x.reason, x.ref, x.amount_mc, h.amount_mc AS hold_mc, j.model, j.state, j.error_code,
        x.credit_wallet IS NOT DISTINCT FROM %(wallet)s AS incoming,
        CASE WHEN x.credit_wallet = %(wallet)s THEN x.credit_version ELSE x.debit_version END AS version,
        CASE WHEN x.credit_wallet = %(wallet)s THEN x.credit_available_mc ELSE x.debit_available_mc END AS available_mc
-  FROM (SELECT * FROM (SELECT * FROM limner.transfer d WHERE d.org_id = %(org)s AND d.debit_wallet = %(wallet)s
-                          AND d.debit_version < %(before)s ORDER BY d.debit_version DESC LIMIT %(limit)s) a
-        UNION ALL
-        SELECT * FROM (SELECT * FROM limner.transfer c WHERE c.org_id = %(org)s AND c.credit_wallet = %(wallet)s
-                          AND c.credit_version < %(before)s ORDER BY c.credit_version DESC LIMIT %(limit)s) b) x
+  FROM ({SIDE.format(side="debit")} UNION ALL {SIDE.format(side="credit")}) x
   LEFT JOIN limner.transfer h ON h.org_id = x.org_id AND h.id = x.hold_id
   LEFT JOIN limner.job j ON j.org_id = x.org_id AND j.id = x.job_id
  ORDER BY version DESC LIMIT %(limit)s
@@ -37,9 +45,30 @@ class Line:
     transfer_id: UUID
 
 
-async def list_lines(tx: Tx, wallet_id: UUID, limit: int = 50, before: int | None = None) -> list[Line]:
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which movements: of these kinds, from `since` on, before `until`, of one job. None: any."""
+
+    kinds: Sequence[str] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    job_id: UUID | None = None
+
+
+EVERYTHING = Filter()
+
+
+async def list_lines(
+    tx: Tx, wallet_id: UUID, limit: int = 50, before: int | None = None, only: Filter = EVERYTHING
+) -> list[Line]:
     """Newest first; `before` is the version to continue from."""
-    rows = await tx.all(QUERY, {"org": tx.org_id, "wallet": wallet_id, "limit": limit, "before": before or 2**62})
+    rows = await tx.all(
+        QUERY,
+        {
+            "org": tx.org_id, "wallet": wallet_id, "limit": limit, "before": before or 2**62, "since": only.since,
+            "until": only.until, "job": only.job_id, "kinds": list(only.kinds) if only.kinds is not None else None,
+        },
+    )  # fmt: skip
     return [_line(row) for row in rows]
 
 
@@ -79,7 +108,7 @@ def _why(row: Row) -> str:
             return f"The {model} job {cause}: {money.exact(row['hold_mc'])} came back, nothing was charged"
         case "refund":
             return f"Refund for a {model} job" + (f": {row['reason']}" if row["reason"] else "")
-        case "grant" if not row["incoming"]:
+        case "grant" | "bonus" | "allowance" if not row["incoming"]:
             return "Moved to an end user" + (f": {row['reason']}" if row["reason"] else "")
         case _:
-            return row["reason"] or "Credits added"
+            return row["reason"] or ("Credits added" if row["incoming"] else "Credits taken")

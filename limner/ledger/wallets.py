@@ -33,12 +33,16 @@ class Wallet:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a grant did: `available_mc` is the balance right after it, also when it is a replay."""
+    """What a movement did: `available_mc` is the balance right after it, also when it is a replay.
+
+    `repaid_mc`: what a debt of the wallet took of a grant at once.
+    """
 
     replayed: bool
     transfer_id: UUID
     amount_mc: int
     available_mc: int
+    repaid_mc: int = 0
 
 
 async def get(tx: Tx, wallet_id: UUID) -> Wallet:
@@ -68,7 +72,7 @@ async def grant(
     """Give an app's end user credits, making the user (and its welcome grant) if new. They end at `expires_at`, if ever.
 
     With a `ref`, a second grant of the same ref and hash is a replay. Raises refusals.TooFewCredits (the
-    organization's wallet or exposure cap), refusals.Inactive, refusals.Reused, refusals.BadAmount.
+    organization's wallet or exposure cap), refusals.Inactive, refusals.Reused, refusals.BadAmount, refusals.BadExpiry.
     """
     transfer_id = ids.new()
     try:
@@ -90,13 +94,13 @@ async def grant(
         )
     except psycopg.Error as error:
         raise refusals.read(error) from error
-    return Grant(row["outcome"] == "replayed", row["transfer_id"], amount_mc, row["available_mc"])
+    return Grant(row["outcome"] == "replayed", row["transfer_id"], amount_mc, row["available_mc"], row["repaid_mc"])
 
 
 async def top_up(
     tx: Tx, amount_mc: int, reason: str, *, ref: str, kind: Kind = "grant", expires_at: datetime | None = None
 ) -> Grant:
-    """Issue credits to the organization's own wallet, as an operator. Raises refusals.Reused, refusals.BadAmount."""
+    """Issue credits to the organization's own wallet, as an operator. Raises refusals.Reused, refusals.BadAmount, refusals.BadExpiry."""
     transfer_id = ids.new()
     try:
         row = await tx.get(

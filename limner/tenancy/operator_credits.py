@@ -3,36 +3,66 @@
 References are the operator's own words under a prefix, so that none can be mistaken for an API client's key.
 """
 
+from datetime import datetime
 from uuid import UUID
 
 from limner.db.tx import Tx
 from limner.kit import crypto
-from limner.ledger import wallets
+from limner.ledger import corrections, wallets
 from limner.tenancy import audit
 from limner.tenancy.apps import App
 
 PREFIX = "operator:"
 
 
-async def top_up(tx: Tx, amount_mc: int, reason: str, *, ref: str, actor: str) -> wallets.Grant:
+async def top_up(
+    tx: Tx, amount_mc: int, reason: str, *, ref: str, actor: str, kind: wallets.Kind = "grant",
+    expires_at: datetime | None = None,
+) -> wallets.Grant:  # fmt: skip
     """Issue credits to the organization's own wallet. Raises as `wallets.top_up`."""
-    done = await wallets.top_up(tx, amount_mc, reason, ref=PREFIX + ref)
+    done = await wallets.top_up(tx, amount_mc, reason, ref=PREFIX + ref, kind=kind, expires_at=expires_at)
     await _record(tx, "wallet.topped_up", "organization", tx.org_id, actor, done, reason)
     return done
 
 
 async def grant(
-    tx: Tx, app: App, external_id: str, amount_mc: int, reason: str, *, ref: str, actor: str
-) -> wallets.Grant:
+    tx: Tx, app: App, external_id: str, amount_mc: int, reason: str, *, ref: str, actor: str, kind: wallets.Kind = "grant",
+    expires_at: datetime | None = None,
+) -> wallets.Grant:  # fmt: skip
     """Give an end user credits, making the user if new; the same ref with another amount is refused.
 
     Raises as `wallets.grant`.
     """
     done = await wallets.grant(
         tx, app.id, external_id, amount_mc, reason, ref=f"{PREFIX}{app.id}:{external_id}:{ref}",
-        request_hash=crypto.sha256(str(amount_mc).encode()),
+        request_hash=crypto.sha256(f"{amount_mc} {kind} {expires_at}".encode()), kind=kind, expires_at=expires_at,
     )  # fmt: skip
     await _record(tx, "end_user.granted", "end_user", external_id, actor, done, reason)
+    return done
+
+
+async def adjust(
+    tx: Tx, wallet_id: UUID, amount_mc: int, reason: str, *, ref: str, actor: str, expires_at: datetime | None = None
+) -> wallets.Grant:
+    """Correct a wallet, up or down. Raises as `corrections.adjust`."""
+    done = await corrections.adjust(tx, wallet_id, amount_mc, reason, ref=PREFIX + ref, expires_at=expires_at)
+    await _record(tx, "wallet.adjusted", "wallet", wallet_id, actor, done, reason)
+    return done
+
+
+async def claw_back(
+    tx: Tx, wallet_id: UUID, amount_mc: int, reason: str, *, ref: str, actor: str
+) -> corrections.Clawback:
+    """Take credits back, what is not there as a debt. Raises as `corrections.claw_back`."""
+    done = await corrections.claw_back(tx, wallet_id, amount_mc, reason, ref=PREFIX + ref)
+    if not done.replayed:
+        facts = {
+            "taken_mc": done.taken_mc,
+            "owed_mc": done.owed_mc,
+            "transfer": str(done.transfer_id),
+            "reason": reason,
+        }
+        await audit.record(tx, "wallet.clawed_back", "wallet", wallet_id, actor, **facts)
     return done
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,11 +13,13 @@ from limner.kit import ids
 from limner.web.errors import ApiError, invalid
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
+MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 BODY_WITHIN_S = 120.0
 PLAIN_BYTES = 1024 * 1024
 MAX_VALUES = 250_000
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_PAGE = 100
+NO_MOMENT = "must be a moment like 2026-12-31T23:59:59Z, with its offset"
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -85,6 +88,27 @@ def traceparent(request: Request) -> str | None:
     """The caller's W3C trace context, or None when absent or malformed."""
     value = request.headers.get("traceparent")
     return value if value is not None and TRACEPARENT.fullmatch(value) else None
+
+
+def moment(text: str) -> datetime | None:
+    """RFC 3339 with an offset, to the microsecond; None for anything else."""
+    if not MOMENT.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def moment_parameter(request: Request, name: str) -> datetime | None:
+    """A moment in the query. Raises ApiError 400."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    found = moment(text)
+    if found is None:
+        raise invalid({f"/{name}": [NO_MOMENT]})
+    return found
 
 
 def page_limit(request: Request, default: int = 20) -> int:

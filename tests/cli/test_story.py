@@ -48,10 +48,12 @@ async def test_from_an_organization_to_a_refund(
     assert limner.ok("user", "show", "ann", "--org", slug, "--app", "web")["wallet"] == {
         "available": "11.25",
         "held": "0",
+        "owed": "0",
+        "lots": [],
     }
     books = limner.ok("invariants", "--org", slug)
     assert books["violations"] == 0
-    assert len(books["invariants"]) == 11
+    assert len(books["invariants"]) == 14
 
     actions = [entry["action"] for entry in limner.ok("org", "audit", slug)["entries"]]
     assert actions[::-1][:4] == ["organization.created", "app.created", "api_key.created", "end_user.granted"]

@@ -6,10 +6,11 @@ After every step the invariants hold in the database and every wallet holds what
 import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
-from uuid import UUID, uuid4
+from uuid import uuid4
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -26,95 +27,34 @@ from limner.db.pools import Address, Database
 from limner.hub import runs
 from limner.kit import ids
 from limner.kit.money import MC
-from limner.ledger import refusals
+from limner.ledger import refusals, wallets
+from limner.ledger.batches import Row
 from limner.tenancy import apps, organizations
 from tests import acts
 from tests.conftest import ROLES, Server, Tenant
+from tests.ledger.model import DAY, ORGANIZATION, Job, Model
 
 USERS = ("ann", "bob", "cyd")
 PAYERS = (*USERS, None)  # None: the organization itself
-ORGANIZATION = "the organization"
-
-
-@dataclass
-class Account:
-    available: int = 0
-    held: int = 0
-
-
-@dataclass
-class Job:
-    payer: str
-    hold: int
-    state: str = "queued"
-    charged: int = 0
-    refunded: int = 0
-    leases: list[runs.Lease] = field(default_factory=list)  # every lease ever taken; only the last may write
-    leased: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        return self.state in {"queued", "running"}
-
-    @property
-    def stale(self) -> list[runs.Lease]:
-        """Leases that may write nothing: all but the live one, and but the one that closed the job."""
-        return self.leases[:-1] if self.leased or self.state in {"succeeded", "failed"} else self.leases
-
-
-class Model:
-    """The books as a person would keep them, in milli-credits."""
-
-    def __init__(self, grants: str, welcome: int) -> None:
-        self.grants = grants
-        self.welcome = welcome
-        self.accounts: dict[str, Account] = {ORGANIZATION: Account()}
-        self.jobs: dict[UUID, Job] = {}
-        self.keys: dict[tuple[str, str], tuple[UUID, int]] = {}
-        self.refs: dict[str, tuple[str, int]] = {}
-        self.issued = 0
-        self.earned = 0
-
-    def meet(self, user: str) -> bool:
-        """Make a user with its welcome credits; False when nobody can pay for them."""
-        if user in self.accounts:
-            return True
-        return self.fund(user, self.welcome)
-
-    def fund(self, user: str, amount: int) -> bool:
-        purse = self.accounts[ORGANIZATION]
-        if self.grants == "from_wallet":
-            if purse.available < amount:
-                return False
-            purse.available -= amount
-        else:
-            self.issued += amount
-        self.accounts.setdefault(user, Account()).available += amount
-        return True
-
-    def settle(self, job: Job, state: str, charge: int) -> None:
-        account = self.accounts[job.payer]
-        account.held -= job.hold
-        account.available += job.hold - charge
-        job.state, job.charged, job.leased = state, charge, False
-        self.earned += charge
-
-    def total(self) -> int:
-        return sum(a.available + a.held for a in self.accounts.values())
-
+QUARTER = timedelta(hours=6)
 
 amounts = st.integers(1, 6).map(lambda n: n * 500)
 picks = st.integers(0, 9)
+lives = st.sampled_from([None, None, 2, 5, 40])
+"""In days: how long credits live that are given."""
 
 
 class Ledger(RuleBasedStateMachine):
     """The verbs against the model. One fresh organization a run."""
 
     db: ClassVar[Database]
+    superuser: ClassVar[psycopg.Connection]
     loop: ClassVar[asyncio.AbstractEventLoop]
     accepted: ClassVar[int] = 0
     closed: ClassVar[int] = 0
     refunds: ClassVar[int] = 0
+    lapses: ClassVar[int] = 0
+    debts: ClassVar[int] = 0
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, 20))
@@ -126,10 +66,11 @@ class Ledger(RuleBasedStateMachine):
     )
     def found(self, grants: organizations.Grants, welcome: int, rich: bool) -> None:
         self.model = Model(grants, welcome)
+        self.began = datetime.now(UTC)
         self.do(self._found(grants, welcome, rich))
         if rich:
-            self.model.accounts[ORGANIZATION].available = self.model.issued = 20 * MC
-            self.grant("ann", 9 * MC, None)
+            self.model.issue(ORGANIZATION, 20 * MC)
+            self.grant("ann", 9 * MC, None, 5)
 
     async def _found(self, grants: organizations.Grants, welcome: int, rich: bool) -> None:
         org_id, slug = ids.new(), f"m-{uuid4().hex[:12]}"
@@ -152,36 +93,132 @@ class Ledger(RuleBasedStateMachine):
 
     # what apps and operators do
 
-    @rule(amount=amounts, again=st.booleans())
-    def top_up(self, amount: int, again: bool) -> None:
+    @rule(amount=amounts, again=st.booleans(), days=lives)
+    def top_up(self, amount: int, again: bool, days: int | None) -> None:
         ref = f"bought-{len(self.model.refs)}"
-        first = self.do(acts.top_up(self.db, self.tenant, amount, ref))
-        self.model.accounts[ORGANIZATION].available += amount
-        self.model.issued += amount
+        first = self.do(acts.top_up(self.db, self.tenant, amount, ref, expires_at=self._moment(days)))
+        self.model.issue(ORGANIZATION, amount, self._end(days))
         self.model.refs[ref] = (ORGANIZATION, amount)
+        assert first.available_mc == self.model.accounts[ORGANIZATION].available
         if again:
             second = self.do(acts.top_up(self.db, self.tenant, amount, ref))
-            assert (second.replayed, second.transfer_id) == (True, first.transfer_id)
+            assert (second.replayed, second.transfer_id, second.available_mc) == (
+                True,
+                first.transfer_id,
+                first.available_mc,
+            )
 
-    @rule(user=st.sampled_from(USERS), amount=amounts, ref=st.sampled_from([None, None, "jan", "feb"]))
-    def grant(self, user: str, amount: int, ref: str | None) -> None:
+    @rule(
+        user=st.sampled_from(USERS), amount=amounts, ref=st.sampled_from([None, None, "jan", "feb"]), days=lives,
+        kind=st.sampled_from(["grant", "bonus"]),
+    )  # fmt: skip
+    def grant(self, user: str, amount: int, ref: str | None, days: int | None, kind: wallets.Kind = "grant") -> None:
+        asked = (user, amount, days, kind)
         try:
-            granted = self.do(acts.grant(self.db, self.tenant, amount, user=user, ref=ref, body=f"{user} {amount}"))
+            granted = self.do(acts.grant(self.db, self.tenant, amount, user=user, ref=ref, body=f"{asked}", kind=kind,
+                                         expires_at=self._moment(days)))  # fmt: skip
         except refusals.Reused:
             assert ref is not None
-            assert self.model.refs[ref] != (user, amount)
+            assert self.model.refs[ref] != asked
         except refusals.TooFewCredits:
-            assert self.model.grants == "from_wallet"
-            missing = amount + (0 if user in self.model.accounts else self.model.welcome)
-            assert self.model.accounts[ORGANIZATION].available < missing
+            self._cannot_pay(amount, {user})
         else:
             assert self.model.meet(user)
             assert granted.replayed == (ref in self.model.refs)
             if not granted.replayed:
-                assert self.model.fund(user, amount)
-                assert granted.available_mc == self.model.accounts[user].available
+                owed = self.model.accounts[user].owed
+                assert self.model.fund(user, amount, self._end(days))
+                account = self.model.accounts[user]
+                assert (granted.available_mc, granted.repaid_mc) == (account.available, owed - account.owed)
                 if ref:
-                    self.model.refs[ref] = (user, amount)
+                    self.model.refs[ref] = asked
+
+    @rule(
+        given=st.lists(st.tuples(st.sampled_from(USERS), amounts, lives), min_size=1, max_size=5),
+        ref=st.sampled_from([None, "b1", "b2"]),
+    )
+    def grant_batch(self, given: list[tuple[str, int, int | None]], ref: str | None) -> None:
+        rows = [Row(user, amount, "a gift", "grant", self._moment(days)) for user, amount, days in given]
+        old = self.model.refs.get(f"batch {ref}")
+        try:
+            done = self.do(acts.grant_batch(self.db, self.tenant, rows, ref=ref))
+        except refusals.Reused:
+            assert old is not None
+            assert old != tuple(rows)
+            return
+        except refusals.TooFewCredits:
+            self._cannot_pay(sum(row.amount_mc for row in rows), {row.external_id for row in rows})
+            return
+        assert [grant.replayed for grant in done] == [old is not None] * len(rows)
+        if old is not None:
+            return
+        for user in sorted({row.external_id for row in rows}):
+            assert self.model.meet(user)
+        for (user, amount, days), grant in zip(given, done, strict=True):
+            assert self.model.fund(user, amount, self._end(days))
+            assert grant.available_mc == self.model.accounts[user].available
+        if ref:
+            self.model.refs[f"batch {ref}"] = tuple(rows)
+
+    def _cannot_pay(self, amount: int, users: set[str]) -> None:
+        assert self.model.grants == "from_wallet"
+        missing = amount + sum(self.model.welcome for user in users if user not in self.model.accounts)
+        assert self.model.accounts[ORGANIZATION].available < missing
+
+    # what operators put right, and what time does
+
+    @rule(payer=st.sampled_from(PAYERS), amount=amounts, down=st.booleans(), days=lives)
+    def adjust(self, payer: str | None, amount: int, down: bool, days: int | None) -> None:
+        account = self.model.accounts.get(payer or ORGANIZATION)
+        if account is None:
+            return
+        ref = f"adjusted-{len(self.model.refs)}"
+        change, ends = (-amount, None) if down else (amount, self._moment(days))
+        try:
+            done = self.do(acts.adjust(self.db, self.tenant, change, ref, payer, expires_at=ends))
+        except refusals.TooFewCredits:
+            assert down
+            assert account.available < amount
+            return
+        self.model.refs[ref] = (payer, change)
+        if down:
+            account.take(amount)
+            self.model.issued -= amount
+        else:
+            self.model.issue(payer or ORGANIZATION, amount, self._end(days))
+        assert done.available_mc == account.available
+
+    @rule(payer=st.sampled_from(PAYERS), amount=amounts, again=st.booleans())
+    def claw_back(self, payer: str | None, amount: int, again: bool) -> None:
+        account = self.model.accounts.get(payer or ORGANIZATION)
+        if account is None:
+            return
+        ref = f"clawed-{len(self.model.refs)}"
+        self.model.refs[ref] = (payer, amount)
+        done = self.do(acts.claw_back(self.db, self.tenant, amount, ref, payer))
+        owed = self.model.claw_back(payer or ORGANIZATION, amount)
+        assert (done.taken_mc, done.owed_mc, done.available_mc) == (amount - owed, owed, account.available)
+        Ledger.debts += owed > 0
+        if again:
+            second = self.do(acts.claw_back(self.db, self.tenant, amount, ref, payer))
+            assert (second.replayed, second.transfer_id, second.owed_mc) == (True, done.transfer_id, owed)
+
+    @rule(days=st.sampled_from([1, 1, 3, 30]))
+    def pass_time(self, days: int) -> None:
+        before = self.model.lapsed
+        acts.pass_time(self.superuser, self.tenant.org_id, timedelta(days=days))
+        self.model.pass_time(days)
+        Ledger.lapses += self.model.lapsed > before
+
+    @rule()
+    def sweep(self) -> None:
+        self.do(acts.expire(self.db, self.tenant))
+
+    def _end(self, days: int | None) -> int | None:
+        return None if days is None else self.model.now + days * DAY + 1
+
+    def _moment(self, days: int | None) -> datetime | None:
+        return None if days is None else self.began + timedelta(days=days) + QUARTER
 
     @rule(payer=st.sampled_from(PAYERS), price=st.integers(0, 3), key=st.sampled_from([None, None, "k1", "k2"]))
     def submit(self, payer: str | None, price: int, key: str | None) -> None:
@@ -202,11 +239,8 @@ class Ledger(RuleBasedStateMachine):
             return
         assert not answer.replayed
         assert payer is None or self.model.meet(payer)
-        account = self.model.accounts[who]
-        account.available -= price * MC
-        account.held += price * MC
-        assert answer.available_mc == account.available >= 0
-        self.model.jobs[answer.job_id] = Job(who, price * MC)
+        self.model.jobs[answer.job_id] = self.model.hold(who, price * MC)
+        assert answer.available_mc == self.model.accounts[who].available >= 0
         if key:
             self.model.keys[who, key] = (answer.job_id, price)
         Ledger.accepted += 1
@@ -216,9 +250,9 @@ class Ledger(RuleBasedStateMachine):
         if account is None and self.model.grants == "from_wallet" and error.required_mc == self.model.welcome:
             assert self.model.accounts[ORGANIZATION].available < self.model.welcome
             return
-        available = account.available if account else self.model.welcome
-        assert (error.balance_mc, error.required_mc) == (available, needed)
-        assert available < needed
+        available, owed = (account.available, account.owed) if account else (self.model.welcome, 0)
+        assert (error.balance_mc, error.required_mc, error.owed_mc) == (available, needed, owed)
+        assert available < needed or owed > 0
 
     @precondition(lambda self: self.model.jobs)
     @rule(which=st.integers(0, 99))
@@ -250,10 +284,9 @@ class Ledger(RuleBasedStateMachine):
             assert given.replayed == (ref in self.model.refs)
             if not given.replayed:
                 Ledger.refunds += 1
-                job.refunded += part
+                self.model.refund(job, part)
                 assert job.refunded <= job.charged
-                self.model.accounts[job.payer].available += part
-                self.model.earned -= part
+                assert given.available_mc == self.model.accounts[job.payer].available
                 self.model.refs[ref] = (job.payer, part)
 
     # what workers do
@@ -346,26 +379,43 @@ class Ledger(RuleBasedStateMachine):
 
     @invariant()
     def books_agree(self) -> None:
-        broken, wallets, revenue, issuance = self.do(self._look())
+        broken, held, lots, sums = self.do(self._look())
         assert broken == {}
-        assert wallets == {who: (a.available, a.held) for who, a in self.model.accounts.items()}
-        assert (revenue, issuance) == (self.model.earned, self.model.issued)
-        assert self.model.total() == self.model.issued - self.model.earned
+        accounts = self.model.accounts
+        assert held == {who: (a.available, a.held, a.owed) for who, a in accounts.items()}
+        assert lots == {(who, end): left for who, a in accounts.items() for end, left in a.lots.items()}
+        assert sums == {"issuance": self.model.issued, "revenue": self.model.earned, "breakage": self.model.lapsed}
+        assert self.model.total() == self.model.issued - self.model.earned - self.model.lapsed
 
-    async def _look(self) -> tuple[dict[str, str | None], dict[str, tuple[int, int]], int, int]:
+    async def _look(self) -> tuple[dict[str, str | None], dict[str, Any], dict[tuple[str, int], int], dict[str, int]]:
+        """What is broken; (available, held, owed) of each wallet; what is left by wallet and end; the books."""
         broken = await acts.books(self.db, self.tenant.org_id)
+        who = {"org": ORGANIZATION}
         async with self.db.tenant_tx(self.tenant.org_id) as tx:
-            rows = await tx.all(
-                "SELECT coalesce(u.external_id, %(org)s) AS who, w.available_mc, w.held_mc FROM limner.wallet w"
-                " LEFT JOIN limner.end_user u ON u.org_id = w.org_id AND u.id = w.id",
-                {"org": ORGANIZATION},
+            wallets = await tx.all(
+                "SELECT coalesce(u.external_id, %(org)s) AS who, limner.spendable_mc(w) AS available, w.available_mc AS raw, w.held_mc,"
+                " w.owed_mc FROM limner.wallet w LEFT JOIN limner.end_user u ON u.org_id = w.org_id AND u.id = w.id",
+                who,
+            )
+            lots = await tx.all(
+                "SELECT coalesce(u.external_id, %(org)s) AS who, l.expires_at, l.remaining_mc FROM limner.lot l"
+                " LEFT JOIN limner.end_user u ON u.org_id = l.org_id AND u.id = l.wallet_id"
+                " WHERE l.remaining_mc > 0 AND l.expires_at > clock_timestamp()",
+                who,
             )
             sums = await tx.get(
                 "SELECT coalesce(sum(CASE WHEN kind = 'post' THEN amount_mc WHEN kind = 'refund' THEN -amount_mc END), 0)::bigint"
-                " AS revenue, coalesce(sum(amount_mc) FILTER (WHERE debit_book = 'issuance'), 0)::bigint AS issuance FROM limner.transfer"
+                " AS revenue, coalesce(sum(CASE WHEN debit_book = 'issuance' THEN amount_mc WHEN credit_book = 'issuance'"
+                " THEN -amount_mc END), 0)::bigint AS issuance,"
+                " coalesce(sum(amount_mc) FILTER (WHERE credit_book = 'breakage'), 0)::bigint AS breakage FROM limner.transfer"
             )
-        wallets = {row["who"]: (row["available_mc"], row["held_mc"]) for row in rows}
-        return broken, wallets, sums["revenue"], sums["issuance"]
+        ends: dict[tuple[str, int], int] = {}
+        for lot in lots:
+            key = (lot["who"], round((lot["expires_at"] - self.began) / QUARTER) + self.model.now)
+            ends[key] = ends.get(key, 0) + lot["remaining_mc"]
+        held = {row["who"]: (row["available"], row["held_mc"], row["owed_mc"]) for row in wallets}
+        unswept = sum(row["raw"] - row["available"] for row in wallets)
+        return broken, held, ends, sums | {"breakage": sums["breakage"] + unswept}
 
 
 @contextmanager
@@ -385,9 +435,12 @@ def driving(server: Server) -> Iterator[None]:
     ("lives", "steps"),
     [(100, 30), pytest.param(1_000, 40, marks=pytest.mark.long)],
 )
-def test_mj1_credits_are_never_created_or_destroyed(server: Server, superuser: Any, lives: int, steps: int) -> None:
+def test_mj1_credits_are_never_created_or_destroyed(
+    server: Server, superuser: psycopg.Connection, lives: int, steps: int
+) -> None:
     acts.empty_queue(superuser)
-    Ledger.accepted = Ledger.closed = Ledger.refunds = 0
+    Ledger.superuser = superuser
+    Ledger.accepted = Ledger.closed = Ledger.refunds = Ledger.lapses = Ledger.debts = 0
 
     with driving(server):
         run_state_machine_as_test(
@@ -404,3 +457,5 @@ def test_mj1_credits_are_never_created_or_destroyed(server: Server, superuser: A
     assert Ledger.accepted > lives, "the lives were too poor to prove anything"
     assert Ledger.closed > lives / 5
     assert Ledger.refunds > 0
+    assert Ledger.lapses > lives / 10
+    assert Ledger.debts > lives / 10

@@ -104,7 +104,7 @@ async def test_a_user_has_the_fields_of_the_specification_and_counts_that_add_up
     assert TIME.fullmatch(user.pop("created_at"))
     assert user == {
         "external_id": "ann", "token_balance": 998, "tokens_held": 0, "total_jobs": 3, "successful_jobs": 2,
-        "metadata": {}, "is_active": True,
+        "metadata": {}, "is_active": True, "expiring": [], "tokens_owed": 0,
     }  # fmt: skip
 
 

@@ -60,12 +60,18 @@ class Probe:
         path = self.template
         for name in re.findall(r"\{(\w+)\}", path):
             path = path.replace(f"{{{name}}}", quote(values[name], safe=""))
-        if self.parameter in {"cursor"}:
-            path += f"?cursor={values['job_id']}"
+        if self.parameter == "cursor" or (self.parameter == "job_id" and "{job_id}" not in self.template):
+            path += f"?{self.parameter}={values['job_id']}"
         headers = {"X-User-ID": values["external_id"]} if self.parameter == "X-User-ID" else {}
         if self.parameter == "Idempotency-Key":
             headers = {"Idempotency-Key": values["key"], "X-User-ID": values["external_id"]}
         return self.method, path, headers
+
+    def sent(self, values: dict[str, str]) -> Any:
+        """The body; what it grants goes to the id in question."""
+        if self.parameter != "grants":
+            return self.body
+        return {"grants": [{**row, "external_id": values["external_id"]} for row in self.body["grants"]]}
 
 
 def probes() -> list[Probe]:
@@ -75,8 +81,10 @@ def probes() -> list[Probe]:
         for method, described in operations.items():
             body = described.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
             body = {name: value for name, value in body.items() if name != "idempotency_key"} if body else None
-            names = [p["name"] for p in described.get("parameters", [])]
-            ids_of = [n for n in names if n in {"job_id", "external_id", "X-User-ID", "cursor", "Idempotency-Key"}]
+            names = [*(p["name"] for p in described.get("parameters", [])), *(body or {})]
+            ids_of = [
+                n for n in names if n in {"job_id", "external_id", "X-User-ID", "cursor", "Idempotency-Key", "grants"}
+            ]
             found += [Probe(method.upper(), template, name, body) for name in ids_of or [""]]
     # reads first: a grant makes a namesake of the foreign user, which would hide the foreign one
     return sorted(found, key=lambda probe: probe.method != "GET")
@@ -144,7 +152,7 @@ async def crawl(client: Client, victim: Victim, absent: dict[str, str]) -> set[t
         answers = []
         for values in (foreign, absent):
             method, path, headers = probe.request(values)
-            answers.append(await client.call(method, path, probe.body, headers=headers))
+            answers.append(await client.call(method, path, probe.sent(values), headers=headers))
             raw = answers[-1].body.decode() + str(dict(answers[-1].headers))
             for value in values.values():
                 raw = raw.replace(value, "")
@@ -212,7 +220,7 @@ async def test_ta1_the_crawler_would_notice(client: Client, db: Database, make_t
 
     assert showing == {
         "/api/v1/jobs", "/api/v1/jobs/{job_id}", "/api/v1/jobs/{job_id}/receipt", "/api/v1/models",
-        "/api/v1/users/{external_id}",
+        "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions",
     }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ COMPARED = (
     "end_user",
     "wallet",
     "transfer",
+    "lot",
     "event",
     "provider_call",
     "usage_record",
@@ -132,7 +133,7 @@ def paths(scene: Scene) -> list[tuple[str, str]]:
         f"/api/v1/jobs/{job}{rest}" for job in (scene.their_job, scene.their_open_job) for rest in ("", "/receipt")
     ]
     mine = [f"/api/v1/jobs/{scene.my_job}", f"/api/v1/jobs/{scene.my_job}/receipt"]
-    users = ["/api/v1/users/ann", "/api/v1/users/only-theirs"]
+    users = [f"/api/v1/users/{user}{rest}" for user in ("ann", "only-theirs") for rest in ("", "/transactions")]
     return [
         *(("GET", path) for path in (*READS, *theirs, *mine, *users)),
         ("POST", f"/api/v1/jobs/{scene.their_job}/cancel"),
@@ -173,7 +174,7 @@ async def test_ta2_the_api_without_its_own_tenant_filters_shows_nothing_foreign(
         str(scene.theirs.org_id),
     ]
     shown = {name: str(answer) for name, answer in without.items() if answer[0] == 200}
-    assert len(shown) == 14
+    assert len(shown) == 16
     assert not [(name, word) for name, text in shown.items() for word in foreign if word in text]
 
 

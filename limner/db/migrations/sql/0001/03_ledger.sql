@@ -60,7 +60,8 @@ CREATE FUNCTION limner.transfer_is_sound(x limner.transfer) RETURNS boolean LANG
      AND coalesce(length(x.ref), 0) <= 600 AND coalesce(length(x.reason), 0) <= 500 AND coalesce(length(x.request_hash), 32) = 32
 $$;
 
-CREATE UNIQUE INDEX transfer_ref ON limner.transfer (org_id, kind, ref) WHERE ref IS NOT NULL;
+-- grants and bonuses share their references: they are asked for by one call
+CREATE UNIQUE INDEX transfer_ref ON limner.transfer (org_id, ref, (CASE kind WHEN 'bonus' THEN 'grant' ELSE kind END)) WHERE ref IS NOT NULL;
 CREATE UNIQUE INDEX one_resolution_per_hold ON limner.transfer (org_id, hold_id) WHERE hold_id IS NOT NULL;
 CREATE UNIQUE INDEX transfer_debit ON limner.transfer (org_id, debit_wallet, debit_version) WHERE debit_wallet IS NOT NULL;
 CREATE UNIQUE INDEX transfer_credit ON limner.transfer (org_id, credit_wallet, credit_version) WHERE credit_wallet IS NOT NULL;

@@ -46,6 +46,19 @@ RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
           'Unused ' || p_kind || ' credits that ended ' || to_char(p_ended AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') || ' UTC');
 $$;
 
+-- locks a wallet and takes out what has ended: how every change of what it holds begins. All NULL when there is none.
+CREATE FUNCTION limner._sweep(t uuid, p_wallet uuid) RETURNS limner.wallet
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE w limner.wallet;
+BEGIN
+  SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = p_wallet FOR NO KEY UPDATE;
+  IF w.lots_end <= clock_timestamp() THEN
+    PERFORM limner._expire(t, p_wallet);
+    SELECT * INTO STRICT w FROM limner.wallet x WHERE x.org_id = t AND x.id = p_wallet;
+  END IF;
+  RETURN w;
+END $$;
+
 -- under the wallet's lock: takes `p_amount` from its lots, soonest end first, for a job (remembered) or for good (p_job NULL).
 -- What the lots do not hold comes from the rest of the wallet. What was taken from which lot, in that order.
 CREATE FUNCTION limner._draw(t uuid, p_wallet uuid, p_job uuid, p_amount bigint)
@@ -76,12 +89,8 @@ END $$;
 -- `lots`: what came from which lot, as {"kind", "ends", "amount"}
 CREATE FUNCTION limner._take(t uuid, p_wallet uuid, p_amount bigint, OUT available bigint, OUT version bigint, OUT lots jsonb)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE w limner.wallet;
+DECLARE w limner.wallet := limner._sweep(t, p_wallet);
 BEGIN
-  SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = p_wallet FOR NO KEY UPDATE;
-  IF w.lots_end <= clock_timestamp() THEN
-    w.available_mc := w.available_mc - limner._expire(t, p_wallet);
-  END IF;
   IF w.available_mc IS NULL OR w.available_mc < p_amount THEN RETURN; END IF;
   IF w.lots_end IS NOT NULL THEN
     SELECT jsonb_agg(jsonb_build_object('kind', d.lot_kind, 'ends', d.lot_ends, 'amount', d.amount)) INTO lots
@@ -92,11 +101,12 @@ BEGIN
 END $$;
 
 CREATE FUNCTION limner._give(t uuid, p_wallet uuid, p_amount bigint, OUT available bigint, OUT version bigint)
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  PERFORM limner._sweep(t, p_wallet);
   UPDATE limner.wallet w SET available_mc = w.available_mc + p_amount, version = w.version + 1
-   WHERE w.org_id = t AND w.id = p_wallet
-  RETURNING w.available_mc, w.version;
-$$;
+   WHERE w.org_id = t AND w.id = p_wallet RETURNING w.available_mc, w.version INTO STRICT available, version;
+END $$;
 
 -- opens a lot for credits that a transfer has just brought, under the wallet's lock; nothing to do for what never ends
 CREATE FUNCTION limner._open_lot(t uuid, p_transfer uuid, p_wallet uuid, p_kind text, p_amount bigint, p_expires timestamptz) RETURNS void
@@ -108,8 +118,8 @@ BEGIN
   UPDATE limner.wallet x SET lots_end = least(x.lots_end, p_expires) WHERE x.org_id = t AND x.id = p_wallet;
 END $$;
 
--- a wallet that owes pays first, out of what has just come in; what it holds afterwards
-CREATE FUNCTION limner._repay(t uuid, p_wallet uuid) RETURNS bigint
+-- under the wallet's lock: a wallet that owes pays first, out of what `p_source` (a transfer) has just brought; what it holds afterwards
+CREATE FUNCTION limner._repay(t uuid, p_wallet uuid, p_source uuid) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   w limner.wallet;
@@ -121,10 +131,18 @@ BEGIN
   IF paid = 0 THEN RETURN w.available_mc; END IF;
   SELECT * INTO STRICT taken FROM limner._take(t, p_wallet, paid);
   UPDATE limner.wallet x SET owed_mc = x.owed_mc - paid WHERE x.org_id = t AND x.id = p_wallet;
-  INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, owed_wallet, reason)
-  VALUES (t, gen_random_uuid(), 'clawback', p_wallet, taken.version, taken.available, 'receivable', paid, p_wallet, 'Paid what was owed');
+  INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, owed_wallet, ref, reason)
+  VALUES (t, gen_random_uuid(), 'clawback', p_wallet, taken.version, taken.available, 'receivable', paid, p_wallet, 'repay:' || p_source,
+          'Paid what was owed');
   RETURN taken.available;
 END $$;
+
+-- what a wallet held right after a transfer and the debt that was paid out of it: what its replay answers
+CREATE FUNCTION limner._left_after(x limner.transfer, OUT available bigint, OUT repaid bigint)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT coalesce(r.debit_available_mc, x.credit_available_mc, x.debit_available_mc), coalesce(r.amount_mc, 0)
+    FROM (SELECT) one LEFT JOIN limner.transfer r ON r.org_id = x.org_id AND r.ref = 'repay:' || x.id AND r.kind = 'clawback';
+$$;
 
 -- Lock order of grants: what pays for them (the capped organization, or its own wallet), then end users and their wallets.
 -- The other way round, two grants to one user wait for each other.
@@ -140,34 +158,53 @@ BEGIN
   END IF;
 END $$;
 
--- credits for an end user: from issuance under the exposure cap, or out of the organization's own wallet. After _lock_source.
--- They end at `p_expires`, or sooner where the organization's own, that they are taken from, do.
+-- what grants may still bring: what the organization's wallet holds, or what its exposure cap leaves; NULL: any amount. After _lock_source.
+CREATE FUNCTION limner._budget(t uuid) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE o record;
+BEGIN
+  SELECT x.grants, x.exposure_cap_mc INTO o FROM limner.organization x WHERE x.org_id = t;
+  IF o.grants = 'from_wallet' THEN
+    RETURN (limner._sweep(t, t)).available_mc;
+  ELSIF o.exposure_cap_mc IS NOT NULL THEN
+    RETURN greatest(o.exposure_cap_mc - (SELECT coalesce(sum(w.available_mc + w.held_mc), 0) FROM limner.wallet w WHERE w.org_id = t), 0);
+  END IF;
+  RETURN NULL;
+END $$;
+
+-- refuses what the budget does not hold
+CREATE FUNCTION limner._afford(t uuid, p_amount bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE budget bigint := limner._budget(t);
+BEGIN
+  IF p_amount > budget THEN
+    IF (SELECT x.grants FROM limner.organization x WHERE x.org_id = t) = 'from_wallet' THEN
+      RAISE EXCEPTION 'the organization''s wallet holds too few credits for this grant' USING ERRCODE = 'LM402',
+        DETAIL = json_build_object('wallet', 'organization', 'balance_mc', budget, 'required_mc', p_amount);
+    END IF;
+    RAISE EXCEPTION 'this grant would pass the organization''s exposure cap' USING ERRCODE = 'LM402',
+      DETAIL = json_build_object('wallet', 'issuance', 'balance_mc', budget, 'required_mc', p_amount);
+  END IF;
+END $$;
+
+-- Credits for an end user that the budget holds: from issuance, or out of the organization's own wallet. They end at `p_expires`, or
+-- sooner where the organization's own, that they are taken from, do.
 CREATE FUNCTION limner._fund(t uuid, p_transfer uuid, p_wallet uuid, p_kind text, p_amount bigint, p_expires timestamptz, p_reason text,
                              p_ref text, p_hash bytea)
 RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   mode text;
-  cap bigint;
-  outstanding bigint;
   source record;
   target record;
   l record;
   lasting bigint := p_amount;
 BEGIN
-  SELECT o.grants, o.exposure_cap_mc INTO mode, cap FROM limner.organization o WHERE o.org_id = t;
+  SELECT o.grants INTO STRICT mode FROM limner.organization o WHERE o.org_id = t;
   SELECT NULL::bigint AS available, NULL::bigint AS version, NULL::jsonb AS lots INTO source;
   IF mode = 'from_wallet' THEN
     SELECT * INTO source FROM limner._take(t, t, p_amount);
     IF source.version IS NULL THEN
-      SELECT limner.spendable_mc(w) INTO outstanding FROM limner.wallet w WHERE w.org_id = t AND w.id = t;
-      RAISE EXCEPTION 'the organization''s wallet holds too few credits for this grant' USING ERRCODE = 'LM402',
-        DETAIL = json_build_object('wallet', 'organization', 'balance_mc', outstanding, 'required_mc', p_amount);
-    END IF;
-  ELSIF cap IS NOT NULL THEN
-    SELECT coalesce(sum(w.available_mc + w.held_mc), 0) INTO outstanding FROM limner.wallet w WHERE w.org_id = t;
-    IF outstanding + p_amount > cap THEN
-      RAISE EXCEPTION 'this grant would pass the organization''s exposure cap' USING ERRCODE = 'LM402',
-        DETAIL = json_build_object('wallet', 'issuance', 'balance_mc', greatest(cap - outstanding, 0), 'required_mc', p_amount);
+      PERFORM limner._afford(t, p_amount);
     END IF;
   END IF;
   SELECT * INTO STRICT target FROM limner._give(t, p_wallet, p_amount);
@@ -180,7 +217,7 @@ BEGIN
     lasting := lasting - l.amount;
   END LOOP;
   PERFORM limner._open_lot(t, p_transfer, p_wallet, p_kind, lasting, p_expires);
-  RETURN limner._repay(t, p_wallet);
+  RETURN limner._repay(t, p_wallet, p_transfer);
 EXCEPTION
   WHEN numeric_value_out_of_range THEN
     RAISE EXCEPTION 'amount too large' USING ERRCODE = 'LM422';
@@ -218,10 +255,12 @@ BEGIN
   END IF;
   INSERT INTO limner.wallet (org_id, id, owner) VALUES (t, p_new, 'end_user');
   IF a.welcome_mc > 0 THEN
+    PERFORM limner._afford(t, a.welcome_mc);
     PERFORM limner._fund(t, p_new, p_new, 'grant', a.welcome_mc, NULL, 'Welcome credits', 'welcome:' || p_new, NULL);
   END IF;
   IF a.monthly_mc > 0 THEN
     SELECT * INTO m FROM limner._month();
+    PERFORM limner._afford(t, a.monthly_mc);
     PERFORM limner._fund(t, gen_random_uuid(), p_new, 'allowance', a.monthly_mc, m.ends, 'Allowance of ' || m.period,
                          'allowance:' || m.period || ':' || p_new, NULL);
   END IF;
@@ -237,20 +276,46 @@ BEGIN
   END IF;
 END $$;
 
-CREATE FUNCTION limner._check_expiry(p_expires timestamptz) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION limner._check_kind(p_kind text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  IF p_expires <= clock_timestamp() THEN
-    RAISE EXCEPTION 'credits cannot end in the past' USING ERRCODE = 'LM422', DETAIL = 'expired';
-  ELSIF p_expires > clock_timestamp() + interval '100 years' THEN
-    RAISE EXCEPTION 'credits that end must end within 100 years' USING ERRCODE = 'LM422', DETAIL = 'expired';
+  IF p_kind IS NULL OR p_kind NOT IN ('grant', 'bonus') THEN
+    RAISE EXCEPTION 'not a kind of grant: %', p_kind USING ERRCODE = 'LM422';
   END IF;
 END $$;
 
--- p_kind: grant or bonus; p_expires NULL: they never end
+-- why credits cannot end then, or NULL
+CREATE FUNCTION limner._wrong_expiry(p_expires timestamptz) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT CASE WHEN p_expires <= clock_timestamp() THEN 'credits cannot end in the past'
+              WHEN p_expires > clock_timestamp() + interval '100 years' THEN 'credits that end must end within 100 years' END;
+$$;
+
+CREATE FUNCTION limner._check_expiry(p_expires timestamptz) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE wrong text := limner._wrong_expiry(p_expires);
+BEGIN
+  IF wrong IS NOT NULL THEN
+    RAISE EXCEPTION '%', wrong USING ERRCODE = 'LM422', DETAIL = 'expiry';
+  END IF;
+END $$;
+
+-- the grant or bonus a reference stands for already; all NULL when there is none
+CREATE FUNCTION limner._granted(t uuid, p_ref text, p_hash bytea) RETURNS limner.transfer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE old limner.transfer;
+BEGIN
+  SELECT * INTO old FROM limner.transfer x WHERE x.org_id = t AND x.ref = p_ref AND x.kind IN ('grant', 'bonus');
+  IF FOUND AND old.request_hash IS DISTINCT FROM p_hash THEN
+    RAISE EXCEPTION 'this idempotency key was used for another request' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
+  END IF;
+  RETURN old;
+END $$;
+
+-- p_kind: grant or bonus; p_expires NULL: they never end. `repaid_mc`: what a debt took of them at once
 CREATE FUNCTION limner.grant_credits(p_ctx text, p_app uuid, p_external text, p_new_user uuid, p_transfer uuid, p_kind text,
                                      p_amount bigint, p_expires timestamptz, p_reason text, p_ref text, p_hash bytea)
-RETURNS TABLE (outcome text, transfer_id uuid, available_mc bigint)
+RETURNS TABLE (outcome text, transfer_id uuid, available_mc bigint, repaid_mc bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t uuid := limner.enter(p_ctx);
@@ -258,19 +323,14 @@ DECLARE
   old limner.transfer;
 BEGIN
   PERFORM limner._check_amount(p_amount, 'a grant');
-  IF p_kind NOT IN ('grant', 'bonus') THEN
-    RAISE EXCEPTION 'not a kind of grant: %', p_kind USING ERRCODE = 'LM422';
-  END IF;
+  PERFORM limner._check_kind(p_kind);
   PERFORM limner._lock_source(t);
   SELECT * INTO STRICT u FROM limner._end_user(t, p_app, p_external, p_new_user);
   IF p_ref IS NOT NULL THEN
     PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = u.id FOR NO KEY UPDATE;   -- copies of one request queue here
-    SELECT * INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind IN ('grant', 'bonus') AND x.ref = p_ref;
-    IF FOUND THEN
-      IF old.request_hash IS DISTINCT FROM p_hash THEN
-        RAISE EXCEPTION 'this idempotency key was used for another request' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
-      END IF;
-      RETURN QUERY SELECT 'replayed', old.id, old.credit_available_mc;
+    old := limner._granted(t, p_ref, p_hash);
+    IF old.id IS NOT NULL THEN
+      RETURN QUERY SELECT 'replayed', old.id, a.available, a.repaid FROM limner._left_after(old) a;
       RETURN;
     END IF;
   END IF;
@@ -278,68 +338,91 @@ BEGIN
   IF NOT u.is_active THEN
     RAISE EXCEPTION 'this end user is deactivated' USING ERRCODE = 'LM403';
   END IF;
-  RETURN QUERY SELECT 'granted', p_transfer, limner._fund(t, p_transfer, u.id, p_kind, p_amount, p_expires, p_reason, p_ref, p_hash);
+  PERFORM limner._afford(t, p_amount);
+  PERFORM limner._fund(t, p_transfer, u.id, p_kind, p_amount, p_expires, p_reason, p_ref, p_hash);
+  RETURN QUERY SELECT 'granted', x.id, a.available, a.repaid
+    FROM limner.transfer x CROSS JOIN LATERAL limner._left_after(x) a WHERE x.org_id = t AND x.id = p_transfer;
 END $$;
 
--- Many grants, all or none, in the order given; one user may stand in several rows. `p_ref` is the request's: its rows' references
--- are p_ref:0, p_ref:1 … p_rows: [{"external_id", "new_user", "transfer", "kind", "amount_mc", "expires_at", "reason"}].
--- Refuses with LM422 and DETAIL [{"index", "code", "message"}] when any row cannot be granted.
+-- Many grants, all or none, in the order given; one user may stand in several rows. `p_ref` is the request's (NULL: it has none): its
+-- rows' references are p_ref:0, p_ref:1 … p_rows: [{"external_id", "new_user", "transfer", "kind", "amount_mc", "expires_at", "reason"}].
+-- Refuses with LM422 and DETAIL [{"index", "field", "message"}], every row that cannot be granted, and with LM402 what all of them
+-- together lack. A request that was granted before is not looked at again.
 CREATE FUNCTION limner.grant_batch(p_ctx text, p_app uuid, p_rows jsonb, p_ref text, p_hash bytea)
 RETURNS TABLE (place int, outcome text, transfer_id uuid, available_mc bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t uuid := limner.enter(p_ctx);
   r record;
-  u record;
-  old record;
-  users jsonb := '{}';
-  bad jsonb := '[]';
+  users jsonb;
 BEGIN
   IF jsonb_array_length(p_rows) NOT BETWEEN 1 AND 1000 THEN
     RAISE EXCEPTION 'a batch has 1 to 1,000 rows' USING ERRCODE = 'LM422';
   END IF;
   PERFORM limner._lock_source(t);
-  -- users in one order everywhere, and their wallets with them: two batches never wait for each other in a circle
-  FOR r IN SELECT x ->> 'external_id' AS external_id, min(x ->> 'new_user')::uuid AS new_user, min(n) AS n
-             FROM jsonb_array_elements(p_rows) WITH ORDINALITY y (x, n) GROUP BY 1 ORDER BY 1 LOOP
-    SELECT * INTO STRICT u FROM limner._end_user(t, p_app, r.external_id, r.new_user);
-    PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = u.id FOR NO KEY UPDATE;
-    users := users || jsonb_build_object(r.external_id, u.id);
-    IF NOT u.is_active THEN
-      bad := bad || jsonb_build_object('index', r.n - 1, 'code', 'user_inactive', 'message', 'this end user is deactivated');
-    END IF;
-  END LOOP;
-  SELECT x.request_hash INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind IN ('grant', 'bonus') AND x.ref = p_ref || ':0';
-  IF FOUND THEN
-    IF old.request_hash IS DISTINCT FROM p_hash THEN
-      RAISE EXCEPTION 'this idempotency key was used for another request' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
-    END IF;
+  users := limner._batch_users(t, p_app, p_rows);
+  IF (limner._granted(t, p_ref || ':0', p_hash)).id IS NOT NULL THEN
     RETURN QUERY
-      SELECT n.i, 'replayed', x.id, x.credit_available_mc FROM generate_series(0, jsonb_array_length(p_rows) - 1) n (i)
-        JOIN limner.transfer x ON x.org_id = t AND x.kind IN ('grant', 'bonus') AND x.ref = p_ref || ':' || n.i ORDER BY n.i;
+      SELECT n.i, 'replayed', x.id, a.available FROM generate_series(0, jsonb_array_length(p_rows) - 1) n (i)
+        JOIN limner.transfer x ON x.org_id = t AND x.kind IN ('grant', 'bonus') AND x.ref = p_ref || ':' || n.i
+       CROSS JOIN LATERAL limner._left_after(x) a ORDER BY n.i;
     RETURN;
   END IF;
-  IF bad <> '[]' THEN
-    RAISE EXCEPTION 'some rows cannot be granted' USING ERRCODE = 'LM422', DETAIL = bad::text;
-  END IF;
+  PERFORM limner._check_batch(p_rows, users);
+  PERFORM limner._afford(t, (SELECT sum((x ->> 'amount_mc')::bigint) FROM jsonb_array_elements(p_rows) x)::bigint);
   FOR r IN SELECT (n - 1)::int AS i, x ->> 'external_id' AS external_id, (x ->> 'transfer')::uuid AS transfer, x ->> 'kind' AS kind,
                   (x ->> 'amount_mc')::bigint AS amount, (x ->> 'expires_at')::timestamptz AS expires_at, x ->> 'reason' AS reason
              FROM jsonb_array_elements(p_rows) WITH ORDINALITY y (x, n) ORDER BY n LOOP
-    BEGIN
-      PERFORM limner._check_amount(r.amount, 'a grant');
-      PERFORM limner._check_expiry(r.expires_at);
-      place := r.i;
-      outcome := 'granted';
-      transfer_id := r.transfer;
-      available_mc := limner._fund(t, r.transfer, (users ->> r.external_id)::uuid, r.kind, r.amount, r.expires_at, r.reason,
-                                   p_ref || ':' || r.i, p_hash);
-    EXCEPTION WHEN SQLSTATE 'LM422' OR SQLSTATE 'LM402' THEN
-      RAISE EXCEPTION 'some rows cannot be granted' USING ERRCODE = 'LM422', DETAIL = jsonb_build_array(
-        jsonb_build_object('index', r.i, 'code', CASE SQLSTATE WHEN 'LM402' THEN 'insufficient_tokens' ELSE 'invalid_row' END,
-                           'message', SQLERRM))::text;
-    END;
+    place := r.i;
+    outcome := 'granted';
+    transfer_id := r.transfer;
+    available_mc := limner._fund(t, r.transfer, (users -> r.external_id ->> 'id')::uuid, r.kind, r.amount, r.expires_at, r.reason,
+                                 p_ref || ':' || r.i, p_hash);
     RETURN NEXT;
   END LOOP;
+END $$;
+
+-- The users of a batch, by external id: {"id", "active"}. New ones are made in the order of their names, then all wallets are locked in
+-- the order of their ids, as whoever locks several does: nobody waits for another in a circle.
+CREATE FUNCTION limner._batch_users(t uuid, p_app uuid, p_rows jsonb) RETURNS jsonb
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE users jsonb;
+BEGIN
+  SELECT jsonb_object_agg(r.external_id, jsonb_build_object('id', u.id, 'active', u.is_active)) INTO users
+    FROM (SELECT x ->> 'external_id' AS external_id, min(x ->> 'new_user')::uuid AS new_user
+            FROM jsonb_array_elements(p_rows) x GROUP BY 1 ORDER BY 1) r
+   CROSS JOIN LATERAL limner._end_user(t, p_app, r.external_id, r.new_user) u;
+  PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id IN (SELECT (v ->> 'id')::uuid FROM jsonb_each(users) e (k, v))
+    ORDER BY w.id FOR NO KEY UPDATE;
+  RETURN users;
+END $$;
+
+-- refuses a batch with what is wrong in each of its rows
+CREATE FUNCTION limner._check_batch(p_rows jsonb, p_users jsonb) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  r record;
+  wrong text;
+  bad jsonb := '[]';
+BEGIN
+  FOR r IN SELECT n - 1 AS i, x FROM jsonb_array_elements(p_rows) WITH ORDINALITY y (x, n) LOOP
+    IF NOT (p_users -> (r.x ->> 'external_id') ->> 'active')::boolean THEN
+      bad := bad || jsonb_build_object('index', r.i, 'field', 'external_id', 'message', 'this end user is deactivated');
+    END IF;
+    IF NOT coalesce((r.x ->> 'amount_mc')::bigint BETWEEN 1 AND 1000000000000000, false) THEN
+      bad := bad || jsonb_build_object('index', r.i, 'field', 'amount', 'message', 'must be between 0.001 and 1,000,000,000,000 credits');
+    END IF;
+    IF NOT coalesce(r.x ->> 'kind' IN ('grant', 'bonus'), false) THEN
+      bad := bad || jsonb_build_object('index', r.i, 'field', 'kind', 'message', 'must be grant or bonus');
+    END IF;
+    wrong := limner._wrong_expiry((r.x ->> 'expires_at')::timestamptz);
+    IF wrong IS NOT NULL THEN
+      bad := bad || jsonb_build_object('index', r.i, 'field', 'expires_at', 'message', wrong);
+    END IF;
+  END LOOP;
+  IF bad <> '[]' THEN
+    RAISE EXCEPTION 'some rows cannot be granted' USING ERRCODE = 'LM422', DETAIL = bad::text;
+  END IF;
 END $$;
 
 -- an operator's top-up of the organization's own wallet
@@ -352,9 +435,7 @@ DECLARE
   old limner.transfer;
 BEGIN
   PERFORM limner._check_amount(p_amount, 'a top-up');
-  IF p_kind NOT IN ('grant', 'bonus') THEN
-    RAISE EXCEPTION 'not a kind of grant: %', p_kind USING ERRCODE = 'LM422';
-  END IF;
+  PERFORM limner._check_kind(p_kind);
   PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = t FOR NO KEY UPDATE;
   IF NOT FOUND THEN RAISE EXCEPTION 'no such organization' USING ERRCODE = 'LM404'; END IF;
   SELECT * INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind IN ('grant', 'bonus') AND x.ref = p_ref;
@@ -362,7 +443,7 @@ BEGIN
     IF old.amount_mc <> p_amount OR old.credit_wallet <> t OR old.kind <> p_kind THEN
       RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
     END IF;
-    RETURN QUERY SELECT 'replayed', old.id, old.credit_available_mc;
+    RETURN QUERY SELECT 'replayed', old.id, a.available FROM limner._left_after(old) a;
     RETURN;
   END IF;
   PERFORM limner._check_expiry(p_expires);
@@ -378,7 +459,7 @@ BEGIN
   INSERT INTO limner.transfer (org_id, id, kind, debit_book, credit_wallet, credit_version, credit_available_mc, amount_mc, ref, reason)
   VALUES (t, p_transfer, p_kind, 'issuance', p_wallet, w.version, w.available, p_amount, p_ref, p_reason);
   PERFORM limner._open_lot(t, p_transfer, p_wallet, p_kind, p_amount, p_expires);
-  RETURN limner._repay(t, p_wallet);
+  RETURN limner._repay(t, p_wallet, p_transfer);
 EXCEPTION WHEN numeric_value_out_of_range THEN
   RAISE EXCEPTION 'amount too large' USING ERRCODE = 'LM422';
 END $$;
@@ -395,15 +476,15 @@ DECLARE
   old limner.transfer;
 BEGIN
   PERFORM limner._check_amount(abs(p_amount), 'an adjustment');
-  SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = p_wallet FOR NO KEY UPDATE;
-  IF NOT FOUND THEN RAISE EXCEPTION 'no such wallet' USING ERRCODE = 'LM404'; END IF;
+  w := limner._sweep(t, p_wallet);
+  IF w.id IS NULL THEN RAISE EXCEPTION 'no such wallet' USING ERRCODE = 'LM404'; END IF;
   SELECT * INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind = 'adjustment' AND x.ref = p_ref;
   IF FOUND THEN
     IF old.amount_mc <> abs(p_amount) OR coalesce(old.credit_wallet, old.debit_wallet) <> p_wallet
        OR (old.credit_wallet IS NULL) <> (p_amount < 0) THEN
       RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
     END IF;
-    RETURN QUERY SELECT 'replayed', old.id, coalesce(old.credit_available_mc, old.debit_available_mc);
+    RETURN QUERY SELECT 'replayed', old.id, a.available FROM limner._left_after(old) a;
     RETURN;
   END IF;
   IF p_amount > 0 THEN
@@ -411,61 +492,76 @@ BEGIN
     RETURN QUERY SELECT 'adjusted', p_transfer, limner._issue(t, p_transfer, p_wallet, 'adjustment', p_amount, p_expires, p_reason, p_ref);
     RETURN;
   END IF;
-  SELECT * INTO taken FROM limner._take(t, p_wallet, -p_amount);
-  IF taken.version IS NULL THEN
+  IF w.available_mc < -p_amount THEN
     RAISE EXCEPTION 'the wallet holds less than that' USING ERRCODE = 'LM402', DETAIL = json_build_object(
-      'wallet', w.owner, 'balance_mc', limner.spendable_mc(w), 'required_mc', -p_amount);
+      'wallet', w.owner, 'balance_mc', w.available_mc, 'required_mc', -p_amount);
   END IF;
+  SELECT * INTO STRICT taken FROM limner._take(t, p_wallet, -p_amount);
   INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, ref, reason)
   VALUES (t, p_transfer, 'adjustment', p_wallet, taken.version, taken.available, 'issuance', -p_amount, p_ref, p_reason);
   RETURN QUERY SELECT 'adjusted', p_transfer, taken.available;
+EXCEPTION WHEN unique_violation THEN      -- the same reference at the same moment for another wallet
+  RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
 END $$;
 
 -- Takes back credits that should not have been given (a payment that was reversed): what is there at once, the rest as a debt that
--- refuses new jobs until credits come in and pay it.
+-- refuses new jobs until credits come in and pay it. `owed_mc`: what of this clawback became a debt. The reference stands on what was
+-- taken, or else on the debt; a debt beside something taken refers to that.
 CREATE FUNCTION limner.claw_back(p_ctx text, p_wallet uuid, p_transfer uuid, p_amount bigint, p_reason text, p_ref text)
 RETURNS TABLE (outcome text, transfer_id uuid, available_mc bigint, taken_mc bigint, owed_mc bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
 DECLARE
   t uuid := limner.enter(p_ctx);
   w limner.wallet;
-  v_now bigint;
-  v_rest bigint;
+  old limner.transfer;
+  rest limner.transfer;
   taken record;
-  old record;
 BEGIN
   PERFORM limner._check_amount(p_amount, 'a clawback');
-  SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = p_wallet FOR NO KEY UPDATE;
-  IF NOT FOUND THEN RAISE EXCEPTION 'no such wallet' USING ERRCODE = 'LM404'; END IF;
-  SELECT sum(x.amount_mc) AS amount, min(coalesce(x.debit_wallet, x.owed_wallet)::text) AS wallet, min(x.id::text)::uuid AS id,
-         coalesce(sum(x.amount_mc) FILTER (WHERE x.debit_wallet IS NOT NULL), 0)::bigint AS taken, min(x.debit_available_mc) AS available
-    INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind = 'clawback' AND x.ref IN (p_ref, p_ref || ':owed');
-  IF old.id IS NOT NULL THEN
-    IF old.amount <> p_amount OR old.wallet <> p_wallet::text THEN
+  w := limner._sweep(t, p_wallet);
+  IF w.id IS NULL THEN RAISE EXCEPTION 'no such wallet' USING ERRCODE = 'LM404'; END IF;
+  SELECT * INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind = 'clawback' AND x.ref = p_ref;
+  IF FOUND THEN
+    SELECT * INTO rest FROM limner.transfer x WHERE x.org_id = t AND x.kind = 'clawback' AND x.ref = 'rest:' || old.id;
+    IF old.amount_mc + coalesce(rest.amount_mc, 0) <> p_amount OR coalesce(old.debit_wallet, old.owed_wallet) <> p_wallet THEN
       RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
     END IF;
-    RETURN QUERY SELECT 'replayed', old.id, coalesce(old.available, limner.spendable_mc(w)), old.taken, p_amount - old.taken;
+    taken_mc := CASE WHEN old.debit_wallet IS NULL THEN 0 ELSE old.amount_mc END;
+    RETURN QUERY SELECT 'replayed', old.id, coalesce(old.debit_available_mc, 0), taken_mc, p_amount - taken_mc;
     RETURN;
   END IF;
-  v_now := least(p_amount, limner.spendable_mc(w));
-  v_rest := p_amount - v_now;
-  IF v_now > 0 THEN
-    SELECT * INTO STRICT taken FROM limner._take(t, p_wallet, v_now);
+  taken_mc := least(p_amount, w.available_mc);
+  owed_mc := p_amount - taken_mc;
+  available_mc := 0;
+  IF taken_mc > 0 THEN
+    SELECT * INTO STRICT taken FROM limner._take(t, p_wallet, taken_mc);
+    available_mc := taken.available;
     INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, ref, reason)
-    VALUES (t, p_transfer, 'clawback', p_wallet, taken.version, taken.available, 'issuance', v_now, p_ref, p_reason);
+    VALUES (t, p_transfer, 'clawback', p_wallet, taken.version, taken.available, 'issuance', taken_mc, p_ref, p_reason);
   END IF;
-  IF v_rest > 0 THEN
-    UPDATE limner.wallet x SET owed_mc = x.owed_mc + v_rest WHERE x.org_id = t AND x.id = p_wallet;
+  IF owed_mc > 0 THEN
+    PERFORM limner._owe(t, p_wallet, owed_mc);
     INSERT INTO limner.transfer (org_id, id, kind, debit_book, credit_book, amount_mc, owed_wallet, ref, reason)
-    VALUES (t, CASE WHEN v_now > 0 THEN gen_random_uuid() ELSE p_transfer END, 'clawback', 'receivable', 'issuance', v_rest, p_wallet,
-            p_ref || ':owed', p_reason);
+    VALUES (t, CASE WHEN taken_mc > 0 THEN gen_random_uuid() ELSE p_transfer END, 'clawback', 'receivable', 'issuance', owed_mc, p_wallet,
+            CASE WHEN taken_mc > 0 THEN 'rest:' || p_transfer ELSE p_ref END, p_reason);
   END IF;
-  RETURN QUERY SELECT 'clawed_back', p_transfer, CASE WHEN v_now > 0 THEN taken.available ELSE 0 END, v_now, v_rest;
+  outcome := 'clawed_back';
+  transfer_id := p_transfer;
+  RETURN NEXT;
+EXCEPTION
+  WHEN numeric_value_out_of_range THEN
+    RAISE EXCEPTION 'amount too large' USING ERRCODE = 'LM422';
+  WHEN unique_violation THEN      -- the same reference at the same moment for another wallet
+    RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
 END $$;
 
--- This month's allowance for the end users of an app that have none yet, in the order of their ids after `p_after`: the last id it came
--- to, or NULL at the end. Stops early, with the last id it granted, where the organization's wallet or cap is used up.
+CREATE FUNCTION limner._owe(t uuid, p_wallet uuid, p_amount bigint) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  UPDATE limner.wallet x SET owed_mc = x.owed_mc + p_amount WHERE x.org_id = t AND x.id = p_wallet;
+$$;
+
+-- This month's allowance for active end users of an app that have none yet, in the order of their ids after `p_after`: the last id it came
+-- to, or NULL at the end. Stops early, with the last id before it, where the organization's wallet or cap is used up.
 CREATE FUNCTION limner.grant_allowances(p_ctx text, p_app uuid, p_after uuid, p_limit int)
 RETURNS TABLE (last_id uuid, granted bigint, short boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -474,25 +570,31 @@ DECLARE
   m record;
   u record;
   amount bigint;
+  budget bigint;
 BEGIN
-  SELECT a.monthly_mc INTO amount FROM limner.app a WHERE a.org_id = t AND a.id = p_app;
+  SELECT a.monthly_mc INTO amount FROM limner.app a JOIN limner.organization o ON o.org_id = t
+   WHERE a.org_id = t AND a.id = p_app AND a.is_enabled AND o.is_active;
   granted := 0;
   short := false;
   IF amount > 0 THEN
     SELECT * INTO m FROM limner._month();
     PERFORM limner._lock_source(t);
+    budget := limner._budget(t);
     FOR u IN SELECT x.id, x.is_active FROM limner.end_user x WHERE x.org_id = t AND x.app_id = p_app AND x.id > p_after
               ORDER BY x.id LIMIT p_limit LOOP
-      IF u.is_active AND NOT EXISTS (SELECT 1 FROM limner.transfer x WHERE x.org_id = t AND x.kind = 'allowance'
-                                        AND x.ref = 'allowance:' || m.period || ':' || u.id) THEN
-        BEGIN
+      IF u.is_active THEN
+        PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = u.id FOR NO KEY UPDATE;      -- another worker may be at it
+        IF NOT EXISTS (SELECT 1 FROM limner.transfer x WHERE x.org_id = t AND x.kind = 'allowance'
+                          AND x.ref = 'allowance:' || m.period || ':' || u.id) THEN
+          IF amount > budget THEN
+            short := true;
+            EXIT;
+          END IF;
           PERFORM limner._fund(t, gen_random_uuid(), u.id, 'allowance', amount, m.ends, 'Allowance of ' || m.period,
                                'allowance:' || m.period || ':' || u.id, NULL);
-        EXCEPTION WHEN SQLSTATE 'LM402' THEN
-          short := true;
-          EXIT;
-        END;
-        granted := granted + 1;
+          budget := budget - amount;
+          granted := granted + 1;
+        END IF;
       END IF;
       last_id := u.id;
     END LOOP;
@@ -519,8 +621,8 @@ BEGIN
   RETURN true;
 END $$;
 
--- what has ended in up to `p_limit` of the organization's wallets goes to breakage; how many wallets that were. A wallet in use is
--- passed over: whoever uses it does the same.
+-- what has ended in up to `p_limit` of the organization's lots goes to breakage, and the rest of their wallets' with it; how many
+-- wallets that were. A wallet in use is passed over: whoever uses it does the same.
 CREATE FUNCTION limner.expire_lots(p_ctx text, p_limit int)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -549,11 +651,12 @@ DECLARE
   part bigint;
 BEGIN
   FOR d IN
-    SELECT NULL::timestamptz AS ends, p_charged - coalesce(sum(x.used_mc), 0)::bigint AS used FROM limner.lot_draw x
+    SELECT NULL::timestamptz AS ends, p_charged - coalesce(sum(x.used_mc), 0)::bigint AS used, NULL::uuid AS lot_id FROM limner.lot_draw x
      WHERE x.org_id = t AND x.job_id = p_job
     UNION ALL
-    (SELECT l.expires_at, x.used_mc FROM limner.lot_draw x JOIN limner.lot l ON l.org_id = t AND l.id = x.lot_id
-      WHERE x.org_id = t AND x.job_id = p_job AND x.used_mc > 0 ORDER BY l.expires_at DESC, l.id DESC) LOOP
+    SELECT l.expires_at, x.used_mc, l.id FROM limner.lot_draw x JOIN limner.lot l ON l.org_id = t AND l.id = x.lot_id
+     WHERE x.org_id = t AND x.job_id = p_job AND x.used_mc > 0
+     ORDER BY ends DESC NULLS FIRST, lot_id DESC LOOP
     part := least(greatest(d.used - skip, 0), still);
     skip := greatest(skip - d.used, 0);
     still := still - part;
@@ -580,7 +683,7 @@ BEGIN
     IF old.amount_mc <> p_amount OR old.job_id <> p_job THEN
       RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
     END IF;
-    RETURN QUERY SELECT 'replayed', old.id, old.credit_available_mc;
+    RETURN QUERY SELECT 'replayed', old.id, a.available FROM limner._left_after(old) a;
     RETURN;
   END IF;
   IF j.refunded_mc + p_amount > coalesce(j.price_final_mc, 0) THEN
@@ -594,13 +697,14 @@ BEGIN
   IF j.drew_lots THEN
     PERFORM limner._reopen(t, p_job, j.wallet_id, p_transfer, j.price_final_mc, j.refunded_mc, p_amount);
   END IF;
-  RETURN QUERY SELECT 'refunded', p_transfer, limner._repay(t, j.wallet_id);
+  RETURN QUERY SELECT 'refunded', p_transfer, limner._repay(t, j.wallet_id, p_transfer);
 EXCEPTION WHEN unique_violation THEN      -- the same reference at the same moment for another job
   RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
 END $$;
 
--- Closes a day of the organization's books (UTC): its sums by book and kind, once. A day can be closed ten minutes after it ended,
--- when nothing that began in it can still commit. How many rows that made; 0 when it was closed before, or nothing moved.
+-- Closes the organization's books up to a day (UTC) in order: the sums of each day by book and kind, from the day after the last closed
+-- one. A day can be closed ten minutes after it ended, when nothing that began in it can still commit. How many rows that made; 0 when
+-- it was closed before, or nothing moved.
 CREATE FUNCTION limner.close_books(p_ctx text, p_day date) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -611,27 +715,25 @@ BEGIN
     RAISE EXCEPTION 'a day can be closed ten minutes after it ended' USING ERRCODE = 'LM422';
   END IF;
   INSERT INTO limner.book_day (org_id, day, book, kind, debit_mc, credit_mc, transfers)
-  SELECT t, p_day, b.book, b.kind, b.debit, b.credit, b.n FROM limner.day_sums(t, p_day) b
+  SELECT t, b.day, b.book, b.kind, b.debit, b.credit, b.n
+    FROM limner.day_sums(t, (SELECT max(d.day) + 1 FROM limner.book_day d WHERE d.org_id = t), p_day) b
   ON CONFLICT DO NOTHING;
   GET DIAGNOSTICS made = ROW_COUNT;
   RETURN made;
 END $$;
 
--- what moved in each book on a day (UTC), by kind
-CREATE FUNCTION limner.day_sums(p_org uuid, p_day date)
-RETURNS TABLE (book text, kind text, debit numeric, credit numeric, n bigint)
+-- what moved in each book on each day (UTC) by kind, from a day (NULL: the first) up to another
+CREATE FUNCTION limner.day_sums(p_org uuid, p_from date, p_day date)
+RETURNS TABLE (day date, book text, kind text, debit numeric, credit numeric, n bigint)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT s.book, s.kind, sum(s.debit), sum(s.credit), count(*) FROM (
-    SELECT x.debit_book AS book, x.kind, x.amount_mc AS debit, 0 AS credit FROM limner.transfer x
-     WHERE x.org_id = p_org AND x.debit_book IS NOT NULL AND x.created_at >= p_day::timestamp AT TIME ZONE 'UTC'
-       AND x.created_at < (p_day + 1)::timestamp AT TIME ZONE 'UTC'
-    UNION ALL
-    SELECT x.credit_book, x.kind, 0, x.amount_mc FROM limner.transfer x
-     WHERE x.org_id = p_org AND x.credit_book IS NOT NULL AND x.kind NOT IN ('hold', 'void') AND x.created_at >= p_day::timestamp AT TIME ZONE 'UTC'
-       AND x.created_at < (p_day + 1)::timestamp AT TIME ZONE 'UTC') s
-   GROUP BY 1, 2;
+  SELECT (x.created_at AT TIME ZONE 'UTC')::date, s.book, x.kind, sum(s.debit), sum(s.credit), count(*)
+    FROM limner.transfer x
+   CROSS JOIN LATERAL (VALUES (x.debit_book, x.amount_mc, 0::bigint),
+                              (CASE WHEN x.kind NOT IN ('hold', 'void') THEN x.credit_book END, 0, x.amount_mc)) s (book, debit, credit)
+   WHERE x.org_id = p_org AND s.book IS NOT NULL AND x.created_at < (p_day + 1)::timestamp AT TIME ZONE 'UTC'
+     AND (p_from IS NULL OR x.created_at >= p_from::timestamp AT TIME ZONE 'UTC')
+   GROUP BY 1, 2, 3;
 $$;
-GRANT EXECUTE ON FUNCTION limner.day_sums(uuid, date) TO limner_audit, limner_operator;
 
 -- an organization is born with its wallet
 CREATE FUNCTION limner.create_organization(p_ctx text, p_slug text, p_name text, p_grants text, p_cap bigint)

@@ -40,7 +40,8 @@ BEGIN
 END $$;
 
 -- Internal, the end of every submit: the hold first, whose row lock orders everybody who spends this wallet, then job, transfer
--- and queue row. `available` NULL, and nothing written, when the wallet holds too little, owes, or its user's rate is used up.
+-- and queue row. `available` NULL, and nothing written but what had ended, when the wallet holds too little, owes, or its user's rate is
+-- used up.
 CREATE FUNCTION limner._place(
   t uuid, p_job uuid, p_app uuid, p_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text, p_unit_price bigint, p_hold bigint,
   p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int, p_max_runs int, p_request_id text, p_traceparent text,
@@ -60,11 +61,9 @@ BEGIN
      AND x.lots_end IS NULL AND x.owed_mc = 0 AND (step IS NULL OR greatest(x.rate_tat, now()) + step <= now() + interval '1 minute')
   RETURNING x.available_mc, x.version, x.rate_tat INTO available, v_version, full_at;
   IF NOT FOUND THEN
-    SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = v_wallet FOR NO KEY UPDATE;
-    IF w.owed_mc > 0 OR w.lots_end IS NULL OR greatest(w.rate_tat, now()) + step > now() + interval '1 minute' THEN RETURN; END IF;
-    IF limner.spendable_mc(w) < p_hold THEN RETURN; END IF;
-    IF w.lots_end <= clock_timestamp() THEN
-      PERFORM limner._expire(t, v_wallet);
+    w := limner._sweep(t, v_wallet);
+    IF w.id IS NULL OR w.owed_mc > 0 OR w.available_mc < p_hold OR greatest(w.rate_tat, now()) + step > now() + interval '1 minute' THEN
+      RETURN;
     END IF;
     SELECT count(*) > 0 INTO lots FROM limner._draw(t, v_wallet, p_job, p_hold);
     UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold, version = x.version + 1,
@@ -533,7 +532,7 @@ BEGIN
   UPDATE limner.wallet x
      SET held_mc = x.held_mc - j.price_hold_mc, available_mc = x.available_mc + j.price_hold_mc - amount, version = x.version + 1,
          jobs_succeeded = x.jobs_succeeded + CASE WHEN p_outcome = 'succeeded' THEN 1 ELSE 0 END
-   WHERE x.org_id = t AND x.id = j.wallet_id RETURNING x.available_mc, x.version INTO STRICT w;
+   WHERE x.org_id = t AND x.id = j.wallet_id RETURNING x.available_mc, x.version, x.owed_mc INTO STRICT w;
   INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, hold_id, job_id)
   VALUES (t, p_transfer, CASE WHEN p_outcome = 'succeeded' THEN 'post' ELSE 'void' END, j.wallet_id, w.version, w.available_mc,
           'revenue', amount, p_job, p_job);
@@ -541,11 +540,14 @@ BEGIN
     ended := limner._settle_draws(t, p_job, j.wallet_id, amount);
     IF ended > 0 THEN
       UPDATE limner.wallet x SET available_mc = x.available_mc - ended, version = x.version + 1
-       WHERE x.org_id = t AND x.id = j.wallet_id RETURNING x.available_mc, x.version INTO STRICT w;
+       WHERE x.org_id = t AND x.id = j.wallet_id RETURNING x.available_mc, x.version, x.owed_mc INTO STRICT w;
       INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id, reason)
       VALUES (t, gen_random_uuid(), 'expire', j.wallet_id, w.version, w.available_mc, 'breakage', ended, p_job,
               'Came back from a job after they had ended');
     END IF;
+  END IF;
+  IF w.owed_mc > 0 THEN
+    PERFORM limner._repay(t, j.wallet_id, p_transfer);
   END IF;
   UPDATE limner.job x SET state = p_outcome, price_final_mc = amount, outputs = p_outputs, error_code = p_error_code,
          error_message = p_error_message, provider_used = p_provider, finished_fence = p_fence, finished_at = clock_timestamp()
