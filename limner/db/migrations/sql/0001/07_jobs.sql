@@ -4,13 +4,16 @@ SET ROLE limner_owner;
 -- Rate limits are token buckets kept as one time, when the bucket will be full again (GCRA): a limit of n a minute lets a request
 -- pass if that time, moved on by a minute / n, is not more than a minute away. Buckets of 6,000 a minute and more are in eight pieces.
 CREATE FUNCTION limner._shards(p_rate int) RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT CASE WHEN p_rate >= 6000 THEN 8 ELSE 1 END $$;
+-- what one request moves that time on; rounded down, so that as many as the limit says fit into a minute (seven do not into 7 x 8.571429 s)
+CREATE FUNCTION limner._step(p_rate int, p_pieces int) RETURNS interval LANGUAGE sql IMMUTABLE AS $$
+  SELECT make_interval(secs => trunc(60.0 * p_pieces / p_rate, 6)::float8) $$;
 
 -- internal: takes one token of an app's or organization's bucket; when it is full again, or NULL when it is empty
 CREATE FUNCTION limner._take_token(t uuid, p_subject uuid, p_rate int) RETURNS timestamptz
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   n int := limner._shards(p_rate);
-  step interval := interval '1 minute' * n / p_rate;
+  step interval := limner._step(p_rate, n);
   piece int := pg_backend_pid() % n;
   v_tat timestamptz;
 BEGIN
@@ -31,8 +34,10 @@ END $$;
 CREATE FUNCTION limner._refuse_rate(t uuid, p_limit text, p_subject uuid, p_rate int, p_tat timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  step interval := interval '1 minute' * limner._shards(p_rate) / p_rate;
-  full_at timestamptz := coalesce(p_tat, (SELECT min(c.tat) FROM limner.rate_counter c WHERE c.org_id = t AND c.subject_id = p_subject));
+  n int := CASE WHEN p_limit = 'user' THEN 1 ELSE limner._shards(p_rate) END;
+  step interval := limner._step(p_rate, n);
+  full_at timestamptz := coalesce(p_tat, (SELECT min(c.tat) FROM limner.rate_counter c
+                                           WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard < n));
 BEGIN
   RAISE EXCEPTION 'too many requests' USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', p_limit, 'size', p_rate, 'window_s', 60,
     'retry_after_s', greatest(extract(epoch FROM full_at + step - interval '1 minute' - now()), 0.001),
@@ -48,7 +53,7 @@ CREATE FUNCTION limner._place(
 LANGUAGE plpgsql AS $$
 DECLARE
   v_wallet uuid := coalesce(p_user, t);
-  step interval := interval '1 minute' / p_user_rate;
+  step interval := limner._step(p_user_rate, 1);
   v_version bigint;
   w limner.wallet;
   lots boolean := false;
@@ -77,10 +82,10 @@ BEGIN
           p_hash, p_input, p_unit_price, p_hold, p_wait, p_run_at, lots, p_request_id, p_traceparent);
   INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
   VALUES (t, p_job, 'hold', v_wallet, v_version, available, 'revenue', p_hold, p_job);
-  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at)
+  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at, created_at)
   VALUES (t, p_job, p_app, p_priority, CASE WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
-          coalesce(p_run_at, clock_timestamp()), p_max_runs,
-          coalesce(greatest(p_run_at, clock_timestamp()), clock_timestamp()) + make_interval(secs => p_deadline_s));
+          greatest(p_run_at, clock_timestamp()), p_max_runs,
+          greatest(p_run_at, clock_timestamp()) + make_interval(secs => p_deadline_s), greatest(p_run_at, clock_timestamp()));
   IF step IS NULL THEN full_at := NULL; END IF;
 END $$;
 
@@ -140,8 +145,10 @@ BEGIN
     RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
       FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
     IF FOUND THEN RETURN; END IF;
-    -- copies of one request pay from one wallet: whoever waited for its lock looks again
-    PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t) FOR NO KEY UPDATE;
+  END IF;
+  -- the wallet before the buckets, as in a batch: two submits never wait for each other
+  PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t) FOR NO KEY UPDATE;
+  IF p_key IS NOT NULL OR p_again THEN               -- copies of one request pay from one wallet: whoever waited for it looks again
     RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
       FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
     IF FOUND THEN RETURN; END IF;
@@ -162,7 +169,7 @@ BEGIN
                        p_wait, p_deadline_s, p_max_runs, p_request_id, p_traceparent, p_run_at, CASE WHEN v_user IS NOT NULL THEN p_user_rate END) p;
   IF available_mc IS NULL THEN
     SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t);
-    IF v_user IS NOT NULL AND greatest(w.rate_tat, now()) + interval '1 minute' / p_user_rate > now() + interval '1 minute' THEN
+    IF v_user IS NOT NULL AND greatest(w.rate_tat, now()) + limner._step(p_user_rate, 1) > now() + interval '1 minute' THEN
       PERFORM limner._refuse_rate(t, 'user', v_user, p_user_rate, w.rate_tat);
     END IF;
     RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(
@@ -218,7 +225,7 @@ BEGIN
          WHERE c.org_id = t AND c.subject_id = s.app AND c.shard < limner._shards(s.app_rate) ORDER BY c.tat LIMIT 1 FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
         v_app := s.app;
-        v_step := interval '1 minute' * limner._shards(s.app_rate) / s.app_rate;
+        v_step := limner._step(s.app_rate, limner._shards(s.app_rate));
       END IF;
       CONTINUE WHEN greatest(bucket.tat, now()) + v_step > now() + interval '1 minute';
     END IF;
@@ -251,7 +258,7 @@ RETURNS TABLE (org_id uuid, job_id uuid, app_id uuid, fence bigint, run int, exh
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-  mine uuid[];             -- the capped organizations this claim may serve
+  mine uuid[];             -- of the organizations with a cap, or an app with one: those this claim may serve under it
   capped boolean := p_cap IS NOT NULL OR EXISTS (SELECT 1 FROM limner.queue_policy p WHERE p.max_running IS NOT NULL);
 BEGIN
   WITH deferred AS (
@@ -270,7 +277,8 @@ BEGIN
         SELECT (SELECT q.org_id FROM limner.job_queue q WHERE q.phase = 'ready' AND q.org_id > o.org_id ORDER BY q.org_id LIMIT 1)
           FROM o WHERE o.org_id IS NOT NULL)
       SELECT p.org_id FROM limner.queue_policy p
-       WHERE p.org_id IN (SELECT o.org_id FROM o) AND p.app_id = p.org_id AND coalesce(p.max_running, p_cap) IS NOT NULL
+       WHERE p.org_id IN (SELECT o.org_id FROM o) AND p.app_id = p.org_id
+         AND (p_cap IS NOT NULL OR EXISTS (SELECT 1 FROM limner.queue_policy c WHERE c.org_id = p.org_id AND c.max_running IS NOT NULL))
          FOR UPDATE SKIP LOCKED) x;
   END IF;
   RETURN QUERY
@@ -303,7 +311,7 @@ BEGIN
       FROM lane l JOIN share s ON s.org_id = l.org_id
       LEFT JOIN limner.queue_policy a ON a.org_id = l.org_id AND a.app_id = l.app_id AND a.app_id <> a.org_id
       LEFT JOIN busy b ON b.org_id = l.org_id AND b.app_id = l.app_id
-     WHERE a.paused_at IS NULL AND coalesce(a.max_running > coalesce(b.n, 0), true)),
+     WHERE a.paused_at IS NULL AND (a.max_running IS NULL OR (l.org_id = ANY (mine) AND a.max_running > coalesce(b.n, 0)))),
   head AS (
     SELECT l.org_id, r.job_id, r.priority,
            (l.n + row_number() OVER (PARTITION BY l.org_id, l.app_id ORDER BY r.priority, r.job_id))::float8 / l.weight AS app_turn
@@ -642,11 +650,14 @@ DECLARE
   t uuid := limner.enter(p_ctx);
   erased bigint;
 BEGIN
-  UPDATE limner.job j SET input = '{}', outputs = NULL
-   WHERE j.org_id = t AND j.app_id = p_app AND j.id = ANY (p_jobs) AND j.finished_at IS NOT NULL;
-  GET DIAGNOSTICS erased = ROW_COUNT;
-  UPDATE limner.provider_call c SET outputs = NULL WHERE c.org_id = t AND c.job_id = ANY (p_jobs);
-  UPDATE limner.app a SET erased_to = greatest(a.erased_to, (SELECT max(j::text)::uuid FROM unnest(p_jobs) j)) WHERE a.org_id = t AND a.id = p_app;
+  WITH closed AS (
+    UPDATE limner.job j SET input = '{}', outputs = NULL
+     WHERE j.org_id = t AND j.app_id = p_app AND j.id = ANY (p_jobs) AND j.finished_at IS NOT NULL RETURNING j.id),
+  calls AS (
+    UPDATE limner.provider_call c SET outputs = NULL FROM closed x WHERE c.org_id = t AND c.job_id = x.id AND c.outputs IS NOT NULL),
+  app AS (
+    UPDATE limner.app a SET erased_to = greatest(a.erased_to, (SELECT max(x.id::text)::uuid FROM closed x)) WHERE a.org_id = t AND a.id = p_app)
+  SELECT count(*) INTO erased FROM closed;
   RETURN erased;
 END $$;
 
