@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,8 @@ PLAIN_BYTES = 1024 * 1024
 MAX_VALUES = 250_000
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_PAGE = 100
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII)
+FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -85,6 +88,24 @@ def traceparent(request: Request) -> str | None:
     """The caller's W3C trace context, or None when absent or malformed."""
     value = request.headers.get("traceparent")
     return value if value is not None and TRACEPARENT.fullmatch(value) else None
+
+
+def moment(pointer: str, text: str) -> datetime:
+    """A time with its offset (RFC 3339), in UTC. Raises ApiError 400."""
+    try:
+        if MOMENT.fullmatch(text):
+            return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):  # no such day, no such hour, before the first year
+        pass
+    raise invalid({pointer: ["must be a time with an offset (RFC 3339), such as 2027-01-31T09:30:00Z"]})
+
+
+def flag(request: Request, name: str) -> bool:
+    """A parameter that is on or off: 1, true, 0, false; absent is off. Raises ApiError 400."""
+    text = request.query_params.get(name, "")
+    if text not in FLAGS:
+        raise invalid({f"/{name}": ["must be 1 or 0"]})
+    return FLAGS[text]
 
 
 def page_limit(request: Request, default: int = 20) -> int:
