@@ -25,7 +25,7 @@ ENVELOPE: dict[str, Any] = {
             "description": "Order among your own app's waiting jobs: lower goes first.",
         },
         "run_at": {
-            "type": "string", "minLength": 20, "maxLength": 32,
+            "type": "string", "maxLength": 40,
             "description": "Not before this time (RFC 3339 with an offset): until then the job waits. A past time means now.",
         },
         "webhook_url": {"type": "string", "maxLength": 2048, "description": "Not available yet."},
