@@ -136,9 +136,7 @@ async def test_a_large_limit_in_eight_pieces_admits_no_more_than_its_size(
     assert acts.count(superuser, "SELECT count(*) FROM limner.rate_counter WHERE org_id = %s", tenant.org_id) == 8
 
 
-async def test_eight_pieces_together_hold_what_the_limit_says(
-    limited: Limited, superuser: psycopg.Connection
-) -> None:
+async def test_eight_pieces_together_hold_what_the_limit_says(limited: Limited, superuser: psycopg.Connection) -> None:
     """In one transaction no time passes: the buckets give out exactly 6,000 tokens."""
     tenant = await limited(jobs_per_min=6000)
     with superuser.transaction():
