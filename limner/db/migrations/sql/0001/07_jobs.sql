@@ -258,14 +258,15 @@ RETURNS TABLE (org_id uuid, job_id uuid, app_id uuid, fence bigint, run int, exh
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
+  v_now timestamptz := clock_timestamp();   -- a value: a function that moves cannot bound a scan of an index
   mine uuid[];             -- of the organizations with a cap, or an app with one: those this claim may serve under it
   capped boolean := p_cap IS NOT NULL OR EXISTS (SELECT 1 FROM limner.queue_policy p WHERE p.max_running IS NOT NULL);
 BEGIN
   WITH deferred AS (
-    SELECT d.org_id, d.job_id FROM limner.job_queue d WHERE d.phase = 'deferred' AND d.claimable_at <= clock_timestamp()
+    SELECT d.org_id, d.job_id FROM limner.job_queue d WHERE d.phase = 'deferred' AND d.claimable_at <= v_now
      ORDER BY d.claimable_at LIMIT 500 FOR UPDATE SKIP LOCKED),
   expired AS (
-    SELECT l.org_id, l.job_id FROM limner.job_queue l WHERE l.phase = 'leased' AND l.claimable_at <= clock_timestamp()
+    SELECT l.org_id, l.job_id FROM limner.job_queue l WHERE l.phase = 'leased' AND l.claimable_at <= v_now
      ORDER BY l.claimable_at LIMIT 500 FOR UPDATE SKIP LOCKED)
   UPDATE limner.job_queue q SET phase = 'ready' FROM (SELECT * FROM deferred UNION ALL SELECT * FROM expired) due
    WHERE q.org_id = due.org_id AND q.job_id = due.job_id;
@@ -285,7 +286,7 @@ BEGIN
   WITH RECURSIVE
   overdue AS (
     SELECT q.org_id, q.job_id FROM limner.job_queue q
-     WHERE q.deadline_at < clock_timestamp() AND q.claimable_at <= clock_timestamp()
+     WHERE q.deadline_at < v_now AND q.claimable_at <= v_now
      ORDER BY q.deadline_at LIMIT least(20, p_n) FOR UPDATE SKIP LOCKED),
   lane AS (               -- a loose index scan: the distinct (organization, app) pairs that have something ready
     (SELECT q.org_id, q.app_id FROM limner.job_queue q WHERE q.phase = 'ready' ORDER BY q.org_id, q.app_id LIMIT 1)
@@ -295,7 +296,7 @@ BEGIN
        WHERE q.phase = 'ready' AND (q.org_id, q.app_id) > (l.org_id, l.app_id) ORDER BY q.org_id, q.app_id LIMIT 1) n),
   busy AS MATERIALIZED (
     SELECT q.org_id, q.app_id, count(*)::int AS n FROM limner.job_queue q
-     WHERE q.phase = 'leased' AND q.claimable_at > clock_timestamp() GROUP BY 1, 2),
+     WHERE q.phase = 'leased' AND q.claimable_at > v_now GROUP BY 1, 2),
   busy_org AS (SELECT b.org_id, sum(b.n)::int AS n FROM busy b GROUP BY 1),
   share AS MATERIALIZED (    -- each organization in line: its weight, what it may still take, and its lot
     SELECT d.org_id, coalesce(o.weight, 1) AS weight, coalesce(b.n, 0) AS n, coalesce(o.max_running, p_cap) - coalesce(b.n, 0) AS room,
@@ -307,19 +308,26 @@ BEGIN
        AND NOT EXISTS (SELECT 1 FROM limner.queue_policy e WHERE e.org_id = limner.platform() AND e.app_id = limner.platform() AND e.paused_at IS NOT NULL)),
   open_lane AS MATERIALIZED (
     SELECT l.org_id, l.app_id, coalesce(a.weight, 1) AS weight, coalesce(b.n, 0) AS n,
-           least(s.room, a.max_running - coalesce(b.n, 0), p_n) AS room
+           least(s.room, a.max_running - coalesce(b.n, 0), p_n) AS room, s.n AS org_n, s.weight AS org_weight,
+           s.weight::float8 * coalesce(a.weight, 1) / sum(coalesce(a.weight, 1)) OVER (PARTITION BY l.org_id) AS part
       FROM lane l JOIN share s ON s.org_id = l.org_id
       LEFT JOIN limner.queue_policy a ON a.org_id = l.org_id AND a.app_id = l.app_id AND a.app_id <> a.org_id
       LEFT JOIN busy b ON b.org_id = l.org_id AND b.app_id = l.app_id
      WHERE a.paused_at IS NULL AND (a.max_running IS NULL OR (l.org_id = ANY (mine) AND a.max_running > coalesce(b.n, 0)))),
+  level AS MATERIALIZED (    -- how many each would run, by weight, if all were level after this claim
+    SELECT (sum(l.part * l.org_n / l.org_weight) + p_n) / sum(l.part) AS height FROM open_lane l),
+  sized AS MATERIALIZED (    -- how deep to look into each: organizations below the level may need all places between them
+    SELECT l.*, greatest(4, ceil(CASE WHEN l.low THEN 2.0 * p_n * l.part / sum(l.part) FILTER (WHERE l.low) OVER ()
+                                      ELSE p_n * l.part / sum(l.part) OVER () END))::int AS depth
+      FROM (SELECT x.*, x.org_n < x.org_weight * v.height AS low FROM open_lane x CROSS JOIN level v) l),
   head AS (
     SELECT l.org_id, r.job_id, r.priority,
            (l.n + row_number() OVER (PARTITION BY l.org_id, l.app_id ORDER BY r.priority, r.job_id))::float8 / l.weight AS app_turn
-      FROM open_lane l CROSS JOIN LATERAL (
+      FROM sized l CROSS JOIN LATERAL (
         SELECT q.job_id, q.priority FROM limner.job_queue q
-         WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND q.deadline_at >= clock_timestamp()
+         WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND q.deadline_at >= v_now
          ORDER BY q.priority, q.job_id
-         LIMIT least(l.room, (SELECT greatest(4, ceil(2.0 * p_n / count(*)))::int FROM open_lane))
+         LIMIT least(l.room, l.depth)
            FOR UPDATE SKIP LOCKED) r),
   turn AS (
     SELECT h.org_id, h.job_id, row_number() OVER (PARTITION BY h.org_id ORDER BY h.app_turn, h.priority, h.job_id) AS place FROM head h),
