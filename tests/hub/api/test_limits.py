@@ -219,6 +219,20 @@ async def test_open_jobs_are_capped_until_one_is_over(client: Client, limited: L
     assert (await client.call("POST", GENERATE, GOOD)).status == 202
 
 
+async def test_racing_submits_of_many_users_do_not_pass_the_cap_of_open_jobs(
+    client: Client, limited: Limited, superuser: psycopg.Connection, db: Database
+) -> None:
+    tenant = await limited(max_open=5)
+    for user in ("bo", "cy", "di"):
+        await acts.grant(db, tenant, 50_000, user=user)
+    clients = [CheckedClient(client.http, client.url, tenant.api_key, user) for user in ("ann", "bo", "cy", "di")]
+
+    answers = [a for group in await asyncio.gather(*(race(one, 6) for one in clients)) for a in group]
+
+    assert statuses(answers) == {202: 5, 429: 19}
+    assert stored.rows(superuser, tenant.org_id)["job_queue"] == 5
+
+
 @pytest.mark.parametrize("alone", [False, True], ids=["sharing commits", "alone"])
 async def test_an_answer_tells_what_is_left_of_each_limit(client: Client, limited: Limited, alone: bool) -> None:
     tenant = await limited(alone=alone, jobs_per_min=100, user_jobs_per_min=30)

@@ -161,8 +161,12 @@ BEGIN
     org_full_at := limner._take_token(t, t, p_org_rate);
     IF org_full_at IS NULL THEN PERFORM limner._refuse_rate(t, 'organization', t, p_org_rate, NULL); END IF;
   END IF;
-  IF p_max_open IS NOT NULL AND (SELECT count(*) FROM (SELECT 1 FROM limner.job_queue q WHERE q.org_id = t LIMIT p_max_open) o) >= p_max_open THEN
-    RAISE EXCEPTION 'too many open jobs' USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', p_max_open, 'retry_after_s', 5);
+  IF p_max_open IS NOT NULL THEN
+    PERFORM pg_advisory_xact_lock(hashtextextended(t::text, 0));        -- counting and adding one are one step
+    IF (SELECT count(*) FROM (SELECT 1 FROM limner.job_queue q WHERE q.org_id = t LIMIT p_max_open) o) >= p_max_open THEN
+      RAISE EXCEPTION 'too many open jobs'
+        USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', p_max_open, 'retry_after_s', 5);
+    END IF;
   END IF;
   SELECT p.available, p.full_at INTO available_mc, user_full_at
     FROM limner._place(t, p_job, p_app, v_user, p_route, p_model_id, p_model, p_kind, p_unit_price, p_hold, p_priority, p_key, p_hash, p_input,
