@@ -21,6 +21,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import psutil
+import psycopg
 from rich.console import Console
 from rich.table import Table
 
@@ -117,6 +118,13 @@ def rig() -> Iterator[Rig]:
             yield Rig(home, settings, root, url, embedded)
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def superuser(bench: Rig) -> psycopg.Connection:
+    """The database as its superuser, for planting."""
+    return psycopg.connect(
+        bench.embedded.superuser_conninfo().replace("dbname=postgres", "dbname=limner"), autocommit=True
+    )
 
 
 def pin(pid: int, core: int | None) -> None:

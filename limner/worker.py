@@ -34,7 +34,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     adapters: dict[str, Adapter] = {adapter.name: adapter for adapter in (LocalAdapter(pool),)}
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     await db.open()
-    resources = executor.Resources(db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s)
+    resources = executor.resources(db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s)
     loop = WorkerLoop(
         resources,
         LoopSettings(settings.worker_slots, settings.lease_s, settings.heartbeat_s, settings.shutdown_s),

@@ -65,8 +65,9 @@ async def finish(
     charge = (MC if charge_mc is None else charge_mc) if won else 0
     usage = [{"kind": "image", "quantity": 1, "unit": "image", "cost_micro_usd": 10}] if won else None
     async with db.tenant_tx(held.org_id, "limner_worker") as tx:
-        return await runs.finish(tx, held, outcome, charge_mc=charge, outputs=[] if won else None, provider="local",
-                                 error_code=None if won else outcome, usage=usage)  # fmt: skip
+        closing = runs.Closing(outcome, charge_mc=charge, outputs=[] if won else None, provider="local",
+                               code=None if won else outcome, usage=usage)  # fmt: skip
+        return await runs.finish(tx, held, closing)
 
 
 async def work(db: Database, job_id: UUID, outcome: runs.Outcome = "succeeded", **changes: Any) -> runs.Lease:

@@ -17,6 +17,7 @@ from limner.hub.pricing import PriceUnit
 from limner.hub.schema import InputSchema
 from limner.kit import ids
 
+ROUTES_S = 1.0
 CACHE_S = 10.0
 CACHE_ENTRIES = 10_000
 MODEL = """org_id, id, name, display_name, family, description, kind, capabilities, input_schema, price_mc, price_unit,
@@ -238,6 +239,23 @@ async def enable_provider(tx: Tx, name: str, *, enabled: bool) -> None:
     query = "UPDATE limner.provider SET is_enabled = %s WHERE org_id = %s AND name = %s"
     if await tx.execute(query, [enabled, tx.org_id, name]) == 0:
         raise ProviderNotFound(f"there is no provider {name} here")
+
+
+class RouteCache:
+    """A model's routes by (organization, model), each for a second: a worker asks for them with every job."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[UUID, UUID], tuple[float, list[Route]]] = {}
+
+    def find(self, org_id: UUID, model_id: UUID) -> list[Route] | None:
+        entry = self._entries.get((org_id, model_id))
+        return entry[1] if entry and entry[0] > time.monotonic() else None
+
+    def put(self, org_id: UUID, model_id: UUID, routes: list[Route]) -> list[Route]:
+        if len(self._entries) >= CACHE_ENTRIES:
+            self._entries.clear()
+        self._entries[org_id, model_id] = (time.monotonic() + ROUTES_S, routes)
+        return routes
 
 
 class ModelCache:

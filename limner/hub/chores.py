@@ -20,13 +20,11 @@ LATE_COMMITS = timedelta(seconds=30)  # rows carry the time of their statement, 
 log = logs.get("chores")
 
 LEFTOVERS = """
-SELECT j.id, j.outputs, j.finished_at FROM limner.job j
- WHERE j.org_id = %(org)s AND j.finished_at >= %(since)s - make_interval(secs => %(after)s)
-   AND j.finished_at < clock_timestamp() - make_interval(secs => %(after)s)
-   AND (j.finished_fence > 1 OR j.state IN ('failed', 'cancelled'))
-   AND (%(last)s::timestamptz IS NULL OR (j.finished_at, j.id) > (%(last)s, %(last_id)s))
- ORDER BY j.finished_at, j.id LIMIT %(limit)s
+SELECT j.id, j.outputs FROM limner.leftover l JOIN limner.job j ON j.org_id = l.org_id AND j.id = l.job_id
+ WHERE l.org_id = %(org)s AND l.finished_at < clock_timestamp() - make_interval(secs => %(after)s)
+ ORDER BY l.finished_at, l.job_id LIMIT %(limit)s
 """
+SWEPT = "DELETE FROM limner.leftover l WHERE l.org_id = %s AND l.job_id = ANY (%s)"
 
 
 class HubChores:
@@ -63,7 +61,7 @@ class HubChores:
                       example=finding.example)  # fmt: skip
         return Done({"broken": [finding.invariant for finding in found]})
 
-    async def sweep_losers(self, since: datetime) -> Done:
+    async def sweep_losers(self, _: datetime) -> Done:
         """Delete objects that runs left and no job refers to, a day after the job's end, organization by organization."""
         async with self._db.system_tx("limner_operator", "the duty goes through all organizations") as tx:
             orgs = [row["org_id"] for row in await tx.all("SELECT org_id FROM limner.organization ORDER BY org_id")]
@@ -71,25 +69,23 @@ class HubChores:
         failed = 0
         for org_id in orgs:
             try:
-                deleted += await self._sweep(org_id, since)
-            except StoreUnavailable as error:
+                deleted += await self._sweep(org_id)
+            except StoreUnavailable as error:  # what was not swept is still on the list
                 failed += 1
                 log.warning("sweep.postponed", org=org_id, error=str(error))
-        return Done({"deleted": deleted, "failed": failed}, again=failed > 0)
+        return Done({"deleted": deleted, "failed": failed})
 
-    async def _sweep(self, org_id: UUID, since: datetime) -> int:
+    async def _sweep(self, org_id: UUID) -> int:
         deleted = 0
-        last: Row = {"finished_at": None, "id": None}
         while True:
-            facts = {"org": org_id, "since": since, "after": self._sweep_after_s, "limit": SWEEP_BATCH,
-                     "last": last["finished_at"], "last_id": last["id"]}  # fmt: skip
             async with self._db.tenant_tx(org_id, "limner_worker") as tx:
-                jobs = await tx.all(LEFTOVERS, facts)
+                jobs = await tx.all(LEFTOVERS, {"org": org_id, "after": self._sweep_after_s, "limit": SWEEP_BATCH})
             for job in jobs:
                 deleted += await self._sweep_job(org_id, job)
+            async with self._db.tenant_tx(org_id, "limner_worker") as tx:
+                await tx.execute(SWEPT, [org_id, [job["id"] for job in jobs]])
             if len(jobs) < SWEEP_BATCH:
                 return deleted
-            last = jobs[-1]
 
     async def _sweep_job(self, org_id: UUID, job: Row) -> int:
         wanted = {item.get("key") for item in job["outputs"] or []}

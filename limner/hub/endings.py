@@ -23,17 +23,7 @@ MESSAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The job is closed: charged when it succeeded, its hold released otherwise."""
-
-    outcome: runs.Outcome
-    code: str | None = None
-    message: str | None = None
-    charge_mc: int = 0
-    outputs: list[dict[str, Any]] | None = None
-    provider: str | None = None
-    usage: list[dict[str, Any]] | None = None
+Finish = runs.Closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +40,12 @@ Ending = Finish | Release
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Outputs in limner's own store, who made them, and what that cost the platform."""
+    """Outputs in limner's own store, who made them, what that cost the platform, and the call to record, if it is not yet."""
 
     outputs: list[dict[str, Any]]
     provider: str
     cost_micro_usd: int | None
+    delivery: runs.Delivery | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +69,5 @@ def success(work: Work, kept: Kept) -> Finish:
         outputs=kept.outputs,
         provider=kept.provider,
         usage=[{"kind": kind, "quantity": count, "unit": kind, "cost_micro_usd": kept.cost_micro_usd}],
+        delivery=kept.delivery,
     )

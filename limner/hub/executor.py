@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import psycopg
@@ -18,8 +18,10 @@ from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.hub import catalog, endings, outputs, pricing, routing, runs
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
+from limner.hub.progress import ProgressBoard
 from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
-from limner.hub.runs import Lease, Work
+from limner.hub.runs import Delivery, Lease, Work
+from limner.hub.sharing import SharedWrites
 from limner.kit.cpu import CpuPool
 from limner.ledger import refusals
 from limner.media.store import ObjectStore, StoreUnavailable
@@ -28,7 +30,6 @@ from limner.telemetry import logs, metrics
 STEP = "main"
 ROLE = "limner_worker"
 CALL_TIMEOUT_S = 300.0
-PROGRESS_EVERY_S = 0.5  # at most two writes a second for each job
 PATIENCE_S = 60.0  # how long a write that must not be lost waits for the database
 MAX_SENDS = 2  # class C: once, and once more after an unknown outcome
 MAX_OUTPUTS = 16  # kept of a call whose request names no number
@@ -51,16 +52,27 @@ class Resources:
     pool: CpuPool
     max_runs: int
     backoff_s: float
+    shared: SharedWrites
+    routes: catalog.RouteCache
+    progress: ProgressBoard
+
+
+def resources(
+    db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float
+) -> Resources:
+    """One worker's resources, with a batch of its own for what shares a commit."""
+    return Resources(
+        db, adapters, store, pool, max_runs, backoff_s, SharedWrites(db), catalog.RouteCache(), ProgressBoard(db)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A started run: the work, its images, who may do it, and what an earlier run had done already."""
+    """A started run: the work, its images and who may do it."""
 
     work: Work
     images: Mapping[str, Blob]
     candidates: list[routing.Candidate]
-    done: Kept | None
 
 
 class Run:
@@ -85,11 +97,9 @@ class Run:
         """Work on the job until it is clear how the run ends. Raises refusals.StaleLease when the lease was lost."""
         if self.lease.exhausted is not None:
             return await self._exhausted(self.lease.exhausted)
-        prepared = await self._insist("start", self._prepare, single=False)
+        prepared = await self._prepare()
         work = prepared.work
         log.info("run.started", request=work.request_id, model=work.model, **self._facts)
-        if prepared.done is not None:
-            return endings.success(work, prepared.done)
         failures: list[Failure] = []
         for candidate in prepared.candidates:
             if self._remaining_s() <= 0:
@@ -111,6 +121,7 @@ class Run:
         away (the lease then runs out, and the next run takes over what this one recorded).
         """
         self.phase = "ending"
+        self._resources.progress.forget(self.lease)
         if isinstance(ending, Release):
             await self._release(ending)
         else:
@@ -144,17 +155,35 @@ class Run:
         self._model = await self._insist("read", name, single=False)
         return Finish("cancelled" if code == "cancelled" else "failed", code, MESSAGES[code])
 
-    async def _prepare(self, tx: Tx) -> Prepared:
-        work = await runs.start(tx, self.lease)
+    async def _prepare(self) -> Prepared:
+        work = await self._resources.shared.start(self.lease)
+        if work is None:
+
+            async def start(tx: Tx) -> Work:
+                return await runs.start(tx, self.lease)
+
+            work = await self._insist("start", start)
         self._model = work.model
-        has_images = any(field in work.input for field in ("images", "mask"))
-        images = await runs.load_images(tx, self.lease.job_id) if has_images else {}
-        routes = await catalog.routes_of(tx, work.model_id)
+        images: Mapping[str, Blob] = {}
+        if any(field in work.input for field in ("images", "mask")):
+
+            async def load(tx: Tx) -> dict[str, Blob]:
+                return await runs.load_images(tx, self.lease.job_id)
+
+            images = await self._insist("load", load, single=False)
+        routes = self._resources.routes.find(self.lease.org_id, work.model_id)
+        if routes is None:
+
+            async def read(tx: Tx) -> list[catalog.Route]:
+                return await catalog.routes_of(tx, work.model_id)
+
+            routes = self._resources.routes.put(
+                self.lease.org_id, work.model_id, await self._insist("read", read, single=False)
+            )
         candidates, skipped = routing.order(routes, self._resources.adapters)
         for skip in skipped:
             log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
-        done = await runs.find_done(tx, self.lease.job_id, STEP) if self.lease.fence > 1 else None
-        return Prepared(work, images, candidates, Kept(**done) if done else None)
+        return Prepared(work, images, candidates)
 
     async def _attempt(self, prepared: Prepared, candidate: routing.Candidate) -> Kept | Failure:
         """One try at one provider: the kept outputs, or why there are none."""
@@ -177,13 +206,23 @@ class Run:
         latency_ms = round((time.monotonic() - began) * 1000)
         answer = result if isinstance(result, Failure) else await self._keep(prepared.work, route, call, result)
         metrics.ATTEMPTS.labels(route.provider, answer.code if isinstance(answer, Failure) else "done").inc()
-        await self._record(route.provider, intent.send_no, answer, getattr(result, "task_id", None), latency_ms)
-        self.phase = "keeping" if isinstance(answer, Kept) else "preparing"
-        return answer
+        if isinstance(answer, Failure):
+            await self._record(route.provider, intent.send_no, answer, latency_ms)
+            self.phase = "preparing"
+            return answer
+        task_id = getattr(result, "task_id", None)
+        reference = None if task_id is None else outputs.plain(str(task_id), 500)
+        delivery = Delivery(STEP, route.provider, intent.send_no, reference, answer.cost_micro_usd, latency_ms)
+        return replace(answer, delivery=delivery)
 
     async def _intend(self, candidate: routing.Candidate, call_class: CallClass) -> runs.Intent | Failure:
         """The committed intent, or a failure when the class forbids another send after an unknown outcome."""
         route = candidate.route
+        shared = await self._resources.shared.intend(
+            self.lease, STEP, route.provider, route.provider_model, candidate.rule
+        )
+        if shared is not None and shared.decision in {"send", "reuse"}:
+            return shared
         for resend in (False, True):
             async with self._db.tenant_single(self.lease.org_id, ROLE) as tx:
                 intent = await runs.intend(
@@ -210,7 +249,7 @@ class Run:
             config=route.config,
             idempotency_key=idem_key,
             timeout_s=timeout_s,
-            progress=_Reporter(self._db, self.lease),
+            progress=self._report,
         )
 
     async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
@@ -260,21 +299,13 @@ class Run:
         metrics.ABSURD_COSTS.labels(route.provider).inc()
         return route.cost_micro_usd
 
-    async def _record(
-        self, provider: str, send_no: int, answer: Kept | Failure, task_id: object, latency_ms: int
-    ) -> None:
-        """Write how the call went. An answer lost on the way is no loss: the fence is compared again at the end."""
+    async def _record(self, provider: str, send_no: int, failure: Failure, latency_ms: int) -> None:
+        """Write how a call failed. An answer lost on the way is no loss: the fence is compared again at the end."""
 
         async def write(tx: Tx) -> bool:
-            if isinstance(answer, Failure):
-                await runs.record_error(tx, self.lease, STEP, provider, send_no, code=outputs.plain(answer.code, 100),
-                                        message=outputs.plain(answer.message, 2000), latency_ms=latency_ms,
-                                        known=answer.known)  # fmt: skip
-            else:
-                reference = None if task_id is None else outputs.plain(str(task_id), 500)
-                await runs.record_done(tx, self.lease, STEP, provider, send_no, outputs=answer.outputs,
-                                       task_id=reference, cost_micro_usd=answer.cost_micro_usd,
-                                       latency_ms=latency_ms)  # fmt: skip
+            await runs.record_error(tx, self.lease, STEP, provider, send_no, code=outputs.plain(failure.code, 100),
+                                    message=outputs.plain(failure.message, 2000), latency_ms=latency_ms,
+                                    known=failure.known)  # fmt: skip
             return True
 
         await self._insist("record", write, arrived=True)
@@ -291,13 +322,12 @@ class Run:
         return Release(self._before_deadline(self._backoff_s()), counts=True, reason=last.code)
 
     async def _finish(self, ending: Finish) -> None:
-        async def write(tx: Tx) -> str:
-            return await runs.finish(
-                tx, self.lease, ending.outcome, charge_mc=ending.charge_mc, outputs=ending.outputs,
-                error_code=ending.code, error_message=ending.message, provider=ending.provider, usage=ending.usage,
-            )  # fmt: skip
+        if not await self._resources.shared.finish(self.lease, ending):
 
-        await self._insist("finish", write)
+            async def write(tx: Tx) -> str:
+                return await runs.finish(tx, self.lease, ending)
+
+            await self._insist("finish", write)
         took_s = time.monotonic() - self._began
         metrics.JOBS.labels(self._model, ending.outcome, ending.code or "").inc()
         metrics.JOB_SECONDS.labels(self._model).observe(took_s)
@@ -345,6 +375,9 @@ class Run:
                 await self._db.sync_clock()
                 synced = True
 
+    async def _report(self, percent: int, stage: str) -> None:
+        self._resources.progress.note(self.lease, percent, stage)
+
     def _remaining_s(self) -> float:
         return self._deadline - time.monotonic()
 
@@ -364,23 +397,3 @@ def _timeout_s(config: Mapping[str, Any]) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         return None
     return float(value)
-
-
-class _Reporter:
-    """Writes progress, at most twice a second."""
-
-    def __init__(self, db: Database, lease: Lease) -> None:
-        self._db = db
-        self._lease = lease
-        self._last = -PROGRESS_EVERY_S
-
-    async def __call__(self, percent: int, stage: str) -> None:
-        now = time.monotonic()
-        if now - self._last < PROGRESS_EVERY_S:
-            return
-        self._last = now
-        try:
-            async with self._db.system_tx("limner_dispatch", "progress stands in the queue row: no payload") as tx:
-                await runs.report(tx, self._lease, percent, stage)
-        except (psycopg.Error, DatabaseUnavailable):
-            return  # progress is a courtesy; the run goes on

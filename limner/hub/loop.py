@@ -28,9 +28,12 @@ from limner.telemetry import logs, metrics
 ROLE = "limner_dispatch"
 POLL_S = 1.0
 CROWDED_POLL_S = 0.02
-CLAIM_BATCH = 50
+CLAIM_BATCH = 100
+CLAIM_PAUSE_S = 0.01
 CLAIM_TIMEOUT_S = 10.0
 AHEAD = 4  # pieces of CPU work a worker has waiting for each of its processes
+RARELY = 0.1
+REMEMBERED = 20  # runs
 MISSED_BEATS = 3
 GRACE_S = 10.0
 RELEASE_S = 8.0
@@ -66,6 +69,8 @@ class WorkerLoop:
         self._settings = settings
         # by job and fence: a worker may lose a job and claim it again
         self._active: dict[tuple[UUID, int], _Active] = {}
+        self._cpu_share = 1.0  # of the last runs, how many worked in the CPU children; until that is known, all
+        self._cpu_calls = resources.pool.calls
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
@@ -98,7 +103,9 @@ class WorkerLoop:
         claimed = await self._claim(room) if room > 0 else []
         for lease in claimed:
             self._begin(lease)
-        if not claimed:
+        if claimed and len(claimed) >= room:  # there is more than room for: let some places come free together
+            await asyncio.sleep(CLAIM_PAUSE_S)
+        elif not claimed:
             crowded = room <= 0 and len(self._active) < self._settings.slots
             await self._rest(CROWDED_POLL_S if crowded else POLL_S)
 
@@ -106,11 +113,15 @@ class WorkerLoop:
         """How many jobs to claim: up to the free slots, as long as the CPU children keep up.
 
         Work that waits for a child is better left in the queue, where its turn between the apps is kept, where other
-        workers see it, and where its pictures cost no memory. Runs that wait for a provider do not count.
+        workers see it, and where its pictures cost no memory. Runs that wait for a provider do not count, and while
+        hardly any run needs a child, nothing holds the claims back.
         """
+        free = min(self._settings.slots - len(self._active), CLAIM_BATCH)
+        if self._cpu_share < RARELY:
+            return free
         waiting = self._resources.pool.waiting + sum(a.run.phase == "preparing" for a in self._active.values())
         ahead = max(AHEAD * self._resources.pool.size, 2 * AHEAD)
-        return min(self._settings.slots - len(self._active), CLAIM_BATCH, ahead - waiting)
+        return min(free, ahead - waiting)
 
     async def _claim(self, room: int) -> list[Lease]:
         try:
@@ -135,6 +146,9 @@ class WorkerLoop:
         active.task.add_done_callback(lambda _: self._ended(lease))
 
     def _ended(self, lease: Lease) -> None:
+        used = self._resources.pool.calls - self._cpu_calls
+        self._cpu_calls += used
+        self._cpu_share += (min(used, 1) - self._cpu_share) / REMEMBERED
         del self._active[lease.job_id, lease.fence]
         self._wake.set()
 

@@ -1,10 +1,10 @@
 """Runs as a worker makes them: claim, start, attempts, progress, release, finish. Every write names its fence.
 
-`claim`, `heartbeat` and `report` belong to the dispatch role (ids and leases, never payloads); the rest is the
+`claim`, `heartbeat` and `report_many` belong to the dispatch role (ids and leases, never payloads); the rest is the
 worker role's, inside the job's own organization.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -62,9 +62,38 @@ class Intent:
     cost_micro_usd: int | None
 
 
-async def claim(tx: Tx, owner: str, limit: int, lease_s: float) -> list[Lease]:
-    """Lease up to `limit` jobs: overdue first, then in turn between the apps of all organizations."""
-    rows = await tx.all("SELECT * FROM limner.claim_jobs(%s, %s, %s)", [owner, limit, lease_s])
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The provider call that brought a job's outputs, recorded in the commit that finishes the job."""
+
+    step: str
+    provider: str
+    send_no: int
+    task_id: str | None
+    cost_micro_usd: int | None
+    latency_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How a job ends: charged when it succeeded, its hold released otherwise."""
+
+    outcome: Outcome
+    code: str | None = None
+    message: str | None = None
+    charge_mc: int = 0
+    outputs: list[dict[str, Any]] | None = None
+    provider: str | None = None
+    usage: list[dict[str, Any]] | None = None
+    delivery: Delivery | None = None
+
+
+async def claim(tx: Tx, owner: str, limit: int, lease_s: float, org_cap: int | None = None) -> list[Lease]:
+    """Lease up to `limit` jobs: overdue first, then shared between organizations and their apps by weight.
+
+    `org_cap`: how many jobs of one organization may run at once, where it has no cap of its own.
+    """
+    rows = await tx.all("SELECT * FROM limner.claim_jobs(%s, %s, %s, %s::int)", [owner, limit, lease_s, org_cap])
     return [Lease(**row) for row in rows]
 
 
@@ -77,11 +106,17 @@ async def heartbeat(tx: Tx, leases: Sequence[Lease], lease_s: float) -> dict[UUI
     return {row["job_id"]: row["verdict"] for row in rows}
 
 
-async def report(tx: Tx, lease: Lease, percent: int, stage: str) -> None:
-    """Write progress; silently nothing when the lease is lost."""
+async def report_many(tx: Tx, reports: Sequence[tuple[Lease, int, str]]) -> None:
+    """Write (lease, percent, stage) of live runs in one statement; nothing where the lease is lost."""
     await tx.execute(
-        "SELECT limner.report_progress(%s, %s, %s, %s, %s)",
-        [lease.org_id, lease.job_id, lease.fence, max(0, min(percent, 100)), stage[:100]],
+        "SELECT limner.report_many(%s::uuid[], %s::uuid[], %s::bigint[], %s::int[], %s::text[])",
+        [
+            [lease.org_id for lease, _, _ in reports],
+            [lease.job_id for lease, _, _ in reports],
+            [lease.fence for lease, _, _ in reports],
+            [max(0, min(percent, 100)) for _, percent, _ in reports],
+            [stage[:100] for _, _, stage in reports],
+        ],
     )
 
 
@@ -93,19 +128,21 @@ async def start(tx: Tx, lease: Lease) -> Work:
     return Work(**row)
 
 
+def work(answer: Mapping[str, Any]) -> Work:
+    """A started job as `work_many` answers it: ids are texts there."""
+    return Work(**{**answer, "app_id": UUID(answer["app_id"]), "model_id": UUID(answer["model_id"])})
+
+
+async def work_many(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, Any]]:
+    """Starts, intents and finishes in one commit: (place, answer) of each that was done; the others were not written."""
+    query = "SELECT * FROM limner.work_many(%s::text::json)"
+    return [(row["place"], row["answer"]) for row in await tx.all(query, [orjson.dumps(rows).decode()])]
+
+
 async def model_of(tx: Tx, job_id: UUID) -> str:
     """The name of the job's model, for a run that never starts it."""
     row = await tx.get("SELECT j.model FROM limner.job j WHERE j.org_id = %s AND j.id = %s", [tx.org_id, job_id])
     return str(row["model"])
-
-
-async def find_done(tx: Tx, job_id: UUID, step: str) -> dict[str, Any] | None:
-    """What an earlier run had got and stored before it died: `outputs`, `provider`, `cost_micro_usd`; or None."""
-    return await tx.find(
-        "SELECT c.outputs, c.provider, c.cost_micro_usd FROM limner.provider_call c WHERE c.org_id = %s AND c.job_id = %s"
-        " AND c.step = %s AND c.state = 'done' ORDER BY c.finished_at LIMIT 1",
-        [tx.org_id, job_id, step],
-    )
 
 
 async def load_images(tx: Tx, job_id: UUID) -> dict[str, Blob]:
@@ -129,15 +166,6 @@ async def intend(
     return Intent(**row)
 
 
-async def record_done(
-    tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, outputs: list[dict[str, Any]],
-    task_id: str | None, cost_micro_usd: int | None, latency_ms: int,
-) -> None:  # fmt: skip
-    """The call succeeded and its outputs are stored. Raises refusals.StaleLease."""
-    await _result(tx, lease, step, provider, send_no, "done", task_id=task_id, cost=cost_micro_usd,
-                  latency_ms=latency_ms, outputs=outputs)  # fmt: skip
-
-
 async def record_error(
     tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, code: str, message: str, latency_ms: int,
     known: bool = True,
@@ -146,20 +174,11 @@ async def record_error(
 
     Writes the event `job.attempt_failed`. Raises refusals.StaleLease.
     """
-    state = "error" if known else "unknown"
-    await _result(tx, lease, step, provider, send_no, state, latency_ms=latency_ms, code=code, message=message)
-
-
-async def _result(
-    tx: Tx, lease: Lease, step: str, provider: str, send_no: int, state: str, *, latency_ms: int,
-    task_id: str | None = None, cost: int | None = None, code: str | None = None, message: str | None = None,
-    outputs: list[dict[str, Any]] | None = None,
-) -> None:  # fmt: skip
     await _get(
         tx,
-        "SELECT limner.call_result(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s)",
-        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, state, task_id, cost, latency_ms, code, message,
-         _json(outputs), ids.new()],
+        "SELECT limner.call_result(%s, %s, %s, %s, %s, %s, %s, NULL, NULL, %s, %s, %s, NULL, %s)",
+        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, "error" if known else "unknown", latency_ms, code,
+         message, ids.new()],
     )  # fmt: skip
 
 
@@ -172,23 +191,34 @@ async def release(tx: Tx, lease: Lease, delay_s: float, *, counts: bool) -> None
     )
 
 
-async def finish(
-    tx: Tx, lease: Lease, outcome: Outcome, *, charge_mc: int = 0, outputs: list[dict[str, Any]] | None = None,
-    error_code: str | None = None, error_message: str | None = None, provider: str | None = None,
-    usage: list[dict[str, Any]] | None = None,
-) -> str:  # fmt: skip
+async def finish(tx: Tx, lease: Lease, closing: Closing) -> str:
     """Settle the hold, close the job, write usage and the terminal event: one commit.
 
     Answers the outcome, or "already" when this fence had closed the job so (an answer was lost). Raises
     refusals.StaleLease, and refusals.BadAmount for a charge above the hold.
     """
+    args = closing_args(closing)
     row = await _get(
         tx,
-        "SELECT limner.finish_job(%s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s::text::jsonb, %s, %s) AS outcome",
-        [tx.ctx, lease.job_id, lease.fence, outcome, charge_mc, _json(outputs), error_code, error_message, provider,
-         _json(usage), ids.new(), ids.new()],
+        "SELECT limner.finish_job(%s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s::text::jsonb, %s, %s, %s::text::jsonb)"
+        " AS outcome",
+        [tx.ctx, lease.job_id, lease.fence, closing.outcome, closing.charge_mc, _json(closing.outputs), closing.code,
+         closing.message, closing.provider, _json(closing.usage), ids.new(), ids.new(), _json(args["call"])],
     )  # fmt: skip
     return str(row["outcome"])
+
+
+def closing_args(closing: Closing) -> dict[str, Any]:
+    """A closing as `work_many` reads it."""
+    call = closing.delivery
+    return {
+        "outcome": closing.outcome, "amount": closing.charge_mc, "outputs": closing.outputs, "error_code": closing.code,
+        "error_message": closing.message, "provider": closing.provider, "usage": closing.usage,
+        "call": None if call is None else {
+            "step": call.step, "provider": call.provider, "send_no": call.send_no, "task": call.task_id,
+            "cost": call.cost_micro_usd, "latency_ms": call.latency_ms,
+        },
+    }  # fmt: skip
 
 
 def _json(value: Any) -> str | None:

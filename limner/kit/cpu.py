@@ -73,6 +73,8 @@ class CpuPool:
         self._spawns = anyio.CapacityLimiter(size)
         self._pids: set[int] = set()
         self._closed = False
+        self.calls = 0
+        """Pieces of work that were asked for so far."""
         self._resting: asyncio.TimerHandle | None = None
 
     async def warm(self, target: str = "builtins:len") -> None:
@@ -91,6 +93,7 @@ class CpuPool:
         limner's own and of Python's builtins pass through as they are. Raises CpuTimeout, CpuMemory,
         CpuCrashed, CpuFailed; RuntimeError after `aclose`. Cancelling the caller kills the child at once.
         """
+        self.calls += 1
         limit_s = self.time_limit_s if time_limit_s is None else time_limit_s
         async with self._slots:
             try:

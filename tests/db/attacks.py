@@ -145,7 +145,7 @@ FUNCTIONS = (
     "SELECT limner.finish_job(NULL, '{job}', 1, 'cancelled', 0, NULL, NULL, NULL, NULL, NULL, gen_random_uuid(), gen_random_uuid())",
     "SELECT * FROM limner.claim_jobs('me', 100, 3600)",
     "SELECT * FROM limner.heartbeat_many(ARRAY['{theirs}']::uuid[], ARRAY['{job}']::uuid[], ARRAY[0]::bigint[], 3600)",
-    "SELECT limner.report_progress('{theirs}', '{job}', 0, 100, 'x')",
+    "SELECT limner.report_many(ARRAY['{theirs}']::uuid[], ARRAY['{job}']::uuid[], ARRAY[0]::bigint[], ARRAY[100], ARRAY['x'])",
     "SELECT * FROM limner.check_invariants(NULL)",
     "SELECT * FROM limner.check_changes('-infinity')",
     "SELECT limner.org() FROM (SELECT set_config('limner.ctx', '{forged}', true)) x",

@@ -44,8 +44,9 @@ async def plant(db: Database, superuser: psycopg.Connection, make_tenant: MakeTe
         async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
             await runs.intend(tx, held, "main", "local", mark, "priority")
             await runs.record_error(tx, held, "main", "local", 1, code=mark, message=mark, latency_ms=1)
-            await runs.finish(tx, held, "succeeded", charge_mc=500, outputs=[{"key": mark}], provider=mark,
-                              usage=[{"kind": mark, "quantity": 1, "unit": mark}])  # fmt: skip
+            usage = [{"kind": mark, "quantity": 1, "unit": mark}]
+            closing = runs.Closing("succeeded", charge_mc=500, outputs=[{"key": mark}], provider=mark, usage=usage)
+            await runs.finish(tx, held, closing)
         await acts.refund(db, tenant, done, 1, mark)
         await _catalog(db, tenant.org_id, mark)
         async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 from limner.db.pools import Database
 from limner.hub import catalog, jobs, runs
-from limner.hub.executor import Resources, Run
+from limner.hub.executor import Resources, Run, resources
 from limner.hub.providers.base import Adapter, Blob, CallClass, Output, ProviderCall, ProviderResult
 from limner.kit import ids
 from limner.kit.cpu import CpuPool
@@ -179,7 +179,7 @@ async def open_shop(
             )
             await catalog.put_route(tx, name, provider.name, provider_model="m", priority=place,
                                     cost_micro_usd=cost_micro_usd, config=config)  # fmt: skip
-    return Shop(db, tenant, model_id, Resources(db, adapters, store, pool, max_runs, backoff_s), providers)
+    return Shop(db, tenant, model_id, resources(db, adapters, store, pool, max_runs, backoff_s), providers)
 
 
 def counted(name: str, **labels: str) -> float:

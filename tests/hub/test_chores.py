@@ -123,7 +123,8 @@ async def test_a_minutes_changes_are_checked_in_a_fraction_of_a_second(
     db: Database, make_tenant: MakeTenant, store: ObjectStore
 ) -> None:
     tenant = await make_tenant(credits=10_000)
-    await asyncio.gather(*(acts.submit(db, tenant) for _ in range(1500)))
+    for _ in range(150):
+        await asyncio.gather(*(acts.submit(db, tenant) for _ in range(10)))
     duties = _duties(db, store)
 
     began = time.monotonic()
@@ -179,8 +180,8 @@ async def test_losers_objects_are_deleted_a_day_later_and_only_those(
     for name in ("first", "second"):
         (output,) = (await neighbour.job(theirs[name])).outputs or []
         assert await store.list_keys(f"outputs/{neighbour.tenant.org_id}/{theirs[name]}/") == [output["key"]]
-    # of both tenants: one beside the winner's; the first run's own and one more of the two jobs without a success
-    assert (done.facts, again.facts) == ({"deleted": 2 * 5, "failed": 0}, {"deleted": 0, "failed": 0})
+    # of both tenants: what the runs before the winner's left, and everything of the two jobs without a success
+    assert (done.facts, again.facts) == ({"deleted": 2 * 6, "failed": 0}, {"deleted": 0, "failed": 0})
     await acts.cancel(db, tenant, open_job)
 
 
@@ -216,7 +217,7 @@ async def test_a_store_that_fails_for_one_organization_is_asked_again_and_does_n
 
     done = await _duties(db, store).sweep_losers(LONG_AGO)
 
-    assert (done.facts["failed"], done.again) == (1, True)
+    assert done.facts["failed"] == 1
     assert [line["org"] for line in said if line["event"] == "sweep.postponed"] == [tenant.org_id]
     assert await store.list_keys(f"outputs/{tenant.org_id}/{mine['cancelled']}/") != []
     assert await store.list_keys(f"outputs/{other.tenant.org_id}/{theirs['cancelled']}/") == []

@@ -2,15 +2,17 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from limner.db.pools import Database
-from limner.hub import runs
+from limner.hub import endings
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.providers.base import ProviderCall, ProviderError, ProviderResult
+from limner.hub.sharing import SharedWrites
 from limner.kit.cpu import CpuPool
 from limner.kit.money import MC
 from limner.tenancy import apps
@@ -146,7 +148,7 @@ async def test_our_own_mistake_is_tried_again_and_then_ends_the_job(
     async def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runs, "intend", broken)
+    monkeypatch.setattr(SharedWrites, "intend", broken)
     async with working(here) as loop:
         (job,) = await closed(here, job_id)
         await until(lambda: loop.active == 0)
@@ -159,12 +161,13 @@ async def test_what_the_database_refuses_to_settle_ends_the_job_all_the_same(
 ) -> None:
     here = await shop(Scripted("good"), backoff_s=0.02)
     job_id = await here.submit()
-    real = runs.finish
+    real = endings.success
 
-    async def absurd(tx: Any, lease: Any, outcome: Any, **facts: Any) -> str:
-        return await real(tx, lease, outcome, **(facts | {"charge_mc": facts.get("charge_mc", 0) * 50}))
+    def absurd(*facts: Any) -> endings.Finish:
+        closing = real(*facts)
+        return replace(closing, charge_mc=closing.charge_mc * 50)
 
-    monkeypatch.setattr(runs, "finish", absurd)
+    monkeypatch.setattr(endings, "success", absurd)
     async with working(here):
         (job,) = await closed(here, job_id)
 

@@ -92,7 +92,7 @@ async def test_pages_join_without_gap_or_overlap(db: Database, make_tenant: Make
 async def test_a_failure_without_a_code_reads_like_one(db: Database, tenant: Tenant) -> None:
     held = await acts.lease(db, (await acts.submit(db, tenant)).job_id)
     async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
-        await runs.finish(tx, held, "failed")
+        await runs.finish(tx, held, runs.Closing("failed"))
 
     assert (await acts.lines(db, tenant))[0].why == "The test/painter job failed: 1 came back, nothing was charged"
 

@@ -89,7 +89,7 @@ async def work_off(db: Database, org_id: UUID, provider: CountingProvider, folde
     """Run limner's worker loop over that provider until the organization has no open job."""
     pool = CpuPool(1, 2 << 30, 30.0)
     loop = WorkerLoop(
-        executor.Resources(db, {"local": provider}, ObjectStore(None, folder), pool, max_runs=3, backoff_s=0.1),
+        executor.resources(db, {"local": provider}, ObjectStore(None, folder), pool, max_runs=3, backoff_s=0.1),
         LoopSettings(slots=50, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0),
     )
     running = asyncio.create_task(loop.run())

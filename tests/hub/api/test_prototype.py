@@ -168,7 +168,7 @@ async def test_outputs_have_their_true_type_and_are_not_all_called_png(
     pool = CpuPool(1, 2 << 30, 30.0)
     store = ObjectStore(None, Path(server.home))
     loop = WorkerLoop(
-        executor.Resources(db, {"local": Photographer()}, store, pool, max_runs=3, backoff_s=0.1),
+        executor.resources(db, {"local": Photographer()}, store, pool, max_runs=3, backoff_s=0.1),
         LoopSettings(slots=5, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0),
     )
     running = asyncio.create_task(loop.run())

@@ -60,7 +60,7 @@ async def test_an_etag_answers_304_until_something_changes(client: Client, db: D
     await acts.start(db, held)
     tags.append((await client.call("GET", path, headers={"If-None-Match": tags[0]})).headers["etag"])
     async with db.system_tx("limner_dispatch", "a test reports progress") as tx:
-        await runs.report(tx, held, 40, "painting")
+        await runs.report_many(tx, [(held, 40, "painting")])
     halfway = await client.call("GET", path, headers={"If-None-Match": tags[1]})
     tags.append(halfway.headers["etag"])
     await acts.finish(db, held)

@@ -95,12 +95,12 @@ async def planted(
     held = await acts.lease(db, submitted.job_id, lease_s=30)
     await acts.start(db, held)
     async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
-        await runs.finish(
-            tx, held, "succeeded", charge_mc=1000, provider="local",
+        await runs.finish(tx, held, runs.Closing(
+            "succeeded", charge_mc=1000, provider="local",
             outputs=[{"index": 0, "type": "text", "text": f"text-{canary}"},
                      {"index": 1, "type": "image", "key": f"outputs/{canary}/0.png", "media_type": "image/png"}],
             usage=[{"kind": "image", "quantity": 1, "unit": "image"}],
-        )  # fmt: skip
+        ))  # fmt: skip
     queued = await acts.submit(db, tenant, user=external_id, body=f"open-{canary}", app_id=app_id)
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
         user = await end_users.get(tx, app_id, external_id)

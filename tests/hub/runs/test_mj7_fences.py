@@ -31,9 +31,6 @@ def _as_worker(verb: Callable[..., Awaitable[Any]], *args: Any, **named: Any) ->
 WRITES: dict[str, Verb] = {
     "start": _as_worker(runs.start),
     "intend": _as_worker(runs.intend, "main", "other", "m", "priority"),
-    "record_done": _as_worker(
-        runs.record_done, "main", "local", 1, outputs=[], task_id=None, cost_micro_usd=1, latency_ms=1
-    ),
     "record_error": _as_worker(runs.record_error, "main", "local", 1, code="x", message="x", latency_ms=1),
     "release": _as_worker(runs.release, 0.0, counts=True),
     "finish succeeded": acts.finish,
@@ -172,12 +169,12 @@ async def test_mj7_the_heartbeat_says_lost_and_renews_nothing(
 
     async with db.system_tx("limner_dispatch", "a test beats") as tx:
         assert await runs.heartbeat(tx, [stale], 3600) == {stale.job_id: "lost"}
-        await runs.report(tx, stale, 99, "stale")
+        await runs.report_many(tx, [(stale, 99, "stale")])
 
     assert _everything_about(superuser, stale) == before
     async with db.system_tx("limner_dispatch", "a test beats") as tx:
         assert await runs.heartbeat(tx, [live], 60) == {live.job_id: "ok"}
-        await runs.report(tx, live, 40, "painting")
+        await runs.report_many(tx, [(live, 40, "painting")])
     seen = await acts.job(db, tenant, live.job_id)
     assert (seen.percent, seen.stage) == (40, "painting")
 
@@ -251,8 +248,9 @@ async def test_mj7_a_charge_never_passes_the_hold_and_never_comes_without_usage(
             await acts.finish(db, held, charge_mc=charge)
     nothing: list[dict[str, Any]] = []
     for usage in (None, nothing):
+        closing = runs.Closing("succeeded", charge_mc=1, outputs=[], usage=usage, provider="local")
         with pytest.raises(refusals.BadAmount):
-            await _as_worker(runs.finish, "succeeded", charge_mc=1, outputs=[], usage=usage, provider="local")(db, held)
+            await _as_worker(runs.finish, closing)(db, held)
 
     assert (await acts.job(db, tenant, held.job_id)).state == "running"
     assert await acts.finish(db, held, charge_mc=MC) == "succeeded"

@@ -11,6 +11,7 @@ import pytest
 
 from limner.db.pools import Database
 from limner.hub import runs
+from limner.kit import ids
 from limner.kit.money import MC
 from limner.ledger import refusals
 from limner.tenancy import apps
@@ -221,8 +222,10 @@ async def test_attempts_send_once_reuse_what_is_done_and_ask_when_uncertain(db: 
     uncertain = await _intend(db, held)
     resent = await _intend(db, held, resend=True)
     async with db.tenant_tx(held.org_id, "limner_worker") as tx:
-        await runs.record_done(tx, held, "main", "local", resent.send_no, outputs=[{"key": "k"}], task_id="t",
-                               cost_micro_usd=7, latency_ms=3)  # fmt: skip
+        await tx.execute(
+            "SELECT limner.call_result(NULL, %s, %s, 'main', 'local', %s, 'done', 't', 7, 3, NULL, NULL, %s::text::jsonb, %s)",
+            [job_id, held.fence, resent.send_no, '[{"key": "k"}]', ids.new()],
+        )
     reused = await _intend(db, held)
 
     assert [x.decision for x in (first, uncertain, resent, reused)] == ["send", "uncertain", "send", "reuse"]

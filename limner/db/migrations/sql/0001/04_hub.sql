@@ -92,7 +92,7 @@ CREATE TABLE limner.job (
   finished_at    timestamptz,
   PRIMARY KEY (org_id, id),
   CONSTRAINT job_never_above_its_hold CHECK (coalesce(price_final_mc, 0) BETWEEN 0 AND price_hold_mc AND refunded_mc <= coalesce(price_final_mc, 0))
-) WITH (fillfactor = 85);
+) WITH (fillfactor = 70);
 
 -- what a job's row must look like; checked as transfer_is_sound is
 CREATE FUNCTION limner.job_is_sound(x limner.job) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
@@ -109,8 +109,14 @@ CREATE UNIQUE INDEX job_idem ON limner.job (org_id, principal_id, route, idem_ke
 CREATE INDEX job_of_app ON limner.job (org_id, app_id, id);
 CREATE INDEX job_of_user ON limner.job (org_id, end_user_id, id) WHERE end_user_id IS NOT NULL;
 
--- jobs that may have left objects nobody refers to: more than one claim, or no success
-CREATE INDEX job_leftovers ON limner.job (org_id, finished_at) WHERE finished_fence > 1 OR state IN ('failed', 'cancelled');
+-- closed jobs that may have left objects nobody refers to: more than one claim, or no success. A table of its own: an index on the
+-- job's end would make every start and finish write all of the job's indexes.
+CREATE TABLE limner.leftover (
+  org_id      uuid NOT NULL,
+  finished_at timestamptz NOT NULL,
+  job_id      uuid NOT NULL,
+  PRIMARY KEY (org_id, finished_at, job_id)
+);
 
 CREATE FUNCTION limner.job_transition() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -230,12 +236,13 @@ CREATE TABLE limner.usage_record (
   model          text NOT NULL,
   provider       text NOT NULL,
   kind           text NOT NULL,
-  quantity       bigint NOT NULL CHECK (quantity >= 0),
+  quantity       bigint NOT NULL,
   unit           text NOT NULL,
-  price_mc       bigint NOT NULL CHECK (price_mc >= 0),
-  cost_micro_usd bigint CHECK (cost_micro_usd >= 0),
+  price_mc       bigint NOT NULL,
+  cost_micro_usd bigint,
   created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (org_id, job_id, seq)
+  PRIMARY KEY (org_id, job_id, seq),
+  CONSTRAINT usage_never_negative CHECK (least(quantity, price_mc, cost_micro_usd) >= 0)
 );
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON limner.usage_record
   FOR EACH ROW EXECUTE FUNCTION limner.refuse_change();
@@ -269,7 +276,8 @@ CREATE TABLE limner.chore (
 GRANT SELECT ON limner.model, limner.provider, limner.route TO limner_api, limner_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON limner.model, limner.provider, limner.route TO limner_operator;
 GRANT SELECT ON limner.job, limner.job_queue, limner.provider_call, limner.usage_record, limner.event TO limner_api, limner_operator;
-GRANT SELECT ON limner.job, limner.job_input, limner.provider_call TO limner_worker;
+GRANT SELECT ON limner.job, limner.job_input, limner.provider_call, limner.leftover TO limner_worker;
+GRANT DELETE ON limner.leftover TO limner_worker;
 GRANT SELECT, UPDATE (phase, claimable_at, runs, fence, lease_owner, percent, stage) ON limner.job_queue TO limner_dispatch;
 GRANT SELECT, UPDATE (claim_lock) ON limner.queue_policy TO limner_dispatch;
 GRANT SELECT, INSERT, DELETE, UPDATE (weight, max_running, paused_at) ON limner.queue_policy TO limner_operator;

@@ -4,7 +4,7 @@ DO $$
 DECLARE t text;
 BEGIN
   FOREACH t IN ARRAY ARRAY['organization', 'app', 'api_key', 'end_user', 'audit_log', 'wallet', 'transfer', 'lot', 'lot_draw', 'book_day', 'model', 'provider',
-                           'route', 'job', 'job_input', 'job_queue', 'queue_policy', 'rate_counter', 'provider_call', 'usage_record', 'event'] LOOP
+                           'route', 'job', 'leftover', 'job_input', 'job_queue', 'queue_policy', 'rate_counter', 'provider_call', 'usage_record', 'event'] LOOP
     EXECUTE format('ALTER TABLE limner.%I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('ALTER TABLE limner.%I FORCE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_api, limner_worker, limner_operator

@@ -199,6 +199,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   s record;
   t uuid;
+  v_ctx text;
   v_user uuid;
   bucket record;                     -- of the app whose rows are under way
   v_app uuid;
@@ -212,7 +213,10 @@ BEGIN
       UPDATE limner.rate_counter c SET tat = bucket.tat WHERE c.org_id = t AND c.subject_id = v_app AND c.shard = bucket.shard;
       v_app := NULL;
     END IF;
-    t := limner.enter(s.ctx);
+    IF v_ctx IS DISTINCT FROM s.ctx THEN
+      t := limner.enter(s.ctx);
+      v_ctx := s.ctx;
+    END IF;
     IF s.external IS NULL THEN
       v_user := NULL;
       PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = t FOR NO KEY UPDATE SKIP LOCKED;
@@ -367,11 +371,12 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     FROM mine m LEFT JOIN renewed r ON r.job_id = m.job_id;
 $$;
 
--- progress of a live run, as limner_dispatch; a stale fence writes nothing
-CREATE FUNCTION limner.report_progress(p_org uuid, p_job uuid, p_fence bigint, p_percent int, p_stage text) RETURNS boolean
+-- progress of live runs, as limner_dispatch; a stale fence writes nothing
+CREATE FUNCTION limner.report_many(p_orgs uuid[], p_jobs uuid[], p_fences bigint[], p_percents int[], p_stages text[]) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-  UPDATE limner.job_queue q SET percent = p_percent, stage = p_stage
-   WHERE q.org_id = p_org AND q.job_id = p_job AND q.fence = p_fence AND q.lease_owner IS NOT NULL RETURNING true;
+  UPDATE limner.job_queue q SET percent = m.percent, stage = m.stage
+    FROM unnest(p_orgs, p_jobs, p_fences, p_percents, p_stages) m (org_id, job_id, fence, percent, stage)
+   WHERE q.org_id = m.org_id AND q.job_id = m.job_id AND q.fence = m.fence AND q.lease_owner IS NOT NULL;
 $$;
 
 -- every write of a worker passes here: the queue row is locked and its fence compared
@@ -392,11 +397,13 @@ RETURNS TABLE (app_id uuid, model_id uuid, model text, kind text, input jsonb, u
                request_id text, traceparent text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
-DECLARE first boolean;
+DECLARE
+  v_now timestamptz := clock_timestamp();
+  first boolean;
 BEGIN
-  UPDATE limner.job j SET state = 'running', started_at = coalesce(j.started_at, clock_timestamp()), runs = q.runs
-    FROM limner.job o WHERE j.org_id = t AND j.id = q.job_id AND o.org_id = t AND o.id = q.job_id
-  RETURNING j.app_id, j.model_id, j.model, j.kind, j.input, j.unit_price_mc, j.price_hold_mc, j.request_id, j.traceparent, o.started_at IS NULL
+  UPDATE limner.job j SET state = 'running', started_at = coalesce(j.started_at, v_now), runs = q.runs
+   WHERE j.org_id = t AND j.id = q.job_id
+  RETURNING j.app_id, j.model_id, j.model, j.kind, j.input, j.unit_price_mc, j.price_hold_mc, j.request_id, j.traceparent, j.started_at = v_now
        INTO app_id, model_id, model, kind, input, unit_price_mc, price_hold_mc, request_id, traceparent, first;
   IF first THEN                                              -- once: a run given back may start again
     INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
@@ -534,6 +541,7 @@ DECLARE
   w record;
   amount bigint := CASE WHEN p_outcome = 'succeeded' THEN p_amount ELSE 0 END;
   ended bigint;
+  u jsonb;
 BEGIN
   SELECT * INTO STRICT j FROM limner.job x WHERE x.org_id = t AND x.id = p_job FOR NO KEY UPDATE;
   IF amount IS NULL OR amount < 0 OR amount > j.price_hold_mc THEN
@@ -562,17 +570,22 @@ BEGIN
   UPDATE limner.job x SET state = p_outcome, price_final_mc = amount, outputs = p_outputs, error_code = p_error_code,
          error_message = p_error_message, provider_used = p_provider, finished_fence = p_fence, finished_at = clock_timestamp()
    WHERE x.org_id = t AND x.id = p_job;
-  IF p_usage IS NOT NULL THEN
+  FOR n IN 0..coalesce(jsonb_array_length(p_usage), 0) - 1 LOOP
+    u := p_usage -> n;
     INSERT INTO limner.usage_record (org_id, job_id, seq, app_id, end_user_id, model, provider, kind, quantity, unit, price_mc, cost_micro_usd)
-    SELECT t, p_job, u.n, j.app_id, j.end_user_id, j.model, p_provider, u.r ->> 'kind', (u.r ->> 'quantity')::bigint, u.r ->> 'unit',
-           CASE WHEN u.n = 1 THEN amount ELSE 0 END, CASE WHEN u.n = 1 THEN (u.r ->> 'cost_micro_usd')::bigint END
-      FROM jsonb_array_elements(p_usage) WITH ORDINALITY u (r, n);
-  END IF;
+    VALUES (t, p_job, n + 1, j.app_id, j.end_user_id, j.model, p_provider, u ->> 'kind', (u ->> 'quantity')::bigint, u ->> 'unit',
+            CASE WHEN n = 0 THEN amount ELSE 0 END, CASE WHEN n = 0 THEN (u ->> 'cost_micro_usd')::bigint END);
+  END LOOP;
   INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
   VALUES (t, p_event, j.app_id, CASE p_outcome WHEN 'succeeded' THEN 'job.completed' ELSE 'job.' || p_outcome END, p_job,
           json_build_object('job_id', p_job, 'status', p_outcome, 'charged_mc', amount, 'error_code', p_error_code));
   DELETE FROM limner.job_queue q WHERE q.org_id = t AND q.job_id = p_job;
-  DELETE FROM limner.job_input i WHERE i.org_id = t AND i.job_id = p_job;
+  IF j.input ?| ARRAY['images', 'mask'] THEN
+    DELETE FROM limner.job_input i WHERE i.org_id = t AND i.job_id = p_job;
+  END IF;
+  IF p_fence > 1 OR p_outcome <> 'succeeded' THEN       -- runs may have left objects that nobody refers to
+    INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (t, clock_timestamp(), p_job);
+  END IF;
 END $$;
 
 -- internal, under the queue row's lock: how a call went that brought the job's outputs; it was open, or there is no such call
@@ -625,10 +638,14 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   s record;
   t uuid;
+  v_ctx text;
   q limner.job_queue;
 BEGIN
   FOR s IN SELECT * FROM json_to_recordset(p_batch) AS b (place int, verb text, ctx text, job uuid, fence bigint, args jsonb) LOOP
-    t := limner.enter(s.ctx);
+    IF v_ctx IS DISTINCT FROM s.ctx THEN
+      t := limner.enter(s.ctx);
+      v_ctx := s.ctx;
+    END IF;
     SELECT * INTO q FROM limner.job_queue x WHERE x.org_id = t AND x.job_id = s.job FOR UPDATE SKIP LOCKED;
     CONTINUE WHEN NOT FOUND OR q.fence <> s.fence OR q.lease_owner IS NULL;
     place := s.place;
@@ -699,7 +716,7 @@ END $$;
 GRANT EXECUTE ON FUNCTION limner.submit_job, limner.submit_jobs, limner.cancel_job, limner.grant_credits, limner.grant_batch TO limner_api;
 GRANT EXECUTE ON FUNCTION limner.start_job, limner.release_job, limner.call_intent, limner.call_result, limner.finish_job, limner.work_many,
   limner.erase_jobs TO limner_worker;
-GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.heartbeat_many, limner.report_progress TO limner_dispatch;
+GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.heartbeat_many, limner.report_many TO limner_dispatch;
 GRANT EXECUTE ON FUNCTION limner.top_up, limner.adjust_credits, limner.claw_back, limner.grant_allowances, limner.grant_own_allowance,
   limner.expire_lots, limner.close_books, limner.refund_job, limner.create_organization, limner.cancel_job, limner.grant_credits TO limner_operator;
 RESET ROLE;

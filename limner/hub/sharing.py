@@ -1,0 +1,74 @@
+"""A worker's starts, intents and finishes, of any organizations, that share a commit (`limner.work_many`).
+
+What a batch leaves out (a row or a wallet that somebody holds, a lease that was lost) or fails with is answered None,
+and the run asks for it alone: there it waits, or hears why not. Each is written with its own fence compared, or not at all.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from limner.db.pools import Database, DatabaseUnavailable
+from limner.hub import runs
+from limner.hub.runs import Intent, Lease, Work
+from limner.kit import ids
+from limner.kit.gather import Gather
+
+ROLE = "limner_worker"
+LANES = 2  # one organization's writes keep to one, so that they do not lock each other's wallets out
+BATCH = 64
+BOUND = 100_000  # a worker's slots bound it long before
+
+
+def _ctx(row: dict[str, Any]) -> str:
+    return str(row["ctx"])
+
+
+class SharedWrites:
+    """One for each worker process."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._gather: Gather[tuple[str, Lease, dict[str, Any]], Any] = Gather(
+            self._send, lanes=LANES, size=BATCH, bound=BOUND
+        )
+
+    async def start(self, lease: Lease) -> Work | None:
+        """runs.start; None: ask alone."""
+        answer = await self._gather(("start", lease, {"event": ids.new()}), lease.org_id)
+        return None if answer is None else runs.work(answer)
+
+    async def intend(self, lease: Lease, step: str, provider: str, provider_model: str, rule: str) -> Intent | None:
+        """runs.intend for a first send; None: ask alone."""
+        args = {"step": step, "provider": provider, "provider_model": provider_model, "rule": rule}
+        answer = await self._gather(("intend", lease, args), lease.org_id)
+        return None if answer is None else Intent(**answer)
+
+    async def finish(self, lease: Lease, ending: runs.Closing) -> bool:
+        """runs.finish; False: ask alone, by the same fence, also when the answer was lost."""
+        args = runs.closing_args(ending) | {"transfer": ids.new(), "event": ids.new()}
+        return await self._gather(("finish", lease, args), lease.org_id) is not None
+
+    async def _send(self, batch: Sequence[tuple[str, Lease, dict[str, Any]]]) -> Sequence[Any]:
+        answers: list[Any] = [None] * len(batch)
+        signed = {lease.org_id: self._db.sign(lease.org_id) for _, lease, _ in batch}
+        rows = [
+            {
+                "place": place,
+                "verb": verb,
+                "ctx": signed[lease.org_id],
+                "job": lease.job_id,
+                "fence": lease.fence,
+                "args": args,
+            }
+            for place, (verb, lease, args) in enumerate(batch)
+        ]
+        rows.sort(key=_ctx)  # each organization is entered once  # fmt: skip
+        try:
+            async with self._db.shared_single(ROLE) as tx:
+                for place, answer in await runs.work_many(tx, rows):
+                    answers[place] = answer
+        except (psycopg.Error, DatabaseUnavailable):  # written whole or not at all: each asks for itself
+            return [None] * len(batch)
+        return answers

@@ -1,0 +1,60 @@
+"""Group commit: what arrives while one batch is under way is sent as the next.
+
+Nobody is made to wait for company: an idle lane sends one item at once, a busy one sends what has gathered.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Full(Exception):
+    """As many wait already as may."""
+
+
+class Gather(Generic[Item, Answer]):
+    """`send` gets up to `size` items and gives each its answer, in order, or raises for all of them.
+
+    There are `lanes`, each with one batch under way; at most `bound` items wait in each.
+    """
+
+    def __init__(
+        self, send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]], *, lanes: int, size: int, bound: int
+    ) -> None:
+        self._send = send
+        self._size = size
+        self._bound = bound
+        self._waiting: list[list[tuple[Item, asyncio.Future[Answer]]]] = [[] for _ in range(lanes)]
+        self._running: list[asyncio.Task[None] | None] = [None] * lanes
+
+    async def __call__(self, item: Item, lane: Hashable) -> Answer:
+        """The item's answer; items of equal `lane` go one after another. Raises Full, and what `send` raised."""
+        place = hash(lane) % len(self._waiting)
+        waiting = self._waiting[place]
+        if len(waiting) >= self._bound:
+            raise Full
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        waiting.append((item, answer))
+        if self._running[place] is None:
+            self._running[place] = asyncio.create_task(self._run(place))
+        return await answer
+
+    async def _run(self, place: int) -> None:
+        waiting = self._waiting[place]
+        while waiting:
+            batch = waiting[: self._size]
+            del waiting[: self._size]
+            try:
+                answers = await self._send([item for item, _ in batch])
+            except Exception as error:  # each of them must hear of it
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():  # else whoever asked is gone
+                    future.set_result(answer)
+        self._running[place] = None

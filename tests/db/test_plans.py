@@ -1,0 +1,144 @@
+"""No statement of a job's life reads a large table from end to end, however much has gathered in it."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID
+
+import psycopg
+import pytest
+import pytest_asyncio
+
+from limner.db.pools import Address, Database
+from limner.hub import jobs, runs
+from limner.kit import ids
+from limner.kit.money import MC
+from tests import acts
+from tests.alone import db_alone, server_alone, superuser_alone, superuser_conninfo
+from tests.conftest import ROLES, MakeTenant, Server, Tenant
+
+__all__ = ["db_alone", "server_alone", "superuser_alone"]
+
+LARGE = ("job", "job_queue", "transfer", "wallet", "event", "usage_record", "provider_call", "end_user")
+SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'limner' AND relname = ANY (%s)"
+
+
+@pytest_asyncio.fixture
+async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection) -> AsyncIterator[Tenant]:
+    """A tenant among some thousand rows of others in every table."""
+    tenant = await make_tenant(credits=10_000, wallet_credits=10_000)
+    other = await make_tenant(credits=100_000)
+    for n in range(40):
+        rows = [(db.sign(other.org_id), ids.new(), acts.request(other, key=f"k{n}-{m}")) for m in range(50)]
+        async with db.shared_single() as tx:
+            assert len(await jobs.submit_many(tx, rows)) == 50
+    for _ in range(10):
+        for held in await acts.claim(db, 60, lease_s=600):
+            await acts.start(db, held)
+            async with db.tenant_tx(held.org_id, "limner_worker") as tx:
+                await runs.intend(tx, held, "main", "local", "m", "first")
+            await acts.finish(db, held)
+    superuser.execute(
+        "WITH u AS (INSERT INTO limner.end_user (org_id, id, app_id, external_id) SELECT %s, gen_random_uuid(), %s, 'planted-' || n"
+        " FROM generate_series(1, 3000) n RETURNING org_id, id)"
+        " INSERT INTO limner.wallet (org_id, id, owner) SELECT org_id, id, 'end_user' FROM u",
+        [other.org_id, other.app.id],
+    )
+    # a small table is read whole because that is cheap: here it is read whole only where no index would do
+    name = superuser.info.dbname
+    superuser.execute(f"ALTER DATABASE {name} SET enable_seqscan = off")
+    superuser.execute("ANALYZE")
+    yield tenant
+    superuser.execute(f"ALTER DATABASE {name} RESET enable_seqscan")
+    acts.empty_queue(superuser)
+
+
+@contextlib.asynccontextmanager
+async def passing(server: Server) -> AsyncIterator[Database]:
+    """Sessions that end: what a session has scanned is counted when it does."""
+    database = Database(Address(server.url), server.root, ROLES, size=2)
+    await database.open()
+    yield database
+    await database.close()
+
+
+def scans(superuser: psycopg.Connection) -> dict[str, int]:
+    superuser.execute("SELECT pg_stat_force_next_flush()")
+    return dict(superuser.execute(SCANS, [list(LARGE)]).fetchall())
+
+
+async def _life(db: Database, tenant: Tenant) -> UUID:
+    """One job, alone from submit to its refund."""
+    job_id = (await acts.submit(db, tenant, key="mine", user="ann")).job_id
+    held = await acts.lease(db, job_id, lease_s=600)
+    await acts.start(db, held)
+    async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
+        await runs.intend(tx, held, "main", "local", "m", "first")
+    async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
+        await runs.record_error(tx, held, "main", "local", 1, code="x", message="x", latency_ms=1)
+    async with db.system_tx("limner_dispatch", "a test beats") as tx:
+        await runs.heartbeat(tx, [held], 600)
+        await runs.report_many(tx, [(held, 50, "half")])
+    await acts.finish(db, held)
+    await acts.refund(db, tenant, job_id, 1, "r")
+    return job_id
+
+
+async def _shared(db: Database, tenant: Tenant) -> None:
+    """The same in shared commits."""
+    job_id = ids.new()
+    async with db.shared_single() as tx:
+        assert await jobs.submit_many(tx, [(db.sign(tenant.org_id), job_id, acts.request(tenant))])
+    held = await acts.lease(db, job_id, lease_s=600)
+    closing = runs.Closing("succeeded", charge_mc=MC, outputs=[], provider="local",
+                           usage=[{"kind": "image", "quantity": 1, "unit": "image"}])  # fmt: skip
+    intent = {"step": "main", "provider": "local", "provider_model": "m", "rule": "first"}
+    ended = runs.closing_args(closing) | {"transfer": ids.new(), "event": ids.new()}
+    for verb, args in (("start", {"event": ids.new()}), ("intend", intent), ("finish", ended)):
+        row = {
+            "place": 0,
+            "verb": verb,
+            "ctx": db.sign(tenant.org_id),
+            "job": job_id,
+            "fence": held.fence,
+            "args": args,
+        }
+        async with db.shared_single("limner_worker") as tx:
+            assert await runs.work_many(tx, [row])
+
+
+async def _others(db: Database, tenant: Tenant) -> None:
+    """Replay, refusal, release, cancel, grant, and what owners read."""
+    for _ in range(2):
+        one = await acts.submit(db, tenant, key="again", user=None)
+    await acts.cancel(db, tenant, one.job_id)
+    held = await acts.lease(db, (await acts.submit(db, tenant)).job_id, lease_s=600)
+    async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
+        await runs.release(tx, held, 60, counts=True)
+    await acts.grant(db, tenant, MC, ref="g")
+    await acts.top_up(db, tenant, MC, "t")
+    await acts.wallet(db, tenant)
+    await acts.lines(db, tenant)
+    async with db.tenant_tx(tenant.org_id) as tx:
+        assert await jobs.list_of_app(tx, tenant.app.id, external_id="ann", state=None, limit=20, before=None)
+        assert await jobs.list_of_app(tx, tenant.app.id, external_id=None, state="queued", limit=20, before=None)
+
+
+@pytest.mark.parametrize("work", [_life, _shared, _others], ids=["alone", "shared", "others"])
+async def test_mj18_no_hot_statement_reads_a_table_from_end_to_end(
+    server: Server, crowd: Tenant, superuser: psycopg.Connection, work: Callable[[Database, Tenant], Awaitable[object]]
+) -> None:
+    before = scans(superuser)
+
+    async with passing(server) as mine:
+        await work(mine, crowd)
+
+    assert scans(superuser) == before
+
+
+async def test_mj18_a_scan_from_end_to_end_would_be_seen(
+    server: Server, crowd: Tenant, superuser: psycopg.Connection
+) -> None:
+    before = scans(superuser)
+    with psycopg.connect(superuser_conninfo(server)) as other:
+        other.execute("SELECT count(*) FROM limner.job j WHERE j.model = 'x'")
+    assert scans(superuser)["job"] > before["job"]
