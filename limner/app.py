@@ -16,7 +16,8 @@ from starlette.responses import HTMLResponse
 from limner.db.pools import Address, Database
 from limner.hub import api as hub_api
 from limner.hub import catalog, inputs, users_api
-from limner.hub.submission import SubmitLimits, Submitter
+from limner.hub.limits import SubmitLimits
+from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey
 from limner.media import api as media_api
@@ -24,7 +25,7 @@ from limner.media.store import ObjectStore
 from limner.media.urls import MediaUrls
 from limner.settings import Settings
 from limner.tenancy.authentication import KeyAuthenticator
-from limner.web import health
+from limner.web import health, rates
 from limner.web.middleware import Edge, Shortcut, hand_on
 from limner.web.reference import Application
 
@@ -49,10 +50,15 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         catalog.ModelCache(),
         pool,
         SubmitLimits(
-            images, settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min
+            images,
+            settings.max_runs,
+            settings.submit_backlog,
+            settings.user_jobs_per_min,
+            settings.app_jobs_per_min,
+            settings.max_run_at_s,
         ),
     )
-    authenticate = KeyAuthenticator(db, settings.key_cache_s)
+    authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.ReadLimit(settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
 
     @contextlib.asynccontextmanager

@@ -55,8 +55,13 @@ class Settings(BaseSettings):
 
     lease_s: PositiveFloat = 30.0
     submit_backlog: PositiveInt = 1000
-    user_jobs_per_min: int = Field(default=30, ge=0)
-    app_jobs_per_min: int = Field(default=1000, ge=0)
+    user_jobs_per_min: int = Field(default=30, ge=0, le=6000)
+    app_jobs_per_min: int = Field(default=1000, ge=0, le=1_000_000)
+    reads_per_min: int = Field(default=600, ge=0)
+    max_run_at_s: PositiveInt = 30 * 86_400
+    org_max_running: int = Field(default=0, ge=0)
+    keep_days: int = Field(default=0, ge=0, le=36_500)
+    keep_jobs: int = Field(default=0, ge=0, le=1_000_000)
     max_runs: PositiveInt = 3
     retry_backoff_s: PositiveFloat = 5.0
     worker_slots: PositiveInt = 200

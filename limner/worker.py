@@ -10,7 +10,7 @@ from prometheus_client import start_http_server
 
 from limner.db.pools import Address, Database
 from limner.hub import chores as hub_chores
-from limner.hub import executor
+from limner.hub import executor, retention
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.providers.base import Adapter
 from limner.hub.providers.local.adapter import LocalAdapter
@@ -41,11 +41,13 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         LoopSettings(settings.worker_slots, settings.lease_s, settings.heartbeat_s, settings.shutdown_s),
     )
     hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
+    kept = retention.Retention(db, store, settings.keep_days, settings.keep_jobs)
     duties = [
         chores.Chore("check_books", hub_chores.CHECK_EVERY_S, hub.check_books),
         chores.Chore("check_whole_book", hub_chores.WHOLE_BOOK_EVERY_S, hub.check_whole_book),
         chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
         *ledger_chores.LedgerChores(db).all(),
+        chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
     ]
 
     def stop() -> None:

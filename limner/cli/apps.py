@@ -5,13 +5,29 @@ from typing import Annotated, Any
 import typer
 
 from limner.cli import printing, session
-from limner.cli.arguments import Json, Org, group, read_credits, read_name
+from limner.cli.arguments import (
+    JobsPerMin,
+    Json,
+    MaxRunning,
+    Monthly,
+    Org,
+    Weight,
+    bound,
+    group,
+    limits_of,
+    read_bound,
+    read_count,
+    read_credits,
+    read_name,
+)
 from limner.db.pools import Database
+from limner.hub import queue
 from limner.tenancy import apps
 from limner.tenancy.apps import App
 
 app = group("Apps: an organization's API clients.")
 
+MAX_USER_RATE = 6000
 Slug = Annotated[str, typer.Argument(metavar="SLUG", help="The app's slug or id.")]
 Name = Annotated[str | None, typer.Option("--name", parser=read_name, metavar="TEXT", help="Display name.")]
 Description = Annotated[str | None, typer.Option("--description", metavar="TEXT", help="At most 2,000 characters.")]
@@ -25,7 +41,10 @@ def shape(found: App) -> dict[str, Any]:
     """For machines."""
     return {
         "id": found.id, "slug": found.slug, "name": found.name, "description": found.description,
-        "enabled": found.is_enabled, "welcome": printing.exact(found.welcome_mc), "created_at": found.created_at,
+        "enabled": found.is_enabled, "welcome": printing.exact(found.welcome_mc),
+        "monthly_credits": printing.exact(found.monthly_mc), "jobs_per_min": found.jobs_per_min,
+        "user_jobs_per_min": found.user_jobs_per_min, "keep_days": found.keep_days, "keep_jobs": found.keep_jobs,
+        "created_at": found.created_at,
     }  # fmt: skip
 
 
@@ -78,6 +97,67 @@ def change(
     if name is None and description is None and welcome is None:
         raise typer.BadParameter("nothing to change: give --name, --description or --welcome")
     _change(slug, org, as_json, name=name, description=description, welcome_mc=welcome)
+
+
+@app.command("set")
+def set_limits(
+    slug: Slug,
+    org: Org,
+    weight: Weight = None,
+    max_running: MaxRunning = None,
+    jobs_per_min: JobsPerMin = None,
+    user_jobs_per_min: Annotated[
+        int | None,
+        typer.Option(
+            "--user-jobs-per-min",
+            parser=read_bound,
+            metavar="N|none",
+            help="The same for each end user, at most 6,000.",
+        ),
+    ] = None,
+    monthly: Monthly = None,
+    keep_days: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-days",
+            parser=read_bound,
+            metavar="N|none",
+            help="Erase inputs and outputs of jobs this many days after their end.",
+        ),
+    ] = None,
+    keep_jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-jobs",
+            parser=read_count,
+            metavar="N|none",
+            help="Keep those of the newest N ended jobs; 0: of none.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Set its limits, allowance, retention and part of the workers; "none": as the installation has it. Within a minute."""
+    if (user_jobs_per_min or 0) > MAX_USER_RATE:
+        raise typer.BadParameter(f"--user-jobs-per-min is at most {MAX_USER_RATE:,}")
+    limits = limits_of(monthly, jobs_per_min=jobs_per_min, user_jobs_per_min=user_jobs_per_min, keep_days=keep_days,
+                       keep_jobs=keep_jobs)  # fmt: skip
+    if not limits and weight is None and max_running is None:
+        raise typer.BadParameter("nothing to set: see limner app set --help")
+
+    async def work(db: Database) -> tuple[App, tuple[int, int | None]]:
+        async with session.operator_tx(db, org) as tx:
+            found = await apps.get(tx, slug)
+            if limits:
+                found = await apps.set_limits(tx, found, limits, actor=session.actor())
+            if weight is not None or max_running is not None:
+                await queue.share(tx, found.id, actor=session.actor(), weight=weight, max_running=bound(max_running))
+            return found, await queue.get_share(tx, found.id)
+
+    changed, (its_weight, its_cap) = session.run(work)
+    if as_json:
+        printing.document(shape(changed) | {"weight": its_weight, "max_running": its_cap})
+    else:
+        printing.say(f"app {changed.slug} changed")
 
 
 @app.command("enable")

@@ -4,7 +4,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import typer
@@ -13,6 +13,8 @@ from limner.kit import ids, money
 
 CREDITS = re.compile(r"[0-9]{1,13}(\.[0-9]{1,3})?", re.ASCII)
 MAX_CREDITS_MC = 10**12 * money.MC
+NO_BOUND = -1
+MAX_BOUND = 1_000_000
 MAX_REASON = 500
 MAX_REF = 200
 MAX_FILE_BYTES = 1024 * 1024
@@ -45,6 +47,31 @@ def read_positive_credits(text: str) -> int:
 def read_cap(text: str) -> int:
     """Credits, or "none" (-> 0) to lift a cap."""
     return 0 if text == "none" else read_positive_credits(text)
+
+
+def read_bound(text: str) -> int:
+    """A whole number, or "none" (-> NO_BOUND) to lift a limit. Raises typer.BadParameter."""
+    if text == "none":
+        return NO_BOUND
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MAX_BOUND:
+        raise typer.BadParameter(f'{text!r} is neither a whole number from 1 to {MAX_BOUND:,} nor "none"')
+    return int(text)
+
+
+def read_count(text: str) -> int:
+    """As `read_bound`, or 0."""
+    return 0 if text == "0" else read_bound(text)
+
+
+def bound(value: int | None) -> int | Literal["none"] | None:
+    """As the queue's verbs take it."""
+    return "none" if value == NO_BOUND else value
+
+
+def limits_of(monthly: int | None, **given: int | None) -> dict[str, int | None]:
+    """By column: what was given, None where it was "none". Whole monthly credits become milli-credits."""
+    limits = {name: None if value == NO_BOUND else value for name, value in given.items() if value is not None}
+    return limits | ({} if monthly is None else {"monthly_mc": monthly * money.MC})
 
 
 def read_id(text: str) -> UUID:
@@ -133,6 +160,21 @@ Expires = Annotated[
     typer.Option(
         "--expires", parser=read_moment, metavar="MOMENT", help="When they end; without it never. A day or RFC 3339."
     ),
+]
+Weight = Annotated[
+    int | None, typer.Option("--weight", min=1, max=1000, help="Its part when workers are short; 1 at first.")
+]
+MaxRunning = Annotated[
+    int | None,
+    typer.Option("--max-running", parser=read_bound, metavar="N|none", help="At most so many of its jobs run at once."),
+]
+JobsPerMin = Annotated[
+    int | None,
+    typer.Option("--jobs-per-min", parser=read_bound, metavar="N|none", help="At most so many jobs a minute."),
+]
+Monthly = Annotated[
+    int | None,
+    typer.Option("--monthly-credits", min=0, max=1_000_000_000, metavar="N", help="Whole credits each month; 0: none."),
 ]
 JobId = Annotated[UUID, typer.Argument(parser=read_id, metavar="JOB_ID", help="The job's id.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most this many rows.")]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,9 +14,11 @@ import typer
 from limner.cli import demo_picture, listening, session, supervisor
 from limner.cli.checks import Check, CheckFailed, try_one
 from limner.db import lint, revisions, roles
+from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.egress import probe
+from limner.hub import queue
 from limner.kit.crypto import RootKey
 from limner.ledger import invariants
 from limner.media.store import ObjectMissing, ObjectStore
@@ -104,6 +107,7 @@ def database(config: Settings) -> list[Check]:
                     try_one("roles", lambda: _roles(url, root)),
                     try_one("isolation lint", lambda: _lint(url)),
                     try_one("worker", lambda: asyncio.run(_worker(config, url, root))),
+                    _queue(config, url, root),
                     try_one("books", lambda: asyncio.run(_books(config, url, root))),
                 ]
     except typer.Exit:  # session.postgres has said why on standard error
@@ -171,6 +175,28 @@ async def _worker(config: Settings, url: str, root: RootKey) -> str:
             f"see {config.home / 'log'}/worker-*.log",
         )
     return f"none is needed; {waiting}"
+
+
+def _queue(config: Settings, url: str, root: RootKey) -> Check:
+    """Nobody forgot a pause: meant or not, it is worth a line."""
+
+    async def look() -> list[queue.Line]:
+        async with _system(config, url, root, "limner_operator", "the doctor looks for pauses") as tx:
+            return [line for line in await queue.list_lines(tx) if line.paused_at is not None]
+
+    def found() -> str:
+        paused.extend(asyncio.run(look()))
+        if not paused:
+            return "nobody is paused"
+        names = [
+            "everybody" if x.org_id == PLATFORM else x.slug if x.app_id == x.org_id else f"an app of {x.slug}"
+            for x in paused
+        ]
+        return f"paused: {', '.join(str(name) for name in names[:5])}{' and more' if len(names) > 5 else ''}"
+
+    paused: list[queue.Line] = []
+    check = try_one("queue", found)
+    return replace(check, fix="limner queue shows since when; limner queue resume ends it") if paused else check
 
 
 async def _books(config: Settings, url: str, root: RootKey) -> str:

@@ -5,8 +5,26 @@ from typing import Annotated, Any
 import typer
 
 from limner.cli import printing, session
-from limner.cli.arguments import Credits, Json, Limit, Reason, Ref, group, read_cap, read_name, read_positive_credits
+from limner.cli.arguments import (
+    Credits,
+    JobsPerMin,
+    Json,
+    Limit,
+    MaxRunning,
+    Monthly,
+    Reason,
+    Ref,
+    Weight,
+    bound,
+    group,
+    limits_of,
+    read_bound,
+    read_cap,
+    read_name,
+    read_positive_credits,
+)
 from limner.db.pools import Database
+from limner.hub import queue
 from limner.kit import ids
 from limner.ledger import wallets
 from limner.tenancy import apps, audit, operator_credits, organizations
@@ -23,7 +41,9 @@ def shape(org: Organization) -> dict[str, Any]:
     """For machines."""
     return {
         "id": org.org_id, "slug": org.slug, "name": org.name, "active": org.is_active, "grants": org.grants,
-        "exposure_cap": printing.exact(org.exposure_cap_mc), "show_costs": org.show_costs, "created_at": org.created_at,
+        "exposure_cap": printing.exact(org.exposure_cap_mc), "monthly_credits": printing.exact(org.monthly_mc),
+        "jobs_per_min": org.jobs_per_min, "max_open": org.max_open, "show_costs": org.show_costs,
+        "created_at": org.created_at,
     }  # fmt: skip
 
 
@@ -80,24 +100,28 @@ def list_all(as_json: Json = False) -> None:
 def show(slug: Slug, as_json: Json = False) -> None:
     """One organization, what its wallet holds, and its apps."""
 
-    async def work(db: Database) -> tuple[Organization, wallets.Wallet, list[apps.App]]:
+    async def work(db: Database) -> tuple[Organization, wallets.Wallet, list[apps.App], tuple[int, int | None]]:
         async with session.operator_tx(db, slug) as tx:
             return (
                 await organizations.get(tx, str(tx.org_id)),
                 await wallets.get(tx, tx.org_id),
                 await apps.list_all(tx),
+                await queue.get_share(tx, None),
             )
 
-    org, wallet, its_apps = session.run(work)
+    org, wallet, its_apps, (weight, max_running) = session.run(work)
     balance = {"available": printing.exact(wallet.available_mc), "held": printing.exact(wallet.held_mc)}
     if as_json:
-        printing.document(shape(org) | {"wallet": balance, "apps": [app.slug for app in its_apps]})
+        its = {"wallet": balance, "apps": [app.slug for app in its_apps], "weight": weight, "max_running": max_running}
+        printing.document(shape(org) | its)
         return
     printing.facts([
         ("organization", org.slug), ("name", org.name), ("id", org.org_id), ("active", org.is_active),
         ("grants", org.grants), ("exposure cap", printing.grouped(org.exposure_cap_mc)),
         ("shows costs", org.show_costs), ("available", printing.grouped(wallet.available_mc)),
-        ("on hold", printing.grouped(wallet.held_mc)), ("apps", ", ".join(app.slug for app in its_apps) or None),
+        ("on hold", printing.grouped(wallet.held_mc)), ("monthly credits", printing.grouped(org.monthly_mc)),
+        ("jobs a minute", org.jobs_per_min), ("open jobs at most", org.max_open), ("weight", weight),
+        ("running at most", max_running), ("apps", ", ".join(app.slug for app in its_apps) or None),
         ("created", org.created_at),
     ])  # fmt: skip
 
@@ -120,6 +144,41 @@ def change(
     if name is None and grants is None and exposure_cap is None and show_costs is None:
         raise typer.BadParameter("nothing to change: give --name, --grants, --exposure-cap or --show-costs")
     _change(slug, as_json, name=name, grants=grants, exposure_cap_mc=exposure_cap, show_costs=show_costs)
+
+
+@app.command("set")
+def set_limits(
+    slug: Slug,
+    weight: Weight = None,
+    max_running: MaxRunning = None,
+    jobs_per_min: JobsPerMin = None,
+    max_open: Annotated[
+        int | None,
+        typer.Option("--max-open", parser=read_bound, metavar="N|none", help="At most so many open jobs."),
+    ] = None,
+    monthly: Monthly = None,
+    as_json: Json = False,
+) -> None:
+    """Set its limits, its allowance and its part of the workers; "none" lifts a limit. In force within a minute."""
+    limits = limits_of(monthly, jobs_per_min=jobs_per_min, max_open=max_open)
+    if not limits and weight is None and max_running is None:
+        raise typer.BadParameter(
+            "nothing to set: give --weight, --max-running, --jobs-per-min, --max-open or --monthly-credits"
+        )
+
+    async def work(db: Database) -> tuple[Organization, tuple[int, int | None]]:
+        async with session.operator_tx(db, slug) as tx:
+            if limits:
+                await organizations.set_limits(tx, limits, actor=session.actor())
+            if weight is not None or max_running is not None:
+                await queue.share(tx, None, actor=session.actor(), weight=weight, max_running=bound(max_running))
+            return await organizations.get(tx, str(tx.org_id)), await queue.get_share(tx, None)
+
+    org, (its_weight, its_cap) = session.run(work)
+    if as_json:
+        printing.document(shape(org) | {"weight": its_weight, "max_running": its_cap})
+    else:
+        printing.say(f"organization {org.slug} changed")
 
 
 @app.command("enable")

@@ -82,16 +82,22 @@ def show(shown: RenderableType, *, prose: bool = False) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
     """A table for people, or the words `empty` when there is nothing to show."""
+    shown = grid(columns, rows)
+    if shown.row_count:
+        show(shown)
+    else:
+        say(empty)
+
+
+def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """The table itself, for what shows it among other things."""
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
         right = name in CREDIT_COLUMNS
         shown.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
         shown.add_row(*(cell(value) for value in row))
-    if shown.row_count:
-        show(shown)
-    else:
-        say(empty)
+    return shown
 
 
 def facts(pairs: Iterable[tuple[str, Any]], *, prose: bool = False) -> None:

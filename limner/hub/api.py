@@ -48,16 +48,19 @@ class JobEndpoints:
 
     async def generate(self, request: Request) -> Response:
         caller = await self._api.authenticate(request)
-        submitted, model = await self._api.submitter.submit(request, caller)
+        if parsing.flag(request, "dry_run"):
+            return answer(schemas.dry_run_body(*await self._api.submitter.try_out(request, caller)))
+        accepted = await self._api.submitter.submit(request, caller)
+        submitted = accepted.submitted
         body = {
             "job_id": submitted.job_id,
             "status": "queued",
-            "model": model,
+            "model": accepted.model,
             "tokens_charged": money.whole(submitted.hold_mc),
             "user_balance": money.whole(submitted.available_mc),
             "estimated_wait_seconds": submitted.wait_s,
         }
-        headers = {"location": f"/api/v1/jobs/{submitted.job_id}"}
+        headers = {"location": f"/api/v1/jobs/{submitted.job_id}", **accepted.headers}
         if submitted.replayed:
             headers["idempotent-replayed"] = "true"
         return answer(body, 202, headers)
@@ -159,6 +162,6 @@ async def _load(tx: Tx, caller: Caller, job_id: str) -> jobs.Job:
 
 def _etag(job: jobs.Job, urls: MediaUrls) -> str:
     """Changes with the job's state and progress, and with the hour its URLs are signed for."""
-    facts = (job.state, job.percent, job.stage, job.runs, job.cancel_requested_at, job.refunded_mc)
+    facts = (job.state, job.percent, job.stage, job.runs, job.cancel_requested_at, job.refunded_mc, job.is_erased)
     signed_for = urls.expiry() if job.outputs else 0
     return f'W/"{hashlib.sha256(repr((job.id, facts, signed_for)).encode()).hexdigest()[:24]}"'

@@ -39,6 +39,7 @@ REASONS = {
     409: "The job has ended already.",
     413: "The body is too large.",
     415: "Not application/json.",
+    429: "A limit is reached: `limit`, `limit_size`, `retry_after`; the headers of the limits, and `Retry-After`.",
     422: "The idempotency key was used for another request.",
     503: "Busy: `Retry-After` says when to come back; with an idempotency key nothing is done twice.",
 }
@@ -62,19 +63,36 @@ def _header(description: str, kind: str = "string") -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind}}
 
 
+LIMITS = {
+    "RateLimit-Policy": _header("Every limit that holds for this call: its name, size and window."),
+    "RateLimit": _header("What is left of each (`r`) and in how many seconds it will be full again (`t`)."),
+    "X-RateLimit-Limit": _header("The size of the tightest one.", "integer"),
+    "X-RateLimit-Remaining": _header("What is left of it.", "integer"),
+    "X-RateLimit-Reset": _header("Seconds until it is full again.", "integer"),
+}
 RETRY_AFTER = _header("Seconds; while the job is open.", "integer")
 REPLAYED = _header("`true` when this answer was given before for the same idempotency key.")
 
 GENERATE: dict[str, Any] = {
     "summary": "Submit a job",
-    "description": "Holds the price, stores the job and queues it, all in one commit; a worker does the rest.",
+    "description": "Holds the price, stores the job and queues it, all in one commit; a worker does the rest. With `dry_run=1`"
+    " nothing is stored, held or counted: 200 says what would happen.",
     "response_model": schemas.Accepted,
     "responses": {
-        202: {"headers": {"Location": _header("Where the job is."), "Idempotent-Replayed": REPLAYED}},
-        **_errors(402, 404, 408, 413, 415, 422),
+        200: {"model": schemas.DryRun, "description": "With `dry_run=1`: what would happen. Nothing did."},
+        202: {"headers": {"Location": _header("Where the job is."), "Idempotent-Replayed": REPLAYED, **LIMITS}},
+        **_errors(402, 404, 408, 413, 415, 422, 429),
     },
     "openapi_extra": {
-        "parameters": [USER_ID, IDEMPOTENCY_KEY],
+        "parameters": [
+            USER_ID,
+            IDEMPOTENCY_KEY,
+            _query(
+                "dry_run",
+                {"type": "string", "enum": ["1", "0", "true", "false"]},
+                "1: say what would happen, do nothing.",
+            ),
+        ],
         "requestBody": _body(
             ENVELOPE,
             {
@@ -92,7 +110,7 @@ GET_JOB: dict[str, Any] = {
     "responses": {
         200: {"headers": {"ETag": _header("Of this state of the job."), "Retry-After": RETRY_AFTER}},
         304: {"description": "Nothing changed since that ETag."},
-        **_errors(404),
+        **_errors(404, 429),
     },
     "openapi_extra": {"parameters": [USER_ID, IF_NONE_MATCH]},
 }
@@ -100,7 +118,7 @@ LIST_JOBS: dict[str, Any] = {
     "summary": "List jobs",
     "description": "Newest first: one user's with `X-User-ID`, the whole app's without.",
     "response_model": schemas.JobPage,
-    "responses": _errors(),
+    "responses": _errors(429),
     "openapi_extra": {
         "parameters": [
             USER_ID,
@@ -124,14 +142,14 @@ GET_RECEIPT: dict[str, Any] = {
     "summary": "A job's receipt",
     "description": "Every run and attempt, every transfer of credits, what was used, and the rule that chose the provider.",
     "response_model": schemas.Receipt,
-    "responses": _errors(404),
+    "responses": _errors(404, 429),
     "openapi_extra": {"parameters": [USER_ID]},
 }
 LIST_MODELS: dict[str, Any] = {
     "summary": "List models",
     "description": "What this organization may use, each with its price and strict input schema.",
     "response_model": schemas.ModelList,
-    "responses": _errors(),
+    "responses": _errors(429),
 }
 LIST_TRANSACTIONS: dict[str, Any] = {
     "summary": "A user's transactions",
@@ -156,7 +174,7 @@ GET_USER: dict[str, Any] = {
     "summary": "Get a user",
     "description": "Balance, what of it ends when, debt, and job counts. Reading never makes a user.",
     "response_model": schemas.UserBody,
-    "responses": _errors(404),
+    "responses": _errors(404, 429),
     "openapi_extra": {"parameters": [USER_ID]},
 }
 GRANT_BATCH: dict[str, Any] = {

@@ -25,8 +25,8 @@ SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[]
 SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s::text::json)"
 COLUMNS = """
 j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc,
-j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence, j.request_id,
-j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at, u.external_id
+j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.run_at, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence,
+j.request_id, j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at, u.external_id
 """
 SOURCE = """
 limner.job j LEFT JOIN limner.job_queue q ON q.org_id = j.org_id AND q.job_id = j.id
@@ -111,6 +111,7 @@ class Job:
     price_hold_mc: int
     price_final_mc: int | None
     refunded_mc: int
+    run_at: datetime | None
     runs: int
     provider_used: str | None
     error_code: str | None
@@ -128,6 +129,11 @@ class Job:
     @property
     def is_open(self) -> bool:
         return self.state in OPEN
+
+    @property
+    def is_erased(self) -> bool:
+        """It delivered, and what it delivered was erased since: a success always has outputs, if only an empty list."""
+        return self.state == "succeeded" and self.outputs is None
 
     @property
     def charged_mc(self) -> int:
@@ -263,16 +269,3 @@ async def cancel(tx: Tx, app_id: UUID | None, job_id: UUID, user_id: UUID | None
     if row["outcome"] is None:
         raise JobNotFound(str(job_id))
     return str(row["outcome"])
-
-
-async def mean_wait_s(tx: Tx, app_id: UUID, model: str, sample: int = 20) -> float | None:
-    """Seconds from submit to end over this app's last jobs of a model, or None before the first."""
-    row = await tx.get(
-        "SELECT avg(extract(epoch FROM r.finished_at - r.created_at))::float8 AS mean FROM ("
-        " SELECT j.model, j.state, j.finished_at, j.created_at FROM limner.job j"
-        " WHERE j.org_id = %(org)s AND j.app_id = %(app)s ORDER BY j.id DESC LIMIT %(window)s) r"
-        " WHERE r.model = %(model)s AND r.state = 'succeeded'",
-        {"org": tx.org_id, "app": app_id, "model": model, "window": sample * 5},
-    )
-    mean: float | None = row["mean"]
-    return mean

@@ -24,6 +24,10 @@ ENVELOPE: dict[str, Any] = {
             "type": "integer", "minimum": 1, "maximum": 100, "default": 10,
             "description": "Order among your own app's waiting jobs: lower goes first.",
         },
+        "run_at": {
+            "type": "string", "maxLength": 40,
+            "description": "Not before this time (RFC 3339 with an offset): until then the job waits. A past time means now.",
+        },
         "webhook_url": {"type": "string", "maxLength": 2048, "description": "Not available yet."},
         "idempotency_key": {
             "type": "string", "minLength": 1, "maxLength": 255,

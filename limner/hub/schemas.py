@@ -7,7 +7,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from limner.hub.catalog import Model
-from limner.hub.jobs import Job
+from limner.hub.dry_run import Foreseen
+from limner.hub.jobs import Job, Submission
 from limner.kit import money
 from limner.ledger.statements import Line
 from limner.media.urls import MediaUrls
@@ -33,6 +34,24 @@ class Accepted(BaseModel):
     model: str
     tokens_charged: int
     user_balance: int
+    estimated_wait_seconds: int
+
+
+class PlannedRoute(BaseModel):
+    provider: str
+    provider_model: str
+    priority: int
+    rule: str = Field(description="Why it stands at this place.")
+
+
+class DryRun(BaseModel):
+    """200 of generate with `dry_run=1`: what it would cost, what would be left, and who would be asked in which order."""
+
+    dry_run: Literal[True]
+    model: str
+    tokens_charged: int
+    user_balance: int
+    routes: list[PlannedRoute]
     estimated_wait_seconds: int
 
 
@@ -76,6 +95,8 @@ class JobBody(BaseModel):
     provider_used: str | None = None
     error: JobError | None = None
     cancel_requested: bool | None = None
+    run_at: datetime | None = Field(default=None, description="Where the job was ordered for later: not before then.")
+    erased: bool | None = Field(default=None, description="`true`: it delivered, and its outputs were erased since.")
 
 
 class JobPage(BaseModel):
@@ -262,7 +283,25 @@ class Problem(BaseModel):
     balance: int | None = None
     required: int | None = None
     retry_after: int | None = None
+    limit: Literal["user", "app", "organization", "open_jobs", "reads"] | None = None
+    limit_size: int | None = None
     request_id: UUID
+
+
+def dry_run_body(submission: Submission, foreseen: Foreseen) -> dict[str, Any]:
+    """What a submit would do."""
+    return {
+        "dry_run": True,
+        "model": submission.model,
+        "tokens_charged": money.whole(submission.hold_mc),
+        "user_balance": money.whole(foreseen.available_mc),
+        "routes": [
+            {"provider": c.route.provider, "provider_model": c.route.provider_model, "priority": c.route.priority,
+             "rule": c.rule}
+            for c in foreseen.candidates
+        ],
+        "estimated_wait_seconds": submission.wait_s,
+    }  # fmt: skip
 
 
 def job_body(job: Job, urls: MediaUrls) -> dict[str, Any]:
@@ -278,7 +317,11 @@ def job_body(job: Job, urls: MediaUrls) -> dict[str, Any]:
         "progress": _progress(job),
         "tokens_charged": money.whole(job.charged_mc),
     }
-    if job.state == "succeeded":
+    if job.run_at is not None:
+        body["run_at"] = job.run_at
+    if job.is_erased:
+        body |= {"erased": True, "provider_used": job.provider_used}
+    elif job.state == "succeeded":
         body["outputs"] = [_output(item, urls) for item in job.outputs or []]
         body["provider_used"] = job.provider_used
     elif job.state in {"failed", "cancelled"}:

@@ -1,54 +1,43 @@
 """From a request body to an accepted job: parse once, price what was parsed, submit what was priced."""
 
-import asyncio
 import hashlib
 import math
-import time
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import orjson
-import psycopg
 from starlette.requests import Request
 
-from limner.db.pools import Database, DatabaseUnavailable
+from limner.db.pools import Database
 from limner.db.wake import Waker
-from limner.hub import catalog, inputs, jobs, pricing
+from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
 from limner.hub.intake import Intake
+from limner.hub.limits import SubmitLimits
 from limner.hub.providers.base import Blob
 from limner.hub.schema import ENVELOPE, InputSchema
+from limner.hub.waits import Order, WaitEstimates
 from limner.kit import money
 from limner.kit.cpu import CpuPool
 from limner.ledger import refusals
+from limner.tenancy import end_users
 from limner.web import parsing
-from limner.web.caller import Caller, Quotas
-from limner.web.errors import ApiError, invalid
+from limner.web.caller import Caller
+from limner.web.errors import ApiError, invalid, not_found
 
 ROUTE = "generate"
-WAIT_CACHE_S = 10.0
-WAIT_ENTRIES = 10_000
 LARGEST_SHARED = 16_384
 """Bytes of a request: a longer one gets a commit of its own, so that it delays nobody else's."""
 
 
 @dataclass(frozen=True, slots=True)
-class SubmitLimits:
-    """What a submission is held to: image bounds, runs a job, how many may wait for the database, jobs a minute (0: any)."""
+class Accepted:
+    """`headers` tell what is left of the limits."""
 
-    images: inputs.ImageLimits
-    max_runs: int
-    backlog: int
-    user_per_min: int
-    app_per_min: int
-
-    def of(self, quotas: Quotas) -> jobs.Limits:
-        """What holds for a caller: its own quotas before the installation's."""
-        return jobs.Limits(
-            quotas.user_per_min or self.user_per_min or None,
-            quotas.app_per_min or self.app_per_min or None,
-            quotas.org_per_min,
-            quotas.max_open,
-        )
+    submitted: jobs.Submitted
+    model: str
+    headers: dict[str, str]
 
 
 class Submitter:
@@ -60,13 +49,31 @@ class Submitter:
         self._pool = pool
         self._limits = limits
         self._envelope = InputSchema(ENVELOPE)
-        self._waits: dict[tuple[UUID, str], tuple[float, int]] = {}
-        self._measuring: set[asyncio.Task[None]] = set()
+        self._waits = WaitEstimates(db)
         self._intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
-    async def submit(self, request: Request, caller: Caller) -> tuple[jobs.Submitted, str]:
-        """The accepted job and its model's name. Raises ApiError; nothing is stored or charged then."""
+    async def submit(self, request: Request, caller: Caller) -> Accepted:
+        """Accept a job, or find the one its idempotency key stands for. Raises ApiError; nothing is stored or charged then."""
+        submission, shared = await self._read(request, caller)
+        submitted = await self._store(caller.org_id, submission, alone=not shared)
+        request.state.log |= {"job": submitted.job_id, "model": submission.model}
+        self.waker.wake()
+        return Accepted(submitted, submission.model, limits.headers(submission.limits, submitted, self._db.clock.now()))
+
+    async def try_out(self, request: Request, caller: Caller) -> tuple[jobs.Submission, dry_run.Foreseen]:
+        """What `submit` would do. Raises what it raises, but for limits and idempotency; and 404 for an unknown end user."""
+        submission, _ = await self._read(request, caller)
+        try:
+            async with self._db.tenant_tx(caller.org_id) as tx:
+                return submission, await dry_run.foresee(tx, submission)
+        except end_users.UserNotFound:
+            raise not_found("user") from None
+        except (refusals.TooFewCredits, refusals.Inactive) as error:
+            raise _worded(error, submission) from None
+
+    async def _read(self, request: Request, caller: Caller) -> tuple[jobs.Submission, bool]:
+        """The request as parsed, priced and hashed, and whether it may share a commit. Raises ApiError."""
         external_id = _payer(caller)
         body = await parsing.json_object(request)
         envelope = self._envelope.parse(body)
@@ -74,17 +81,17 @@ class Submitter:
         if "webhook_url" in envelope:
             raise ApiError(400, "webhooks_not_available", "Webhooks are not available yet: read the job instead.",
                            details={"/webhook_url": ["is not available yet"]})  # fmt: skip
+        run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
+        ahead_s = self._ahead_s(run_at)
         model = await self._model(caller.org_id, envelope["model"])
         parsed = model.schema.parse(envelope["input"])
-        hold_mc = pricing.quote_mc(model.row.price_mc, model.row.price_unit, parsed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await inputs.take(parsed, self._limits.images, self._pool)
-        # of an image its SHA-256 goes in: the same bytes are the same request
-        hashed = {"model": model.row.name, "input": recorded, "priority": envelope["priority"]}
-        canonical = orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
-        limits = self._limits.of(caller.quotas)
+        canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at)
+        bounds = self._limits.of(caller.quotas, for_user=external_id is not None)
+        order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
         submission = jobs.Submission(
             app_id=caller.app_id,
             external_id=external_id,
@@ -93,43 +100,38 @@ class Submitter:
             model=model.row.name,
             kind=model.row.kind,
             unit_price_mc=model.row.price_mc,
-            hold_mc=hold_mc,
+            hold_mc=pricing.quote_mc(model.row.price_mc, model.row.price_unit, parsed),
             priority=envelope["priority"],
             idempotency_key=key,
             request_hash=hashlib.sha256(canonical).digest(),
             input=recorded,
             images=blobs,
-            wait_s=self._wait_s(caller, model.row),
+            wait_s=math.ceil(ahead_s) + await self._waits.get(order, model.row.expected_s),
             deadline_s=model.row.deadline_s,
             max_runs=self._limits.max_runs,
             request_id=request.state.request_id,
             traceparent=parsing.traceparent(request),
-            limits=limits,
+            run_at=run_at if ahead_s else None,
+            limits=bounds,
         )
         # what the shared statement does not count, or would wait for
-        alone = (
-            bool(blobs)
-            or len(canonical) > LARGEST_SHARED
-            or limits.org_per_min is not None
-            or limits.max_open is not None
-        )
-        submitted = await self._store(caller.org_id, submission, alone=alone)
-        request.state.log |= {"job": submitted.job_id, "model": model.row.name}
-        self.waker.wake()
-        return submitted, model.row.name
+        counted_alone = bounds.org_per_min is not None or bounds.max_open is not None
+        return submission, not (blobs or counted_alone or len(canonical) > LARGEST_SHARED)
+
+    def _ahead_s(self, run_at: datetime | None) -> float:
+        """Seconds until then by the database's clock, 0 for what is past. Raises ApiError 400 for what is too far."""
+        if run_at is None:
+            return 0
+        ahead_s = run_at.timestamp() - self._db.clock.now()
+        if ahead_s > self._limits.max_run_at_s:
+            raise invalid({"/run_at": [f"must not be more than {self._limits.max_run_at_s} seconds ahead"]})
+        return max(0, ahead_s)
 
     async def _store(self, org_id: UUID, submission: jobs.Submission, alone: bool) -> jobs.Submitted:
         try:
             return await self._intake.submit(org_id, submission, alone=alone)
-        except refusals.TooFewCredits as error:
-            raise too_few_credits(error) from None
-        except refusals.Inactive:
-            raise ApiError(403, "user_inactive", "This user is deactivated.") from None
-        except refusals.TooMany as error:
-            raise too_many(error) from None
-        except refusals.Reused:
-            raise ApiError(422, "idempotency_key_reused",
-                           "This idempotency key was used for another request.") from None  # fmt: skip
+        except refusals.Refused as error:
+            raise _worded(error, submission) from None
 
     async def _model(self, org_id: UUID, name: str) -> catalog.CompiledModel:
         compiled = self._models.find(org_id, name)
@@ -141,30 +143,6 @@ class Submitter:
             compiled = self._models.put(org_id, row)
         return compiled
 
-    def _wait_s(self, caller: Caller, model: catalog.Model) -> int:
-        """What this app's last jobs of the model took, measured at most every ten seconds; the catalog's figure before."""
-        key = (caller.app_id, model.name)
-        known = self._waits.get(key)
-        if known is None or known[0] < time.monotonic():
-            estimate = known[1] if known else math.ceil(model.expected_s)
-            if len(self._waits) >= WAIT_ENTRIES:
-                self._waits.clear()
-            self._waits[key] = (time.monotonic() + WAIT_CACHE_S, estimate)
-            task = asyncio.create_task(self._measure(caller, model, key))
-            self._measuring.add(task)
-            task.add_done_callback(self._measuring.discard)
-            return estimate
-        return known[1]
-
-    async def _measure(self, caller: Caller, model: catalog.Model, key: tuple[UUID, str]) -> None:
-        try:
-            async with self._db.tenant_tx(caller.org_id) as tx:
-                mean = await jobs.mean_wait_s(tx, caller.app_id, model.name)
-        except (DatabaseUnavailable, psycopg.Error):
-            return
-        if mean is not None:
-            self._waits[key] = (time.monotonic() + WAIT_CACHE_S, max(1, math.ceil(mean)))
-
 
 def _payer(caller: Caller) -> str | None:
     """Who pays: the end user, or, with the scope `org:spend` only, the organization itself."""
@@ -174,23 +152,32 @@ def _payer(caller: Caller) -> str | None:
     return caller.external_id
 
 
+def _canonical(model: str, recorded: dict[str, Any], priority: int, run_at: datetime | None) -> bytes:
+    """What makes two requests the same. Of an image its SHA-256 goes in: the same bytes are the same request."""
+    hashed: dict[str, Any] = {"model": model, "input": recorded, "priority": priority}
+    if run_at is not None:
+        hashed["run_at"] = run_at
+    return orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
+
+
+def _worded(error: refusals.Refused, submission: jobs.Submission) -> Exception:
+    """The refusal as this surface tells it; one that is none of its own as it is."""
+    match error:
+        case refusals.TooFewCredits():
+            return too_few_credits(error)
+        case refusals.Inactive():
+            return ApiError(403, "user_inactive", "This user is deactivated.")
+        case refusals.TooMany():
+            return limits.too_many(error, submission.limits)
+        case refusals.Reused():
+            return ApiError(422, "idempotency_key_reused", "This idempotency key was used for another request.")
+    return error
+
+
 def too_few_credits(error: refusals.TooFewCredits) -> ApiError:
     """402 with what there is and what it takes, in whole credits (rounded down, rounded up)."""
     code = "insufficient_tokens" if error.wallet == "end_user" else "insufficient_organization_tokens"
     return ApiError(
         402, code, "Insufficient tokens." if error.wallet == "end_user" else "The organization has too few tokens.",
         extra={"balance": money.whole(error.balance_mc), "required": -money.whole(-error.required_mc)},
-    )  # fmt: skip
-
-
-def too_many(error: refusals.TooMany) -> ApiError:
-    """429 that names the limit, its size and when to come again."""
-    wait_s = math.ceil(error.retry_after_s)
-    if error.limit == "open_jobs":
-        message = f"The organization has its {error.size} open jobs already: wait until some are done."
-    else:
-        message = f"More than {error.size} jobs a minute for this {error.limit}: try again in {wait_s} s."
-    return ApiError(
-        429, "rate_limited", message, extra={"limit": error.limit, "limit_size": error.size, "retry_after": wait_s},
-        headers={"retry-after": str(wait_s)},
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Apps: an organization's API clients, each with its own keys and end users."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -11,7 +12,9 @@ from limner.kit import ids
 from limner.tenancy import audit
 from limner.tenancy.organizations import SlugTaken, check_slug
 
-COLUMNS = "id, slug, name, description, is_enabled, welcome_mc, created_at"
+COLUMNS = """id, slug, name, description, is_enabled, welcome_mc, monthly_mc, jobs_per_min, user_jobs_per_min, keep_days, keep_jobs,
+created_at"""
+LIMITS = frozenset({"monthly_mc", "jobs_per_min", "user_jobs_per_min", "keep_days", "keep_jobs"})
 
 
 class AppNotFound(LookupError):
@@ -20,7 +23,10 @@ class AppNotFound(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """`welcome_mc`: milli-credits each new end user is granted."""
+    """`welcome_mc`: milli-credits each new end user is granted; `monthly_mc`: and each end user every month.
+
+    `jobs_per_min`, `user_jobs_per_min`, `keep_days`, `keep_jobs`: None is what the installation's settings say.
+    """
 
     id: UUID
     slug: str
@@ -28,6 +34,11 @@ class App:
     description: str
     is_enabled: bool
     welcome_mc: int
+    monthly_mc: int
+    jobs_per_min: int | None
+    user_jobs_per_min: int | None
+    keep_days: int | None
+    keep_jobs: int | None
     created_at: datetime
 
 
@@ -91,4 +102,17 @@ async def change(
         actor,
         **{key: value for key, value in given.items() if value is not None},
     )
+    return await get(tx, str(app.id))
+
+
+async def set_limits(tx: Tx, app: App, limits: Mapping[str, int | None], *, actor: str) -> App:
+    """Set these of LIMITS; None goes back to the installation's default. In force within a minute."""
+    if not limits or not limits.keys() <= LIMITS:
+        raise ValueError(f"not limits of an app: {sorted(limits)}")
+    sets = ", ".join(f"{name} = %({name})s" for name in sorted(limits))
+    await tx.execute(
+        f"UPDATE limner.app SET {sets} WHERE org_id = %(org)s AND id = %(id)s",
+        {**limits, "org": tx.org_id, "id": app.id},
+    )
+    await audit.record(tx, "app.limited", "app", app.id, actor, **limits)
     return await get(tx, str(app.id))

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from limner.db.pools import Database
 from limner.tenancy import api_keys, end_users
-from limner.web import parsing
+from limner.web import parsing, rates
 from limner.web.caller import Caller, Quotas
 from limner.web.errors import ApiError, invalid
 
@@ -20,13 +20,16 @@ class KeyAuthenticator:
     Unknown keys are not remembered: a flood of them cannot push live ones out.
     """
 
-    def __init__(self, db: Database, cache_s: float) -> None:
+    def __init__(self, db: Database, cache_s: float, reads: rates.ReadLimit) -> None:
         self._db = db
+        self._reads = reads
         self._cache_s = cache_s
         self._cache: OrderedDict[bytes, tuple[float, api_keys.ResolvedKey]] = OrderedDict()
 
     async def __call__(self, request: Request) -> Caller:
-        """Raises ApiError 401 `missing_api_key`, `invalid_api_key`; 403 `app_disabled`, `organization_inactive`."""
+        """Raises ApiError 401 `missing_api_key`, `invalid_api_key`; 403 `app_disabled`, `organization_inactive`; 429 for a
+        GET beyond the key's reads a minute.
+        """
         presented = parsing.one_header(request, "X-API-Key")
         if not presented:
             raise ApiError(401, "missing_api_key", "Send your API key in the X-API-Key header.")
@@ -38,6 +41,8 @@ class KeyAuthenticator:
             raise ApiError(403, "organization_inactive", "This organization is deactivated.")
         if not key.app_enabled:
             raise ApiError(403, "app_disabled", "This app is disabled.")
+        if request.method == "GET":
+            self._reads.take(key.key_id)
         external_id = _external_id(request)
         request.state.log = {"org": key.org_id, "app": key.app_id, "user": external_id}
         quotas = Quotas(key.user_jobs_per_min, key.app_jobs_per_min, key.org_jobs_per_min, key.org_max_open)

@@ -1,6 +1,7 @@
 """Organizations: the tenants."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -13,7 +14,8 @@ from limner.tenancy import audit
 
 Grants = Literal["issue", "from_wallet"]
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
-COLUMNS = "org_id, slug, name, is_active, grants, exposure_cap_mc, show_costs, created_at"
+COLUMNS = """org_id, slug, name, is_active, grants, exposure_cap_mc, monthly_mc, jobs_per_min, max_open, show_costs, created_at"""
+LIMITS = frozenset({"monthly_mc", "jobs_per_min", "max_open"})
 
 
 class OrganizationNotFound(LookupError):
@@ -30,7 +32,10 @@ class BadSlug(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """`grants`: whether credits for end users are issued, or move out of the organization's own wallet."""
+    """`grants`: whether credits for end users are issued, or move out of the organization's own wallet.
+
+    `monthly_mc`: its wallet's allowance; `jobs_per_min`, `max_open`: None is no limit.
+    """
 
     org_id: UUID
     slug: str
@@ -38,6 +43,9 @@ class Organization:
     is_active: bool
     grants: Grants
     exposure_cap_mc: int | None
+    monthly_mc: int
+    jobs_per_min: int | None
+    max_open: int | None
     show_costs: bool
     created_at: datetime
 
@@ -127,3 +135,12 @@ async def change(
         actor,
         **{key: value for key, value in given.items() if value is not None},
     )
+
+
+async def set_limits(tx: Tx, limits: Mapping[str, int | None], *, actor: str) -> None:
+    """Set these of LIMITS for this transaction's organization; None lifts one. In force within a minute."""
+    if not limits or not limits.keys() <= LIMITS:
+        raise ValueError(f"not limits of an organization: {sorted(limits)}")
+    sets = ", ".join(f"{name} = %({name})s" for name in sorted(limits))
+    await tx.execute(f"UPDATE limner.organization SET {sets} WHERE org_id = %(org)s", {**limits, "org": tx.org_id})
+    await audit.record(tx, "organization.limited", "organization", tx.org_id, actor, **limits)

@@ -72,6 +72,7 @@ async def _measure(db: Database) -> None:
         queue = await tx.get("SELECT * FROM limner.queue_facts()")
     metrics.QUEUE_DEPTH.set(queue["depth"])
     metrics.QUEUE_RUNNING.set(queue["running"])
+    metrics.QUEUE_DEFERRED.set(queue["deferred"])
     metrics.QUEUE_OVERDUE.set(queue["overdue"])
     metrics.QUEUE_OLDEST.set(queue["oldest_s"])
     books = (await chores.last_results(db)).get("check_books", {})

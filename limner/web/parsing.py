@@ -20,6 +20,7 @@ MAX_VALUES = 250_000
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_PAGE = 100
 NO_MOMENT = "must be a moment like 2026-12-31T23:59:59Z, with its offset"
+FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -109,6 +110,22 @@ def moment_parameter(request: Request, name: str) -> datetime | None:
     if found is None:
         raise invalid({f"/{name}": [NO_MOMENT]})
     return found
+
+
+def moment_at(pointer: str, text: str) -> datetime:
+    """A moment in the body, in UTC. Raises ApiError 400."""
+    found = moment(text)
+    if found is None:
+        raise invalid({pointer: [NO_MOMENT]})
+    return found
+
+
+def flag(request: Request, name: str) -> bool:
+    """A parameter that is on or off: 1, true, 0, false; absent is off. Raises ApiError 400."""
+    text = request.query_params.get(name, "")
+    if text not in FLAGS:
+        raise invalid({f"/{name}": ["must be 1 or 0"]})
+    return FLAGS[text]
 
 
 def page_limit(request: Request, default: int = 20) -> int:

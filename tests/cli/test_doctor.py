@@ -22,14 +22,14 @@ def test_a_sound_installation(limner: Limner) -> None:
 
     assert [check for check in checks.values() if not check["ok"]] == []
     assert code == 0
-    assert len(checks) == 15
+    assert len(checks) == 16
 
 
 def test_people_read_a_line_a_check(limner: Limner) -> None:
     said = limner("doctor", env={"LIMNER_PORT": "0"})
 
     assert said.code == 0
-    assert said.out.count("✓") == 15
+    assert said.out.count("✓") == 16
     assert "✗" not in said.out
 
 

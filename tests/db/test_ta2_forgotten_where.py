@@ -11,7 +11,7 @@ import pytest_asyncio
 from limner.db.context import LIFE_S, PLATFORM, ContextSigner, DatabaseClock
 from limner.db.pools import Database, runtime_conninfo
 from limner.db.tx import Params, Tx
-from limner.hub import jobs
+from limner.hub import jobs, waits
 from limner.kit import ids
 from limner.ledger import statements, wallets
 from limner.tenancy import api_keys, apps, audit, end_users
@@ -212,7 +212,7 @@ async def _everything_an_app_can_ask(tx: Tx, ask: Tenant, world: Planted) -> lis
         jobs.get(tx, ask.app.id, world.their_queued),
         jobs.list_of_app(tx, ask.app.id, external_id=None, state=None, limit=100, before=None),
         jobs.list_of_app(tx, ask.app.id, external_id=CANARY, state=None, limit=100, before=None),
-        jobs.mean_wait_s(tx, ask.app.id, "test/painter"),
+        waits.measure(tx, ask.app.id, "test/painter", 50),
         wallets.get(tx, user_wallet),
         wallets.get(tx, ask.org_id),
         statements.list_lines(tx, user_wallet),

@@ -4,13 +4,16 @@ SET ROLE limner_owner;
 -- Rate limits are token buckets kept as one time, when the bucket will be full again (GCRA): a limit of n a minute lets a request
 -- pass if that time, moved on by a minute / n, is not more than a minute away. Buckets of 6,000 a minute and more are in eight pieces.
 CREATE FUNCTION limner._shards(p_rate int) RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT CASE WHEN p_rate >= 6000 THEN 8 ELSE 1 END $$;
+-- what one request moves that time on; rounded down, so that as many as the limit says fit into a minute (seven do not into 7 x 8.571429 s)
+CREATE FUNCTION limner._step(p_rate int, p_pieces int) RETURNS interval LANGUAGE sql IMMUTABLE AS $$
+  SELECT make_interval(secs => trunc(60.0 * p_pieces / p_rate, 6)::float8) $$;
 
 -- internal: takes one token of an app's or organization's bucket; when it is full again, or NULL when it is empty
 CREATE FUNCTION limner._take_token(t uuid, p_subject uuid, p_rate int) RETURNS timestamptz
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   n int := limner._shards(p_rate);
-  step interval := interval '1 minute' * n / p_rate;
+  step interval := limner._step(p_rate, n);
   piece int := pg_backend_pid() % n;
   v_tat timestamptz;
 BEGIN
@@ -31,8 +34,10 @@ END $$;
 CREATE FUNCTION limner._refuse_rate(t uuid, p_limit text, p_subject uuid, p_rate int, p_tat timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  step interval := interval '1 minute' * limner._shards(p_rate) / p_rate;
-  full_at timestamptz := coalesce(p_tat, (SELECT min(c.tat) FROM limner.rate_counter c WHERE c.org_id = t AND c.subject_id = p_subject));
+  n int := CASE WHEN p_limit = 'user' THEN 1 ELSE limner._shards(p_rate) END;
+  step interval := limner._step(p_rate, n);
+  full_at timestamptz := coalesce(p_tat, (SELECT min(c.tat) FROM limner.rate_counter c
+                                           WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard < n));
 BEGIN
   RAISE EXCEPTION 'too many requests' USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', p_limit, 'size', p_rate, 'window_s', 60,
     'retry_after_s', greatest(extract(epoch FROM full_at + step - interval '1 minute' - now()), 0.001),
@@ -49,7 +54,7 @@ CREATE FUNCTION limner._place(
 LANGUAGE plpgsql AS $$
 DECLARE
   v_wallet uuid := coalesce(p_user, t);
-  step interval := interval '1 minute' / p_user_rate;
+  step interval := limner._step(p_user_rate, 1);
   v_version bigint;
   w limner.wallet;
   lots boolean := false;
@@ -76,10 +81,10 @@ BEGIN
           p_hash, p_input, p_unit_price, p_hold, p_wait, p_run_at, lots, p_request_id, p_traceparent);
   INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
   VALUES (t, p_job, 'hold', v_wallet, v_version, available, 'revenue', p_hold, p_job);
-  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at)
+  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at, created_at)
   VALUES (t, p_job, p_app, p_priority, CASE WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
-          coalesce(p_run_at, clock_timestamp()), p_max_runs,
-          coalesce(greatest(p_run_at, clock_timestamp()), clock_timestamp()) + make_interval(secs => p_deadline_s));
+          greatest(p_run_at, clock_timestamp()), p_max_runs,
+          greatest(p_run_at, clock_timestamp()) + make_interval(secs => p_deadline_s), greatest(p_run_at, clock_timestamp()));
   IF step IS NULL THEN full_at := NULL; END IF;
 END $$;
 
@@ -139,8 +144,10 @@ BEGIN
     RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
       FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
     IF FOUND THEN RETURN; END IF;
-    -- copies of one request pay from one wallet: whoever waited for its lock looks again
-    PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t) FOR NO KEY UPDATE;
+  END IF;
+  -- the wallet before the buckets, as in a batch: two submits never wait for each other
+  PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t) FOR NO KEY UPDATE;
+  IF p_key IS NOT NULL OR p_again THEN               -- copies of one request pay from one wallet: whoever waited for it looks again
     RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
       FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
     IF FOUND THEN RETURN; END IF;
@@ -153,15 +160,19 @@ BEGIN
     org_full_at := limner._take_token(t, t, p_org_rate);
     IF org_full_at IS NULL THEN PERFORM limner._refuse_rate(t, 'organization', t, p_org_rate, NULL); END IF;
   END IF;
-  IF p_max_open IS NOT NULL AND (SELECT count(*) FROM (SELECT 1 FROM limner.job_queue q WHERE q.org_id = t LIMIT p_max_open) o) >= p_max_open THEN
-    RAISE EXCEPTION 'too many open jobs' USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', p_max_open, 'retry_after_s', 5);
+  IF p_max_open IS NOT NULL THEN
+    PERFORM pg_advisory_xact_lock(hashtextextended(t::text, 0));        -- counting and adding one are one step
+    IF (SELECT count(*) FROM (SELECT 1 FROM limner.job_queue q WHERE q.org_id = t LIMIT p_max_open) o) >= p_max_open THEN
+      RAISE EXCEPTION 'too many open jobs'
+        USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', p_max_open, 'retry_after_s', 5);
+    END IF;
   END IF;
   SELECT p.available, p.full_at INTO available_mc, user_full_at
     FROM limner._place(t, p_job, p_app, v_user, p_route, p_model_id, p_model, p_kind, p_unit_price, p_hold, p_priority, p_key, p_hash, p_input,
                        p_wait, p_deadline_s, p_max_runs, p_request_id, p_traceparent, p_run_at, CASE WHEN v_user IS NOT NULL THEN p_user_rate END) p;
   IF available_mc IS NULL THEN
     SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t);
-    IF v_user IS NOT NULL AND greatest(w.rate_tat, now()) + interval '1 minute' / p_user_rate > now() + interval '1 minute' THEN
+    IF v_user IS NOT NULL AND greatest(w.rate_tat, now()) + limner._step(p_user_rate, 1) > now() + interval '1 minute' THEN
       PERFORM limner._refuse_rate(t, 'user', v_user, p_user_rate, w.rate_tat);
     END IF;
     RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(
@@ -221,7 +232,7 @@ BEGIN
          WHERE c.org_id = t AND c.subject_id = s.app AND c.shard < limner._shards(s.app_rate) ORDER BY c.tat LIMIT 1 FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
         v_app := s.app;
-        v_step := interval '1 minute' * limner._shards(s.app_rate) / s.app_rate;
+        v_step := limner._step(s.app_rate, limner._shards(s.app_rate));
       END IF;
       CONTINUE WHEN greatest(bucket.tat, now()) + v_step > now() + interval '1 minute';
     END IF;
@@ -254,14 +265,15 @@ RETURNS TABLE (org_id uuid, job_id uuid, app_id uuid, fence bigint, run int, exh
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-  mine uuid[];             -- the capped organizations this claim may serve
+  v_now timestamptz := clock_timestamp();   -- a value: a function that moves cannot bound a scan of an index
+  mine uuid[];             -- of the organizations with a cap, or an app with one: those this claim may serve under it
   capped boolean := p_cap IS NOT NULL OR EXISTS (SELECT 1 FROM limner.queue_policy p WHERE p.max_running IS NOT NULL);
 BEGIN
   WITH deferred AS (
-    SELECT d.org_id, d.job_id FROM limner.job_queue d WHERE d.phase = 'deferred' AND d.claimable_at <= clock_timestamp()
+    SELECT d.org_id, d.job_id FROM limner.job_queue d WHERE d.phase = 'deferred' AND d.claimable_at <= v_now
      ORDER BY d.claimable_at LIMIT 500 FOR UPDATE SKIP LOCKED),
   expired AS (
-    SELECT l.org_id, l.job_id FROM limner.job_queue l WHERE l.phase = 'leased' AND l.claimable_at <= clock_timestamp()
+    SELECT l.org_id, l.job_id FROM limner.job_queue l WHERE l.phase = 'leased' AND l.claimable_at <= v_now
      ORDER BY l.claimable_at LIMIT 500 FOR UPDATE SKIP LOCKED)
   UPDATE limner.job_queue q SET phase = 'ready' FROM (SELECT * FROM deferred UNION ALL SELECT * FROM expired) due
    WHERE q.org_id = due.org_id AND q.job_id = due.job_id;
@@ -273,14 +285,15 @@ BEGIN
         SELECT (SELECT q.org_id FROM limner.job_queue q WHERE q.phase = 'ready' AND q.org_id > o.org_id ORDER BY q.org_id LIMIT 1)
           FROM o WHERE o.org_id IS NOT NULL)
       SELECT p.org_id FROM limner.queue_policy p
-       WHERE p.org_id IN (SELECT o.org_id FROM o) AND p.app_id = p.org_id AND coalesce(p.max_running, p_cap) IS NOT NULL
+       WHERE p.org_id IN (SELECT o.org_id FROM o) AND p.app_id = p.org_id
+         AND (p_cap IS NOT NULL OR EXISTS (SELECT 1 FROM limner.queue_policy c WHERE c.org_id = p.org_id AND c.max_running IS NOT NULL))
          FOR UPDATE SKIP LOCKED) x;
   END IF;
   RETURN QUERY
   WITH RECURSIVE
   overdue AS (
     SELECT q.org_id, q.job_id FROM limner.job_queue q
-     WHERE q.deadline_at < clock_timestamp() AND q.claimable_at <= clock_timestamp()
+     WHERE q.deadline_at < v_now AND q.claimable_at <= v_now
      ORDER BY q.deadline_at LIMIT least(20, p_n) FOR UPDATE SKIP LOCKED),
   lane AS (               -- a loose index scan: the distinct (organization, app) pairs that have something ready
     (SELECT q.org_id, q.app_id FROM limner.job_queue q WHERE q.phase = 'ready' ORDER BY q.org_id, q.app_id LIMIT 1)
@@ -290,7 +303,7 @@ BEGIN
        WHERE q.phase = 'ready' AND (q.org_id, q.app_id) > (l.org_id, l.app_id) ORDER BY q.org_id, q.app_id LIMIT 1) n),
   busy AS MATERIALIZED (
     SELECT q.org_id, q.app_id, count(*)::int AS n FROM limner.job_queue q
-     WHERE q.phase = 'leased' AND q.claimable_at > clock_timestamp() GROUP BY 1, 2),
+     WHERE q.phase = 'leased' AND q.claimable_at > v_now GROUP BY 1, 2),
   busy_org AS (SELECT b.org_id, sum(b.n)::int AS n FROM busy b GROUP BY 1),
   share AS MATERIALIZED (    -- each organization in line: its weight, what it may still take, and its lot
     SELECT d.org_id, coalesce(o.weight, 1) AS weight, coalesce(b.n, 0) AS n, coalesce(o.max_running, p_cap) - coalesce(b.n, 0) AS room,
@@ -302,19 +315,26 @@ BEGIN
        AND NOT EXISTS (SELECT 1 FROM limner.queue_policy e WHERE e.org_id = limner.platform() AND e.app_id = limner.platform() AND e.paused_at IS NOT NULL)),
   open_lane AS MATERIALIZED (
     SELECT l.org_id, l.app_id, coalesce(a.weight, 1) AS weight, coalesce(b.n, 0) AS n,
-           least(s.room, a.max_running - coalesce(b.n, 0), p_n) AS room
+           least(s.room, a.max_running - coalesce(b.n, 0), p_n) AS room, s.n AS org_n, s.weight AS org_weight,
+           s.weight::float8 * coalesce(a.weight, 1) / sum(coalesce(a.weight, 1)) OVER (PARTITION BY l.org_id) AS part
       FROM lane l JOIN share s ON s.org_id = l.org_id
       LEFT JOIN limner.queue_policy a ON a.org_id = l.org_id AND a.app_id = l.app_id AND a.app_id <> a.org_id
       LEFT JOIN busy b ON b.org_id = l.org_id AND b.app_id = l.app_id
-     WHERE a.paused_at IS NULL AND coalesce(a.max_running > coalesce(b.n, 0), true)),
+     WHERE a.paused_at IS NULL AND (a.max_running IS NULL OR (l.org_id = ANY (mine) AND a.max_running > coalesce(b.n, 0)))),
+  level AS MATERIALIZED (    -- how many each would run, by weight, if all were level after this claim
+    SELECT (sum(l.part * l.org_n / l.org_weight) + p_n) / sum(l.part) AS height FROM open_lane l),
+  sized AS MATERIALIZED (    -- how deep to look into each: organizations below the level may need all places between them
+    SELECT l.*, greatest(4, ceil(CASE WHEN l.low THEN 2.0 * p_n * l.part / sum(l.part) FILTER (WHERE l.low) OVER ()
+                                      ELSE p_n * l.part / sum(l.part) OVER () END))::int AS depth
+      FROM (SELECT x.*, x.org_n < x.org_weight * v.height AS low FROM open_lane x CROSS JOIN level v) l),
   head AS (
     SELECT l.org_id, r.job_id, r.priority,
            (l.n + row_number() OVER (PARTITION BY l.org_id, l.app_id ORDER BY r.priority, r.job_id))::float8 / l.weight AS app_turn
-      FROM open_lane l CROSS JOIN LATERAL (
+      FROM sized l CROSS JOIN LATERAL (
         SELECT q.job_id, q.priority FROM limner.job_queue q
-         WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND q.deadline_at >= clock_timestamp()
+         WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND q.deadline_at >= v_now
          ORDER BY q.priority, q.job_id
-         LIMIT least(l.room, (SELECT greatest(4, ceil(2.0 * p_n / count(*)))::int FROM open_lane))
+         LIMIT least(l.room, l.depth)
            FOR UPDATE SKIP LOCKED) r),
   turn AS (
     SELECT h.org_id, h.job_id, row_number() OVER (PARTITION BY h.org_id ORDER BY h.app_turn, h.priority, h.job_id) AS place FROM head h),
@@ -661,11 +681,14 @@ DECLARE
   t uuid := limner.enter(p_ctx);
   erased bigint;
 BEGIN
-  UPDATE limner.job j SET input = '{}', outputs = NULL
-   WHERE j.org_id = t AND j.app_id = p_app AND j.id = ANY (p_jobs) AND j.finished_at IS NOT NULL;
-  GET DIAGNOSTICS erased = ROW_COUNT;
-  UPDATE limner.provider_call c SET outputs = NULL WHERE c.org_id = t AND c.job_id = ANY (p_jobs);
-  UPDATE limner.app a SET erased_to = greatest(a.erased_to, (SELECT max(j::text)::uuid FROM unnest(p_jobs) j)) WHERE a.org_id = t AND a.id = p_app;
+  WITH closed AS (
+    UPDATE limner.job j SET input = '{}', outputs = NULL
+     WHERE j.org_id = t AND j.app_id = p_app AND j.id = ANY (p_jobs) AND j.finished_at IS NOT NULL RETURNING j.id),
+  calls AS (
+    UPDATE limner.provider_call c SET outputs = NULL FROM closed x WHERE c.org_id = t AND c.job_id = x.id AND c.outputs IS NOT NULL),
+  app AS (
+    UPDATE limner.app a SET erased_to = greatest(a.erased_to, (SELECT max(x.id::text)::uuid FROM closed x)) WHERE a.org_id = t AND a.id = p_app)
+  SELECT count(*) INTO erased FROM closed;
   RETURN erased;
 END $$;
 
