@@ -19,7 +19,7 @@ PLAIN_BYTES = 1024 * 1024
 MAX_VALUES = 250_000
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_PAGE = 100
-NO_MOMENT = "must be a moment like 2026-12-31T23:59:59Z, with its offset"
+NO_MOMENT = "must be a moment with its offset (RFC 3339), such as 2026-12-31T23:59:59Z"
 FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 

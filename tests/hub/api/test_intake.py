@@ -144,26 +144,26 @@ async def test_mj2_a_crowd_over_few_connections_hears_each_its_own_answer(
 async def test_mj4_a_batch_whose_connection_dies_is_neither_lost_nor_doubled(
     db: Database, narrow: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:
-    tenant = await make_tenant(credits=400)
+    tenant = await make_tenant(credits=900)
     intake = Intake(narrow, bound=1000)
     accepted: list[jobs.Submitted] = []
 
     async def client() -> None:
-        for _ in range(25):
+        for _ in range(60):
             one = await intake.submit(tenant.org_id, acts.request(tenant), alone=False)
             accepted.append(one)
 
     async def killer() -> None:
-        for _ in range(12):
-            await asyncio.sleep(0.03)
+        for _ in range(8):
+            await asyncio.sleep(0.1)
             superuser.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'limner_api'"
                               " AND datname = current_database() AND state = 'active'")  # fmt: skip
 
     await asyncio.gather(*(client() for _ in range(12)), killer())
 
-    assert len({one.job_id for one in accepted}) == 300
+    assert len({one.job_id for one in accepted}) == 720
     assert not any(one.replayed for one in accepted)
-    assert acts.count(superuser, "SELECT count(*) FROM limner.job WHERE org_id = %s", tenant.org_id) == 300
+    assert acts.count(superuser, "SELECT count(*) FROM limner.job WHERE org_id = %s", tenant.org_id) == 720
     assert await acts.books(db, tenant.org_id) == {}
 
 
