@@ -45,12 +45,12 @@ async def _delivered(
     ]
     async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
         intent = await runs.intend(tx, held, "main", "local", "m", "priority", resend=False)
-        await runs.record_done(tx, held, "main", "local", intent.send_no, outputs=made, task_id=None, cost_micro_usd=7,
-                               latency_ms=3)  # fmt: skip
         usage = [{"kind": "image", "quantity": 1, "unit": "image", "cost_micro_usd": 7}]
-        await runs.finish(
-            tx, held, "succeeded", charge_mc=1000, outputs=made, provider="local", error_code=None, usage=usage
+        delivery = runs.Delivery("main", "local", intent.send_no, None, 7, 3)
+        closing = runs.Closing(
+            "succeeded", charge_mc=1000, outputs=made, provider="local", usage=usage, delivery=delivery
         )
+        await runs.finish(tx, held, closing)
     _age(superuser, job_id, age_days)
     return job_id
 
