@@ -11,7 +11,7 @@ from limner.cli.demo_picture import Picture
 from limner.cli.supervisor import Facts
 from limner.egress.loopback import ApiRefused, ApiUnreachable, LoopbackClient
 
-POLL_S = 0.15
+POLL_S = 0.4  # four jobs at that pace stay within a key's reads a minute for ever
 WITHIN_S = 300.0
 CANCEL_WITHIN_S = 3.0
 CLOSED = ("succeeded", "failed", "cancelled")

@@ -32,7 +32,7 @@ IF_NONE_MATCH = {
 REASONS = {
     400: "Invalid input: `details` says what is wrong at each JSON pointer.",
     401: "Missing, malformed or revoked API key.",
-    402: "Too few credits: `balance` and `required` in whole credits.",
+    402: "Too few credits, or a debt: `balance`, `required`, `owed` in whole credits.",
     403: "The key lacks a scope, or the app or user is disabled.",
     404: "No such object here: what is absent and what is somebody else's answer alike.",
     408: "The body took too long to arrive.",

@@ -282,6 +282,7 @@ class Problem(BaseModel):
     details: dict[str, list[str]] | None = None
     balance: int | None = None
     required: int | None = None
+    owed: int | None = None
     retry_after: int | None = None
     limit: Literal["user", "app", "organization", "open_jobs", "reads"] | None = None
     limit_size: int | None = None

@@ -175,9 +175,11 @@ def _worded(error: refusals.Refused, submission: jobs.Submission) -> Exception:
 
 
 def too_few_credits(error: refusals.TooFewCredits) -> ApiError:
-    """402 with what there is and what it takes, in whole credits (rounded down, rounded up)."""
+    """402 with what there is, what it takes and what is owed, in whole credits (rounded down, up, up)."""
     code = "insufficient_tokens" if error.wallet == "end_user" else "insufficient_organization_tokens"
-    return ApiError(
-        402, code, "Insufficient tokens." if error.wallet == "end_user" else "The organization has too few tokens.",
-        extra={"balance": money.whole(error.balance_mc), "required": -money.whole(-error.required_mc)},
-    )  # fmt: skip
+    message = "Insufficient tokens." if error.wallet == "end_user" else "The organization has too few tokens."
+    facts = {"balance": money.whole(error.balance_mc), "required": -money.whole(-error.required_mc)}
+    if error.owed_mc > 0:
+        message = "Tokens are owed here: nothing is spent until they are made good."
+        facts["owed"] = -money.whole(-error.owed_mc)
+    return ApiError(402, code, message, extra=facts)

@@ -309,6 +309,7 @@ async def test_metrics_count_requests_by_route_and_never_by_what_a_caller_wrote(
     assert 'route="unmatched",status="404"' in text
     for name in (
         "limner_queue_depth",
+        "limner_queue_deferred",
         "limner_queue_oldest_seconds",
         "limner_open_holds",
         "limner_invariant_violations",
