@@ -26,6 +26,7 @@ from limner.db.pools import Database
 from limner.hub import loop
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.local.adapter import LocalAdapter
+from limner.kit.cpu import CpuPool
 from limner.media.sniffing import Encoded
 from limner.media.store import ObjectStore, StoreUnavailable
 from limner.tasks import chores
@@ -133,8 +134,6 @@ class _Bent:
 
     def bend(self) -> None:
         vars(loop)["POLL_S"] = vars(loop)["POLL_S"] if self.plan.at else HASTE_S
-        for module, name in ((worker, "LocalAdapter"), (worker, "CpuPool"), (app, "CpuPool")):
-            assert hasattr(module, name)
         self._connections()
         self._idle()
         self._outside()
@@ -248,15 +247,9 @@ def _provider_lost(done: bool) -> ProviderError:
     return ProviderError("provider_unreachable", "The line was cut.", "retryable", outcome_unknown=done)
 
 
-class _NoPool:
+class _NoPool(CpuPool):
     """Pictures are not what is tried here: they come back as they went in, without a child process."""
 
-    size = 1
-    waiting = 0
-
-    def __init__(self, *_: Any) -> None: ...
-
-    async def run(self, _: str, data: bytes) -> Encoded:
+    async def run(self, target: str, *args: Any, time_limit_s: float | None = None) -> Encoded:
+        data: bytes = args[0]
         return Encoded(data=data, media_type="image/png", width=8, height=8, sha256=sha256(data).hexdigest())
-
-    async def aclose(self) -> None: ...

@@ -168,12 +168,15 @@ async def _enumerate(faults: int, attempt: Attempt) -> Counter[str]:
 
 @FAULTS
 async def test_mj6_a_worker_that_fails_at_any_boundary_loses_and_doubles_nothing(stage: Stage, faults: int) -> None:
+    """With all faults it works for two organizations at once: what they share, they lose together."""
+
     async def attempt(at: int | str, how: crash.How, call_class: CallClass) -> crash.Plan:
-        tenant = await stage.make()
-        job_id = await order(stage.db, tenant)
+        tenants = [await stage.make() for _ in range(min(faults, 2))]
+        job_ids = [await order(stage.db, tenant) for tenant in tenants]
         with stage.running("worker", at=at, how=how, call_class=call_class) as worker:
-            await _closed(stage, [worker], job_id)
-        await stage.settled(tenant, job_id, call_class)
+            await _closed(stage, [worker], *job_ids)
+        for tenant, job_id in zip(tenants, job_ids, strict=True):
+            await stage.settled(tenant, job_id, call_class)
         return worker.plan
 
     hurt = await _enumerate(faults, attempt)
@@ -226,9 +229,9 @@ async def _bought(client: Client, api: Kept) -> UUID:
         await asyncio.sleep(0.02)
 
 
-async def _closed(stage: Stage, processes: list[Kept], job_id: UUID) -> None:
+async def _closed(stage: Stage, processes: list[Kept], *job_ids: UUID) -> None:
     until = time.monotonic() + ENDS_WITHIN_S
-    while not closed(stage.superuser, [job_id]):
+    while not closed(stage.superuser, job_ids):
         for process in processes:
             process.tend()
         assert time.monotonic() < until, processes[-1].plan.log.read_text()[-3000:]
