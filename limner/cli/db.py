@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+from typing import Annotated
 
 import psycopg
 import typer
@@ -17,6 +18,22 @@ from limner.db.embedded import EmbeddedPostgres
 from limner.db.pools import Database
 from limner.kit.crypto import RootKey
 from limner.settings import Settings
+
+PGBOUNCER_INI = """[databases]
+{database} = {place}
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = 6432
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = /etc/pgbouncer/userlist.txt
+pool_mode = transaction
+default_pool_size = 10
+max_client_conn = 1000
+query_wait_timeout = 10
+server_login_retry = 1
+"""
 
 app = group("The database: migrate, check, lint, psql, pgbouncer.")
 
@@ -91,12 +108,28 @@ def psql(ctx: typer.Context) -> None:
 
 
 @app.command("pgbouncer")
-def userlist() -> None:
+def pooler(
+    ini: Annotated[
+        bool, typer.Option("--ini", help="Print a pgbouncer.ini to start from instead; no secrets.")
+    ] = False,
+) -> None:
     """Print PgBouncer's userlist.txt for the run-time roles. It holds passwords: keep it as secret as the root key."""
-    root = session.root_key(session.settings())
+    config = session.settings()
+    if ini:
+        with session.postgres(config) as url:
+            print(_ini(url), end="")
+        return
+    root = session.root_key(config)
     printing.note("These are passwords: write them to a file that only PgBouncer can read (auth_type = scram-sha-256).")
     for role in roles.RUNTIME:
         print(f'"{role}" "{root.password(role)}"')
+
+
+def _ini(url: str) -> str:
+    """What docs/operate/scale-out.md explains line by line; passwords stand in the user list, not here."""
+    parts = conninfo_to_dict(url)
+    place = " ".join(f"{name}={parts[name]}" for name in ("host", "port", "dbname") if parts.get(name) is not None)
+    return PGBOUNCER_INI.format(database=parts.get("dbname") or parts.get("user") or "postgres", place=place)
 
 
 async def _install(config: Settings, url: str, root: RootKey) -> int:

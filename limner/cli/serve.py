@@ -59,9 +59,10 @@ def api(
             uvloop.run(server.serve(sockets=[listener]))
         except DatabaseUnavailable as error:
             printing.fail(f"the database cannot be reached: {error}")
-        except (KeyboardInterrupt, SystemExit):
-            # uvicorn sends itself the signal again once it has shut down in good order: that is success here
-            if not server.should_exit:
+        except (KeyboardInterrupt, SystemExit) as leaving:
+            # uvicorn sends itself the signal again once it has shut down in good order: that is success here; a start
+            # that failed is told below, with limner's own exit code
+            if not server.should_exit and (server.started or isinstance(leaving, KeyboardInterrupt)):
                 raise
         if not server.started:
             raise typer.Exit(1)

@@ -157,6 +157,10 @@ class Instance:
 
     def tend(self) -> None:
         """Start again what died: PostgreSQL first, then the processes over it."""
+        if self._server is not None and self._server.hurry():
+            printing.note(
+                "limner: somebody told the database to stop; its sessions are ended, so that it can start again"
+            )
         if self._server is not None and self._server.postmaster_pid() is None:
             printing.note(f"limner: the database ended; starting it again (log: {self._server.log})")
             try:

@@ -30,6 +30,7 @@ MAJOR = 18
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 ORPHANS_S = 10
+PID_FILE_STATUS = 7  # which line of postmaster.pid says what the server is about, from 0
 SYSTEM_USER = "limner-pg"  # who runs the server when limner itself runs as root
 
 # glibc gives a backend's memory back to the system after every statement, and takes it again: a tenth of a submit
@@ -70,6 +71,7 @@ class EmbeddedPostgres:
         self._bin = _programs()
         digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
         self.socket_dir = Path(tempfile.gettempdir()) / f"limner-{os.getuid()}-{digest}"
+        self._hurried: int | None = None
 
     @property
     def url(self) -> str:
@@ -144,6 +146,26 @@ class EmbeddedPostgres:
                     return
                 time.sleep(0.05)
         raise EmbeddedError(f"the database (process {pid}) does not stop")
+
+    def hurry(self) -> bool:
+        """Stop a server that was told to by somebody (SIGTERM) and waits for its last session: True, once for each.
+
+        It lets nobody in any more, and limner's pools never leave: it would stand there for ever.
+        """
+        pid = self.postmaster_pid()
+        if pid is None or pid == self._hurried or not self._is_stopping():
+            return False
+        self._hurried = pid
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(pid).send_signal(signal.SIGINT)
+        return True
+
+    def _is_stopping(self) -> bool:
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        return len(lines) > PID_FILE_STATUS and lines[PID_FILE_STATUS].strip() == "stopping"
 
     def psql(self) -> Path:
         return self._bin / "psql"

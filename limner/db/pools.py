@@ -91,6 +91,7 @@ class Database:
                 await pool.wait(timeout=15)
             await self.sync_clock()
         except (PoolTimeout, OperationalError) as error:
+            await self.close()  # pools left open go on connecting, and the process never ends
             raise DatabaseUnavailable(str(error)) from error
 
     async def close(self) -> None:

@@ -50,6 +50,15 @@ def test_pgbouncers_list_opens_the_database(limner: Limner, server: Server) -> N
     assert "only PgBouncer" in said.err
 
 
+def test_pgbouncers_ini_names_the_database_and_no_password(limner: Limner, server: Server) -> None:
+    said = limner("db", "pgbouncer", "--ini")
+
+    parts = conninfo_to_dict(server.url)
+    assert f"limner = host={parts['host']} dbname=limner\n" in said.out
+    assert "pool_mode = transaction\n" in said.out
+    assert str(parts["password"]) not in said.out
+
+
 @pytest.fixture
 def foreign(server: Server, superuser: psycopg.Connection) -> str:
     """A database of somebody's own, never migrated."""

@@ -88,6 +88,25 @@ async def test_what_dies_is_started_again(start: StartUp) -> None:
     assert up.stop() == 0
 
 
+async def test_a_database_that_waits_for_its_sessions_before_it_stops_is_started_again(start: StartUp) -> None:
+    """SIGTERM to PostgreSQL: it lets nobody in any more, and would wait for limner's pools for ever."""
+    up = start()
+    facts = up.ready()
+    server = EmbeddedPostgres(Path(facts["home"]))
+    postmaster = server.postmaster_pid()
+    assert postmaster is not None
+
+    os.kill(postmaster, signal.SIGTERM)
+
+    until(lambda: server.postmaster_pid() not in {None, postmaster})
+    until(lambda: _serves(facts))
+    await _paint(facts)
+    said = up.said()
+    assert said.count("told the database to stop") == 1
+    assert "the database ended" in said
+    assert up.stop() == 0
+
+
 async def test_a_killed_supervisor_leaves_nothing_and_the_next_takes_over(start: StartUp) -> None:
     port = free_port()
     up = start("--port", str(port))

@@ -1,4 +1,5 @@
-"""limner with a clock that is wrong by SKEW_S seconds, or a local provider that first waits SLOW_S, as a far one would.
+"""limner with a clock that is wrong by SKEW_S seconds, or a local provider that first waits SLOW_S, as a far one would,
+or that holds the whole event loop for BLOCK_S, as a mistake would.
 
 Run as a program: `python bent.py worker`. time.time is wrong for everybody; datetime.now for limner's own modules (what
 is written in C or Rust wants the real class).
@@ -19,6 +20,7 @@ from limner.hub.providers.local.adapter import LocalAdapter
 
 SKEW_S = float(os.environ.pop("SKEW_S", "0"))
 SLOW_S = float(os.environ.pop("SLOW_S", "0"))
+BLOCK_S = float(os.environ.pop("BLOCK_S", "0"))
 SHIFT = datetime.timedelta(seconds=SKEW_S)
 assert serve, "loads everything that an API and a worker consist of"
 
@@ -46,6 +48,7 @@ class BentDatetime(datetime.datetime, metaclass=Likeness):
 class FarAdapter(LocalAdapter):
     async def run(self, call: ProviderCall) -> ProviderResult:
         await asyncio.sleep(SLOW_S)
+        time.sleep(BLOCK_S)
         return await super().run(call)
 
 
@@ -61,6 +64,6 @@ def bend_the_clock() -> None:
 if __name__ == "__main__":
     if SKEW_S:
         bend_the_clock()
-    if SLOW_S:
+    if SLOW_S or BLOCK_S:
         vars(worker)["LocalAdapter"] = FarAdapter
     main()

@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,11 @@ class Cluster:
         self.home = server.home
         self._all: list[Process] = []
 
-    def worker(self, *, slow_s: float = 0, skew_s: float = 0, wait: bool = True, **env: str) -> Process:
-        bent = {name: str(value) for name, value in (("SLOW_S", slow_s), ("SKEW_S", skew_s)) if value}
+    def worker(
+        self, *, slow_s: float = 0, skew_s: float = 0, block_s: float = 0, wait: bool = True, **env: str
+    ) -> Process:
+        asked = (("SLOW_S", slow_s), ("SKEW_S", skew_s), ("BLOCK_S", block_s))
+        bent = {name: str(value) for name, value in asked if value}
         process = (Bent if bent else Process)(self.home, ["worker"], SMALL | bent | env)
         self._all.append(process)
         if wait:
@@ -72,11 +75,14 @@ class Cluster:
 class Supervised:
     """APIs and workers that are started again when they are gone, as a supervisor would."""
 
-    def __init__(self, cluster: Cluster, apis: int, workers: int, slow_s: float = 0) -> None:
+    def __init__(
+        self, cluster: Cluster, apis: int, workers: int, slow_s: float = 0, env: Mapping[str, str] | None = None
+    ) -> None:
         self._cluster = cluster
         self._slow_s = slow_s
-        self.apis = [cluster.api(wait=False) for _ in range(apis)]
-        self.workers = [cluster.worker(slow_s=slow_s, wait=False) for _ in range(workers)]
+        self._env = dict(env or {})
+        self.apis = [self._api(None) for _ in range(apis)]
+        self.workers = [self._worker() for _ in range(workers)]
         for api in self.apis:
             api.wait()
         for worker in self.workers:
@@ -87,15 +93,21 @@ class Supervised:
     def urls(self) -> list[str]:
         return [api.url for api in self.apis]
 
-    def kill_api(self) -> None:
-        place = random.randrange(len(self.apis))
-        self.apis[place].kill()
-        self.apis[place] = self._cluster.api(self.apis[place].port, wait=False)
+    def _api(self, port: int | None) -> "ApiProcess":
+        return self._cluster.api(port, wait=False, **self._env)  # type: ignore[arg-type]
 
-    def kill_worker(self) -> None:
-        place = random.randrange(len(self.workers))
+    def _worker(self) -> Process:
+        return self._cluster.worker(slow_s=self._slow_s, wait=False, **self._env)  # type: ignore[arg-type]
+
+    def kill_api(self, place: int | None = None) -> None:
+        place = random.randrange(len(self.apis)) if place is None else place
+        self.apis[place].kill()
+        self.apis[place] = self._api(self.apis[place].port)
+
+    def kill_worker(self, place: int | None = None) -> None:
+        place = random.randrange(len(self.workers)) if place is None else place
         self.workers[place].kill()
-        self.workers[place] = self._cluster.worker(slow_s=self._slow_s, wait=False)
+        self.workers[place] = self._worker()
 
     async def tend(self) -> None:
         while True:
@@ -103,11 +115,11 @@ class Supervised:
             for place, api in enumerate(self.apis):
                 if api.popen.poll() is not None:
                     self._note(api, "api.listening")
-                    self.apis[place] = self._cluster.api(api.port, wait=False)
+                    self.apis[place] = self._api(api.port)
             for place, worker in enumerate(self.workers):
                 if worker.popen.poll() is not None:
                     self._note(worker, READY)
-                    self.workers[place] = self._cluster.worker(slow_s=self._slow_s, wait=False)
+                    self.workers[place] = self._worker()
 
     def _note(self, process: Process, sign: str) -> None:
         """A start that finds no database may give up; a process that worked must not."""

@@ -92,3 +92,25 @@ async def _everything(conn: psycopg.Connection, cluster: Cluster, job_ids: list[
         found[key] = hashlib.sha256(await store.read(key)).hexdigest()
         assert found[key] == stated
     return found
+
+
+async def test_mj7_a_worker_whose_event_loop_is_blocked_loses_its_leases_and_writes_nothing(
+    db: Database, make_tenant: MakeTenant, cluster: Cluster, superuser: psycopg.Connection
+) -> None:
+    """Heartbeats share the loop with the runs: code that holds it lets the leases go, and another worker does the jobs."""
+    tenant = await make_tenant()
+    blocked = cluster.worker(block_s=3)
+    job_ids = [await order(db, tenant) for _ in range(2)]
+    held = await eventually(lambda: leases(superuser, tenant.org_id), pause_s=0.005)
+    assert {pid for pid, _ in held.values()} == {blocked.popen.pid}
+
+    cluster.worker()
+    await eventually(lambda: closed(superuser, job_ids), 25)
+    before = await _everything(superuser, cluster, job_ids)
+    lost = [job_id for job_id, (_, fence) in held.items() if _fence(superuser, job_id) > fence]
+    await eventually(lambda: _noticed(blocked, lost), 25)
+
+    assert lost, "the blocked worker kept its leases"
+    assert await _everything(superuser, cluster, job_ids) == before, "a stale write"
+    charged_once(superuser, tenant.org_id, job_ids)
+    assert await acts.books(db, tenant.org_id) == {}

@@ -21,7 +21,8 @@ from tests.faults.cluster import Customers, eventually
 from tests.running import Client, Process
 
 BACK_WITHIN_S = 30.0
-HOW = (signal.SIGQUIT, signal.SIGINT, signal.SIGKILL)  # immediate, fast, and no shutdown at all
+HOW = (signal.SIGQUIT, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+"""Immediate, fast, no shutdown at all, and one that would wait for every session to end."""
 RESULT = "SELECT state, price_final_mc FROM limner.job WHERE id = ANY(%s)"
 
 
