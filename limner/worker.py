@@ -38,7 +38,13 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     resources = executor.resources(db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s)
     loop = WorkerLoop(
         resources,
-        LoopSettings(settings.worker_slots, settings.lease_s, settings.heartbeat_s, settings.shutdown_s),
+        LoopSettings(
+            settings.worker_slots,
+            settings.lease_s,
+            settings.heartbeat_s,
+            settings.shutdown_s,
+            settings.org_max_running or None,
+        ),
     )
     hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
     kept = retention.Retention(db, store, settings.keep_days, settings.keep_jobs)

@@ -43,12 +43,13 @@ log = logs.get("worker")
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """Jobs at once, seconds of a lease, seconds between heartbeats, seconds to leave in."""
+    """Jobs at once, seconds of a lease, seconds between heartbeats, seconds to leave in, one organization's jobs at once."""
 
     slots: int
     lease_s: float
     heartbeat_s: float
     shutdown_s: float
+    org_cap: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +130,7 @@ class WorkerLoop:
                 asyncio.timeout(CLAIM_TIMEOUT_S),
                 self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx,
             ):
-                return await runs.claim(tx, self.owner, room, self._settings.lease_s)
+                return await runs.claim(tx, self.owner, room, self._settings.lease_s, self._settings.org_cap)
         except (DatabaseUnavailable, psycopg.Error, TimeoutError) as error:
             log.warning("claim.failed", error=str(error) or type(error).__name__)
             return []

@@ -44,7 +44,7 @@ CREATE TABLE limner.transfer (
   CONSTRAINT transfer_never_negative CHECK (amount_mc >= 0)
 );
 
--- What a transfer must look like. Checked over what changed every minute and over everything every day (08_invariants.sql), and at
+-- What a transfer must look like. Checked over what changed every minute and over everything every day (10_invariants.sql), and at
 -- each write in the tests' databases: at run time a submit would pay a tenth of its time for it.
 CREATE FUNCTION limner.transfer_is_sound(x limner.transfer) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
   SELECT x.kind IN ('grant', 'bonus', 'adjustment', 'allowance', 'hold', 'post', 'void', 'refund', 'expire', 'clawback')

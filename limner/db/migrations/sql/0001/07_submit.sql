@@ -1,0 +1,257 @@
+-- Submits: limits, idempotency, hold, job and queue row, alone or sharing a commit.
+SET ROLE limner_owner;
+
+-- Rate limits are token buckets kept as one time, when the bucket will be full again (GCRA): a limit of n a minute lets a request
+-- pass if that time, moved on by a minute / n, is not more than a minute away. Buckets of 6,000 a minute and more are in eight pieces.
+CREATE FUNCTION limner._shards(p_rate int) RETURNS int LANGUAGE sql IMMUTABLE AS $$ SELECT CASE WHEN p_rate >= 6000 THEN 8 ELSE 1 END $$;
+-- what one request moves that time on; rounded down, so that as many as the limit says fit into a minute (seven do not into 7 x 8.571429 s)
+CREATE FUNCTION limner._step(p_rate int, p_pieces int) RETURNS interval LANGUAGE sql IMMUTABLE AS $$
+  SELECT make_interval(secs => trunc(60.0 * p_pieces / p_rate, 6)::float8) $$;
+
+-- internal: takes one token of an app's or organization's bucket; when it is full again, or NULL when it is empty
+CREATE FUNCTION limner._take_token(t uuid, p_subject uuid, p_rate int) RETURNS timestamptz
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  n int := limner._shards(p_rate);
+  step interval := limner._step(p_rate, n);
+  piece int := pg_backend_pid() % n;
+  v_tat timestamptz;
+BEGIN
+  FOR i IN 1..n LOOP
+    UPDATE limner.rate_counter c SET tat = greatest(c.tat, now()) + step
+     WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard = piece AND greatest(c.tat, now()) + step <= now() + interval '1 minute'
+    RETURNING c.tat INTO v_tat;
+    IF FOUND THEN RETURN v_tat; END IF;
+    INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) VALUES (t, p_subject, piece, now() + step)
+    ON CONFLICT DO NOTHING RETURNING tat INTO v_tat;
+    IF FOUND THEN RETURN v_tat; END IF;
+    piece := (piece + 1) % n;
+  END LOOP;
+  RETURN NULL;
+END $$;
+
+-- internal: says which limit refuses a request, how large it is and when to come again
+CREATE FUNCTION limner._refuse_rate(t uuid, p_limit text, p_subject uuid, p_rate int, p_tat timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  n int := CASE WHEN p_limit = 'user' THEN 1 ELSE limner._shards(p_rate) END;
+  step interval := limner._step(p_rate, n);
+  full_at timestamptz := coalesce(p_tat, (SELECT min(c.tat) FROM limner.rate_counter c
+                                           WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard < n));
+BEGIN
+  RAISE EXCEPTION 'too many requests' USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', p_limit, 'size', p_rate, 'window_s', 60,
+    'retry_after_s', greatest(extract(epoch FROM full_at + step - interval '1 minute' - now()), 0.001),
+    'full_after_s', extract(epoch FROM full_at - now()));
+END $$;
+
+-- Internal, the end of every submit: the hold first, whose row lock orders everybody who spends this wallet, then job, transfer
+-- and queue row. `available` NULL, and nothing written but what had ended, when the wallet holds too little, owes, or its user's rate is
+-- used up.
+CREATE FUNCTION limner._place(
+  t uuid, p_job uuid, p_app uuid, p_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text, p_unit_price bigint, p_hold bigint,
+  p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int, p_max_runs int, p_request_id text, p_traceparent text,
+  p_run_at timestamptz, p_user_rate int, OUT available bigint, OUT full_at timestamptz)
+LANGUAGE plpgsql AS $$
+DECLARE
+  v_wallet uuid := coalesce(p_user, t);
+  step interval := limner._step(p_user_rate, 1);
+  v_version bigint;
+  w limner.wallet;
+  lots boolean := false;
+BEGIN
+  UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold,
+                             version = x.version + 1, jobs_submitted = x.jobs_submitted + 1,
+                             rate_tat = coalesce(greatest(x.rate_tat, now()) + step, x.rate_tat)
+   WHERE x.org_id = t AND x.id = v_wallet AND x.available_mc >= p_hold        -- checked again after a lock wait
+     AND x.lots_end IS NULL AND x.owed_mc = 0 AND (step IS NULL OR greatest(x.rate_tat, now()) + step <= now() + interval '1 minute')
+  RETURNING x.available_mc, x.version, x.rate_tat INTO available, v_version, full_at;
+  IF NOT FOUND THEN
+    w := limner._sweep(t, v_wallet);
+    IF w.id IS NULL OR w.owed_mc > 0 OR w.available_mc < p_hold OR greatest(w.rate_tat, now()) + step > now() + interval '1 minute' THEN
+      RETURN;
+    END IF;
+    SELECT count(*) > 0 INTO lots FROM limner._draw(t, v_wallet, p_job, p_hold);
+    UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold, version = x.version + 1,
+                               jobs_submitted = x.jobs_submitted + 1, rate_tat = coalesce(greatest(x.rate_tat, now()) + step, x.rate_tat)
+     WHERE x.org_id = t AND x.id = v_wallet RETURNING x.available_mc, x.version, x.rate_tat INTO STRICT available, v_version, full_at;
+  END IF;
+  INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
+                          request_hash, input, unit_price_mc, price_hold_mc, wait_s, run_at, drew_lots, request_id, traceparent)
+  VALUES (t, p_job, p_app, p_user, coalesce(p_user, p_app), v_wallet, p_model_id, p_model, p_kind, p_priority, p_route, p_key,
+          p_hash, p_input, p_unit_price, p_hold, p_wait, p_run_at, lots, p_request_id, p_traceparent);
+  INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
+  VALUES (t, p_job, 'hold', v_wallet, v_version, available, 'revenue', p_hold, p_job);
+  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at, created_at)
+  VALUES (t, p_job, p_app, p_priority, CASE WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
+          greatest(p_run_at, clock_timestamp()), p_max_runs,
+          greatest(p_run_at, clock_timestamp()) + make_interval(secs => p_deadline_s), greatest(p_run_at, clock_timestamp()));
+  IF step IS NULL THEN full_at := NULL; END IF;
+END $$;
+
+-- Internal: the job an idempotency key stands for already, or the one with this very id; nothing when the request is new. A key
+-- whose closed job is older than 30 days lapses here.
+CREATE FUNCTION limner._replayed(t uuid, p_job uuid, p_principal uuid, p_route text, p_key text, p_hash bytea)
+RETURNS TABLE (job_id uuid, hold_mc bigint, available_mc bigint, wait_s int)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE old record;
+BEGIN
+  SELECT j.id, j.request_hash, j.price_hold_mc, j.wait_s, j.principal_id, j.finished_at IS NOT NULL AS closed,
+         j.created_at < clock_timestamp() - interval '30 days' AS lapsed, x.debit_available_mc AS available INTO old
+    FROM limner.job j JOIN limner.transfer x ON x.org_id = t AND x.id = j.id
+   WHERE j.org_id = t AND ((j.principal_id = p_principal AND j.route = p_route AND j.idem_key = p_key) OR j.id = p_job);
+  IF NOT FOUND THEN RETURN; END IF;
+  IF old.lapsed AND old.closed AND old.id <> p_job THEN
+    UPDATE limner.job j SET idem_key = NULL WHERE j.org_id = t AND j.id = old.id;
+    RETURN;
+  END IF;
+  IF old.request_hash IS DISTINCT FROM p_hash OR old.principal_id IS DISTINCT FROM p_principal THEN
+    RAISE EXCEPTION 'this idempotency key was used for another request' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
+  END IF;
+  RETURN QUERY SELECT old.id, old.price_hold_mc, old.available, old.wait_s;
+END $$;
+
+-- One submit: idempotency, limits, the wallet's hold, job and queue row, in one statement of the caller. `p_again`: this id may have
+-- been submitted before, by a statement whose answer was lost. Rates are jobs a minute, NULL for none; p_max_open: open jobs.
+CREATE FUNCTION limner.submit_job(
+  p_ctx text, p_job uuid, p_app uuid, p_external text, p_new_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text,
+  p_unit_price bigint, p_hold bigint, p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int,
+  p_max_runs int, p_request_id text, p_traceparent text, p_again boolean DEFAULT false, p_run_at timestamptz DEFAULT NULL,
+  p_user_rate int DEFAULT NULL, p_app_rate int DEFAULT NULL, p_org_rate int DEFAULT NULL, p_max_open int DEFAULT NULL,
+  p_names text[] DEFAULT NULL, p_types text[] DEFAULT NULL, p_widths int[] DEFAULT NULL, p_heights int[] DEFAULT NULL, p_data bytea[] DEFAULT NULL)
+RETURNS TABLE (outcome text, job_id uuid, hold_mc bigint, available_mc bigint, wait_s int, user_full_at timestamptz, app_full_at timestamptz,
+               org_full_at timestamptz)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  t uuid := limner.enter(p_ctx);
+  u record;
+  v_user uuid;
+  w limner.wallet;
+BEGIN
+  IF p_external IS NOT NULL THEN
+    SELECT x.id, x.is_active INTO u FROM limner.end_user x
+     WHERE x.org_id = t AND x.app_id = p_app AND x.external_id = p_external;
+    IF NOT FOUND THEN
+      SELECT * INTO STRICT u FROM limner._end_user(t, p_app, p_external, p_new_user);
+    END IF;
+    IF NOT u.is_active THEN
+      RAISE EXCEPTION 'this end user is deactivated' USING ERRCODE = 'LM403';
+    END IF;
+    v_user := u.id;
+  END IF;
+  IF p_key IS NOT NULL OR p_again THEN
+    RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
+      FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
+    IF FOUND THEN RETURN; END IF;
+  END IF;
+  -- the wallet before the buckets, as in a batch: two submits never wait for each other
+  PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t) FOR NO KEY UPDATE;
+  IF p_key IS NOT NULL OR p_again THEN               -- copies of one request pay from one wallet: whoever waited for it looks again
+    RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
+      FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
+    IF FOUND THEN RETURN; END IF;
+  END IF;
+  IF p_app_rate IS NOT NULL THEN
+    app_full_at := limner._take_token(t, p_app, p_app_rate);
+    IF app_full_at IS NULL THEN PERFORM limner._refuse_rate(t, 'app', p_app, p_app_rate, NULL); END IF;
+  END IF;
+  IF p_org_rate IS NOT NULL THEN
+    org_full_at := limner._take_token(t, t, p_org_rate);
+    IF org_full_at IS NULL THEN PERFORM limner._refuse_rate(t, 'organization', t, p_org_rate, NULL); END IF;
+  END IF;
+  IF p_max_open IS NOT NULL THEN
+    PERFORM pg_advisory_xact_lock(hashtextextended(t::text, 0));        -- counting and adding one are one step
+    IF (SELECT count(*) FROM (SELECT 1 FROM limner.job_queue q WHERE q.org_id = t LIMIT p_max_open) o) >= p_max_open THEN
+      RAISE EXCEPTION 'too many open jobs'
+        USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', p_max_open, 'retry_after_s', 5);
+    END IF;
+  END IF;
+  SELECT p.available, p.full_at INTO available_mc, user_full_at
+    FROM limner._place(t, p_job, p_app, v_user, p_route, p_model_id, p_model, p_kind, p_unit_price, p_hold, p_priority, p_key, p_hash, p_input,
+                       p_wait, p_deadline_s, p_max_runs, p_request_id, p_traceparent, p_run_at, CASE WHEN v_user IS NOT NULL THEN p_user_rate END) p;
+  IF available_mc IS NULL THEN
+    SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t);
+    IF v_user IS NOT NULL AND greatest(w.rate_tat, now()) + limner._step(p_user_rate, 1) > now() + interval '1 minute' THEN
+      PERFORM limner._refuse_rate(t, 'user', v_user, p_user_rate, w.rate_tat);
+    END IF;
+    RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(
+      'wallet', CASE WHEN v_user IS NULL THEN 'organization' ELSE 'end_user' END, 'required_mc', p_hold,
+      'balance_mc', coalesce(limner.spendable_mc(w), 0), 'owed_mc', coalesce(w.owed_mc, 0));
+  END IF;
+  IF p_data IS NOT NULL THEN
+    INSERT INTO limner.job_input (org_id, job_id, name, media_type, width, height, data)
+    SELECT t, p_job, i.* FROM unnest(p_names, p_types, p_widths, p_heights, p_data) i;
+  END IF;
+  outcome := 'created'; job_id := p_job; hold_mc := p_hold; wait_s := p_wait;
+  RETURN NEXT;
+END $$;
+
+-- Submits that share a commit, of any organizations, each under its own context. It never waits and never refuses: whatever is not
+-- plain (a new or inactive user, a key seen before, too few credits, a limit that is reached, a wallet or a bucket that somebody holds
+-- at this moment) is left out, written nowhere, and the caller submits it alone. So no batch waits for another, nor one tenant for
+-- another's lock. Rows of one app stand together: its bucket is written once for all of them.
+CREATE FUNCTION limner.submit_jobs(p_batch json)
+RETURNS TABLE (job_id uuid, available_mc bigint, user_full_at timestamptz, app_full_at timestamptz)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  s record;
+  t uuid;
+  v_ctx text;
+  v_user uuid;
+  bucket record;                     -- of the app whose rows are under way
+  v_app uuid;
+  v_step interval;
+BEGIN
+  FOR s IN SELECT * FROM json_to_recordset(p_batch) AS b (
+      ctx text, job uuid, app uuid, external text, route text, model_id uuid, model text, kind text, unit_price bigint, hold bigint,
+      priority int, key text, hash bytea, input jsonb, wait int, deadline_s int, max_runs int, request_id text, traceparent text,
+      run_at timestamptz, user_rate int, app_rate int) LOOP
+    IF v_app IS NOT NULL AND v_app <> s.app THEN         -- still in that app's organization
+      UPDATE limner.rate_counter c SET tat = bucket.tat WHERE c.org_id = t AND c.subject_id = v_app AND c.shard = bucket.shard;
+      v_app := NULL;
+    END IF;
+    IF v_ctx IS DISTINCT FROM s.ctx THEN
+      t := limner.enter(s.ctx);
+      v_ctx := s.ctx;
+    END IF;
+    IF s.external IS NULL THEN
+      v_user := NULL;
+      PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = t FOR NO KEY UPDATE SKIP LOCKED;
+    ELSE
+      SELECT x.id INTO v_user FROM limner.end_user x JOIN limner.wallet w ON w.org_id = x.org_id AND w.id = x.id
+       WHERE x.org_id = t AND x.app_id = s.app AND x.external_id = s.external AND x.is_active FOR NO KEY UPDATE OF w SKIP LOCKED;
+    END IF;
+    CONTINUE WHEN NOT FOUND;
+    CONTINUE WHEN s.key IS NOT NULL AND EXISTS (
+      SELECT 1 FROM limner.job j WHERE j.org_id = t AND j.principal_id = coalesce(v_user, s.app) AND j.route = s.route AND j.idem_key = s.key);
+    IF s.app_rate IS NOT NULL THEN
+      IF v_app IS NULL THEN
+        SELECT c.shard, c.tat INTO bucket FROM limner.rate_counter c
+         WHERE c.org_id = t AND c.subject_id = s.app AND c.shard < limner._shards(s.app_rate) ORDER BY c.tat LIMIT 1 FOR UPDATE SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
+        v_app := s.app;
+        v_step := limner._step(s.app_rate, limner._shards(s.app_rate));
+      END IF;
+      CONTINUE WHEN greatest(bucket.tat, now()) + v_step > now() + interval '1 minute';
+    END IF;
+    SELECT p.available, p.full_at INTO available_mc, user_full_at
+      FROM limner._place(t, s.job, s.app, v_user, s.route, s.model_id, s.model, s.kind, s.unit_price, s.hold, s.priority, s.key,
+                         s.hash, s.input, s.wait, s.deadline_s, s.max_runs, s.request_id, s.traceparent, s.run_at,
+                         CASE WHEN v_user IS NOT NULL THEN s.user_rate END) p;
+    CONTINUE WHEN available_mc IS NULL;
+    IF v_app IS NOT NULL THEN
+      bucket.tat := greatest(bucket.tat, now()) + v_step;
+      app_full_at := bucket.tat;
+    ELSE
+      app_full_at := NULL;
+    END IF;
+    job_id := s.job;
+    RETURN NEXT;
+  END LOOP;
+  IF v_app IS NOT NULL THEN
+    UPDATE limner.rate_counter c SET tat = bucket.tat WHERE c.org_id = t AND c.subject_id = v_app AND c.shard = bucket.shard;
+  END IF;
+END $$;
+RESET ROLE;
