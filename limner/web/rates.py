@@ -11,8 +11,9 @@ from limner.web.errors import ApiError
 
 WINDOW_S = 60
 KEYS = 50_000
-CLOCKS_APART_S = 0.01
-"""The database's clock as a process knows it may be this far off; without it a fresh bucket would seem one short."""
+CLOCKS_APART_S = 0.05
+NEARLY = 0.1
+"""The database's clock lags a little as a process knows it: without these seconds and part of a token a fresh bucket seems one short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class Quota:
             return 0
         share = self.size // self.pieces if self.pieces > 1 else self.size
         used_s = max(0.0, self.full_in_s - CLOCKS_APART_S)
-        return max(0, math.floor(share * (WINDOW_S - used_s) / WINDOW_S)) * self.pieces
+        return max(0, math.floor(share * (WINDOW_S - used_s) / WINDOW_S + NEARLY)) * self.pieces
 
     @property
     def reset_s(self) -> int:
-        return max(0, math.ceil(self.full_in_s))
+        return max(0, math.ceil(self.full_in_s - CLOCKS_APART_S))
 
 
 def headers(quotas: Sequence[Quota], policies: Sequence[tuple[str, int]] = ()) -> dict[str, str]:

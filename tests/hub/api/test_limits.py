@@ -237,7 +237,7 @@ async def test_an_answer_tells_what_is_left_of_each_limit(client: Client, limite
     first, second = [await client.call("POST", GENERATE, GOOD) for _ in range(2)]
 
     assert first.headers["ratelimit-policy"] == '"user";q=30;w=60, "app";q=100;w=60'
-    assert re.fullmatch(r'"user";r=29;t=[12], "app";r=99;t=1', first.headers["ratelimit"])
+    assert re.fullmatch(r'"user";r=29;t=[123], "app";r=9[89];t=[12]', first.headers["ratelimit"])
     assert (first.headers["x-ratelimit-limit"], first.headers["x-ratelimit-remaining"]) == ("30", "29")
     assert 28 <= int(second.headers["x-ratelimit-remaining"]) <= 29
     assert 1 <= int(second.headers["x-ratelimit-reset"]) <= 4
