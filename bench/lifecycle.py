@@ -198,7 +198,7 @@ def prepare(bench: rig.Rig, args: argparse.Namespace) -> tuple[list[rig.BenchApp
     """The tenants, and what pgbench reaches with one submit a commit."""
     from bench import submit as submit_bench  # noqa: PLC0415  (either bench runs alone)
 
-    apps, script = asyncio.run(submit_bench.prepare(bench, args))
+    apps, script, _ = asyncio.run(submit_bench.prepare(bench, args))
     info = conninfo_to_dict(runtime_conninfo(bench.url, "limner_api", bench.root))
     direct = rig.pgbench(
         bench.embedded, {k: str(info[k]) for k in ("host", "user", "password", "dbname")}, script, 16, 3

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import psycopg
 
 from limner import app, worker
-from limner.cli import serve
+from limner.cli import serve, session
 from limner.db.pools import Database
 from limner.hub import loop
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
@@ -39,6 +39,8 @@ HOW: tuple[How, ...] = ("die", "before", "after")
 DIED = 86
 PICTURE = png(8)
 HASTE_S = 0.05
+LOADED = ["pytest", "tests.faults.crash", "pydantic.v1", "uvicorn.lifespan.on", "uvicorn.protocols.http.httptools_impl"]
+"""What a process would load at its start, a hundred times over."""
 T = TypeVar("T")
 
 
@@ -77,7 +79,7 @@ class Plan:
 def begin(plan: Plan) -> ForkServerProcess:
     """The process, running."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "tests.faults.crash"])
+    context.set_forkserver_preload(LOADED)
     process = context.Process(target=_main, args=(plan,), daemon=True)
     process.start()
     return process
@@ -166,12 +168,13 @@ class _Bent:
         vars_of(Database, direct=uncounted)
 
     def _idle(self) -> None:
-        """What runs by the clock would make every count another."""
+        """What runs by the clock would make every count another; what a start checks takes time."""
 
         async def nothing(*_: Any) -> None:
             return None
 
         vars_of(chores, run_forever=nothing)
+        vars_of(session, refuse_unsafe=lambda *_: None)  # asks the catalog, at every one of a hundred starts
         vars_of(Database, keep_time=nothing)
 
     def _outside(self) -> None:
