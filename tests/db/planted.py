@@ -52,6 +52,7 @@ async def plant(db: Database, superuser: psycopg.Connection, make_tenant: MakeTe
             await audit.record(tx, mark, mark, mark, mark, note=mark)
             await organizations.change(tx, actor=mark, name=f"{mark} Ltd")
         _mark_the_rest(superuser, tenant, queued, mark)
+        _mark_numbers(superuser, tenant, done, CANARY_AMOUNT if mark == CANARY else 7)
     async with db.tenant_tx(theirs.org_id) as tx:
         user = await tx.get("SELECT id FROM limner.end_user")
     superuser.execute(
@@ -113,6 +114,23 @@ def _mark_the_rest(superuser: psycopg.Connection, tenant: Tenant, queued: UUID, 
         "UPDATE limner.end_user SET external_id = %s, metadata = jsonb_build_object('note', %s::text) WHERE org_id = %s",
     ):
         superuser.execute(statement, [mark, mark, tenant.org_id])
+
+
+def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amount_mc: int) -> None:
+    """What holds no text at all: a spent lot and its draw, a closed day, a share of the queue, a bucket (by the ids they name)."""
+    lot, subject = ids.new(), UUID(f"00000000-0000-4000-8000-{amount_mc:012d}")
+    for statement, values in (
+        ("INSERT INTO limner.lot (org_id, id, wallet_id, transfer_id, kind, granted_mc, remaining_mc, expires_at)"
+         " SELECT org_id, %s, credit_wallet, id, 'grant', %s, 0, now() FROM limner.transfer"
+         " WHERE org_id = %s AND credit_wallet IS NOT NULL LIMIT 1", [lot, amount_mc, tenant.org_id]),
+        ("INSERT INTO limner.lot_draw (org_id, job_id, lot_id, amount_mc) VALUES (%s, %s, %s, %s)",
+         [tenant.org_id, done, lot, amount_mc]),
+        ("INSERT INTO limner.book_day (org_id, day, book, kind, debit_mc, credit_mc, transfers)"
+         " VALUES (%s, '2020-02-29', 'issuance', 'grant', %s, 0, 1)", [tenant.org_id, amount_mc]),
+        ("INSERT INTO limner.queue_policy (org_id, app_id) VALUES (%s, %s)", [tenant.org_id, subject]),
+        ("INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) VALUES (%s, %s, 0, now())", [tenant.org_id, subject]),
+    ):  # fmt: skip
+        superuser.execute(statement, values)
 
 
 def tenant_tables(superuser: psycopg.Connection) -> list[str]:
