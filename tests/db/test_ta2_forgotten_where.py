@@ -24,6 +24,8 @@ WITHOUT_CONTEXT = {
     ("limner_operator", "organization"),
     ("limner_operator", "job_queue"),
     ("limner_dispatch", "job_queue"),
+    ("limner_operator", "queue_policy"),
+    ("limner_dispatch", "queue_policy"),
 }
 
 

@@ -103,7 +103,7 @@ async def test_ta3_a_context_ends_with_its_transaction(one: Database, tenant: Te
 
 async def test_ta3_a_single_statements_context_ends_with_it(one: Database, tenant: Tenant) -> None:
     async with one.tenant_single(tenant.org_id, "limner_operator") as tx:
-        await tx.get("SELECT * FROM limner.top_up(%s, %s, 1000, 'x', 'x')", [tx.ctx, ids.new()])
+        await tx.get("SELECT * FROM limner.top_up(%s, %s, 'grant', 1000, NULL, 'x', 'x')", [tx.ctx, ids.new()])
 
     with pytest.raises(psycopg.Error) as caught:
         async with one.system_tx("limner_operator", "a test looks without a tenant") as tx:
