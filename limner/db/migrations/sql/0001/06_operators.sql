@@ -246,9 +246,9 @@ RETURNS TABLE (day date, book text, kind text, debit numeric, credit numeric, n 
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT (x.created_at AT TIME ZONE 'UTC')::date, s.book, x.kind, sum(s.debit), sum(s.credit), count(*)
     FROM limner.transfer x
-   CROSS JOIN LATERAL (VALUES (x.debit_book, x.amount_mc, 0::bigint),
-                              (CASE WHEN x.kind NOT IN ('hold', 'void') THEN x.credit_book END, 0, x.amount_mc)) s (book, debit, credit)
-   WHERE x.org_id = p_org AND s.book IS NOT NULL AND x.created_at < (p_day + 1)::timestamp AT TIME ZONE 'UTC'
+   CROSS JOIN LATERAL (VALUES (x.debit_book, x.amount_mc, 0::bigint), (x.credit_book, 0, x.amount_mc)) s (book, debit, credit)
+   WHERE x.org_id = p_org AND x.kind NOT IN ('hold', 'void') AND s.book IS NOT NULL
+     AND x.created_at < (p_day + 1)::timestamp AT TIME ZONE 'UTC'
      AND (p_from IS NULL OR x.created_at >= p_from::timestamp AT TIME ZONE 'UTC')
    GROUP BY 1, 2, 3;
 $$;

@@ -111,11 +111,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     UNION ALL
     SELECT 'I14 a closed day equals the sum of its transfers', coalesce(b.org_id, s.org_id)
       FROM bd b FULL JOIN (
-        SELECT x.org_id, (x.created_at AT TIME ZONE 'UTC')::date AS day, v.book, x.kind, sum(v.debit) AS debit, sum(v.credit) AS credit, count(*) AS n
-          FROM tr x JOIN (SELECT org_id, max(day) AS day FROM bd GROUP BY 1) c ON c.org_id = x.org_id
-         CROSS JOIN LATERAL (VALUES (x.debit_book, x.amount_mc, 0::bigint),
-                                    (CASE WHEN x.kind NOT IN ('hold', 'void') THEN x.credit_book END, 0, x.amount_mc)) v (book, debit, credit)
-         WHERE v.book IS NOT NULL AND x.created_at < (c.day + 1)::timestamp AT TIME ZONE 'UTC' GROUP BY 1, 2, 3, 4) s
+        SELECT x.org_id, x.day, v.book, x.kind, sum(v.debit) AS debit, sum(v.credit) AS credit, sum(x.n) AS n
+          FROM (SELECT y.org_id, (y.created_at AT TIME ZONE 'UTC')::date AS day, y.kind, y.debit_book, y.credit_book, sum(y.amount_mc) AS amount,
+                       count(*) AS n
+                  FROM tr y JOIN (SELECT org_id, (max(day) + 1)::timestamp AT TIME ZONE 'UTC' AS until FROM bd GROUP BY 1) c
+                    ON c.org_id = y.org_id AND y.created_at < c.until
+                 WHERE y.kind NOT IN ('hold', 'void') GROUP BY 1, 2, 3, 4, 5) x
+         CROSS JOIN LATERAL (VALUES (x.debit_book, x.amount, 0), (x.credit_book, 0, x.amount)) v (book, debit, credit)
+         WHERE v.book IS NOT NULL GROUP BY 1, 2, 3, 4) s
         ON s.org_id = b.org_id AND s.day = b.day AND s.book = b.book AND s.kind = b.kind
      WHERE b.org_id IS NULL OR s.org_id IS NULL OR (b.debit_mc, b.credit_mc, b.transfers) <> (s.debit, s.credit, s.n))
   SELECT n.name, count(b.id), min(b.id::text)
