@@ -205,7 +205,10 @@ async def test_mj1_the_minutes_check_sees_lots_debts_holds_refunds_and_usage(
     db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:
     acts.empty_queue(superuser)
+    since = datetime.now(UTC)
     tenant = await make_tenant(credits=3)
+    plain = (await acts.submit(db, tenant)).job_id
+    await acts.work(db, plain)
     await acts.grant(db, tenant, 6 * MC, expires_at=in_days(3))
     done = (await acts.submit(db, tenant, price=2)).job_id
     await acts.work(db, done, charge_mc=2 * MC)
@@ -213,14 +216,13 @@ async def test_mj1_the_minutes_check_sees_lots_debts_holds_refunds_and_usage(
     await acts.submit(db, tenant, price=1)
     await acts.grant(db, tenant, MC, user="bob")
     await acts.claw_back(db, tenant, 2 * MC, "c", user="bob")
-    since = datetime.now(UTC) - timedelta(minutes=5)
 
     def found() -> int:
         return acts.count(superuser, "SELECT violations FROM limner.check_changes(%s)", since)
 
     async with db.system_tx("limner_audit", "a test checks the books") as tx:
         clean, checked, _ = await invariants.check_changes(tx, since)
-    assert checked > 0
+    assert (clean, checked > 0) == (0, True)
     for statement in (
         "UPDATE limner.wallet SET held_mc = held_mc + 1 WHERE org_id = %s AND held_mc > 0",
         "UPDATE limner.wallet SET lots_end = NULL WHERE org_id = %s AND lots_end IS NOT NULL",
@@ -233,4 +235,4 @@ async def test_mj1_the_minutes_check_sees_lots_debts_holds_refunds_and_usage(
         with superuser.transaction(force_rollback=True):
             superuser.execute("SET session_replication_role = replica")
             assert superuser.execute(statement, [tenant.org_id]).rowcount > 0, statement
-            assert found() > clean, statement
+            assert found() > 0, statement

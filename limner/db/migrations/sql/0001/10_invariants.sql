@@ -184,7 +184,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         OR (j.finished_at IS NULL) <> (e.id IS NULL) OR r.amount_mc IS DISTINCT FROM j.price_final_mc OR h.amount_mc <> j.price_hold_mc
         OR j.refunded_mc <> coalesce(b.amount, 0) OR coalesce(s.price, 0) <> coalesce(j.price_final_mc, 0)
         OR j.drew_lots <> (d.job_id IS NOT NULL)
-        OR d.used IS DISTINCT FROM CASE WHEN d.job_id IS NOT NULL AND j.finished_at IS NOT NULL THEN least(j.price_final_mc, d.amount) END
+        OR (j.drew_lots AND d.used IS DISTINCT FROM CASE WHEN j.finished_at IS NOT NULL THEN least(j.price_final_mc, d.amount) END)
     UNION ALL
     SELECT q.job_id FROM limner.job_queue q WHERE q.deadline_at < clock_timestamp() - interval '5 minutes')
   SELECT (SELECT count(*) FROM bad), (SELECT count(*) FROM touched) + (SELECT count(*) FROM jobs), (SELECT min(id::text) FROM bad);
