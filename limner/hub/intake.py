@@ -6,7 +6,8 @@ that nobody waits for another tenant's lock. Each submit still has a job, a hold
 """
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import psycopg
@@ -14,32 +15,21 @@ import psycopg
 from limner.db.pools import Database, DatabaseUnavailable
 from limner.hub import jobs
 from limner.kit import ids
+from limner.kit.gather import Full, Gather
 
 LANES = 2
 BATCH = 32
 TRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    org_id: UUID
-    job_id: UUID
-    request: jobs.Submission
-    answer: "asyncio.Future[jobs.Submitted | None]"
-
-
-def _app(one: _Waiting) -> UUID:
-    return one.request.app_id
+_Waiting = tuple[UUID, UUID, jobs.Submission]
+"""Organization, job id, request."""
 
 
 class Intake:
-    """Takes submissions of any organizations. At most `bound` wait at a time; the next is DatabaseUnavailable."""
+    """Takes submissions of any organizations. At most `bound` wait in each lane; the next is DatabaseUnavailable."""
 
     def __init__(self, db: Database, bound: int) -> None:
         self._db = db
-        self._bound = bound
-        self._lanes: list[list[_Waiting]] = [[] for _ in range(LANES)]
-        self._running: list[asyncio.Task[None] | None] = [None] * LANES
+        self._gather: Gather[_Waiting, jobs.Submitted | None] = Gather(self._send, lanes=LANES, size=BATCH, bound=bound)
 
     async def submit(self, org_id: UUID, request: jobs.Submission, *, alone: bool) -> jobs.Submitted:
         """The job, accepted or replayed. Raises what jobs.submit raises, and DatabaseUnavailable."""
@@ -65,37 +55,21 @@ class Intake:
         """None: the batch left this one out, or failed; whether it was committed is not known then."""
         # one wallet's submits keep to one lane, so that they do not lock each other out
         payer = (org_id, request.app_id, request.external_id) if request.external_id is not None else (org_id,)
-        place = hash(payer) % LANES
-        lane = self._lanes[place]
-        if len(lane) >= self._bound:
-            raise DatabaseUnavailable("too many submits are waiting for the database")
-        answer: asyncio.Future[jobs.Submitted | None] = asyncio.get_running_loop().create_future()
-        lane.append(_Waiting(org_id, job_id, request, answer))
-        if self._running[place] is None:
-            self._running[place] = asyncio.create_task(self._run(place))
-        return await answer
+        try:
+            return await self._gather((org_id, job_id, request), payer)
+        except Full:
+            raise DatabaseUnavailable("too many submits are waiting for the database") from None
 
-    async def _run(self, place: int) -> None:
-        lane = self._lanes[place]
-        while lane:
-            batch = lane[:BATCH]
-            del lane[:BATCH]
-            await self._send(sorted(batch, key=_app))
-        self._running[place] = None
-
-    async def _send(self, batch: list[_Waiting]) -> None:
-        placed: dict[UUID, jobs.Submitted] = {}
+    async def _send(self, batch: Sequence[_Waiting]) -> list[jobs.Submitted | None]:
+        signed = {org_id: self._db.sign(org_id) for org_id, _, _ in batch}
+        ordered = sorted(batch, key=_app)  # the rows of one app stand together
         try:
             async with self._db.shared_single() as tx:
-                rows = [(self._db.sign(one.org_id), one.job_id, one.request) for one in batch]
-                placed = await jobs.submit_many(tx, rows)
+                placed = await jobs.submit_many(tx, [(signed[org_id], job_id, one) for org_id, job_id, one in ordered])
         except psycopg.Error:  # all of it was written or none: each asks for itself
-            pass
-        except Exception as error:  # no connection to be had: those who wait must hear of it
-            for one in batch:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
-            return
-        for one in batch:
-            if not one.answer.done():  # else its request is gone
-                one.answer.set_result(placed.get(one.job_id))
+            return [None] * len(batch)
+        return [placed.get(job_id) for _, job_id, _ in batch]
+
+
+def _app(one: _Waiting) -> UUID:
+    return one[2].app_id
