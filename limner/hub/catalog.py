@@ -4,9 +4,9 @@ Rows of the platform are everybody's to use; an organization's own come first wh
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -17,6 +17,7 @@ from limner.hub.pricing import PriceUnit
 from limner.hub.schema import InputSchema
 from limner.kit import ids
 
+Entry = TypeVar("Entry")
 ROUTES_S = 1.0
 CACHE_S = 10.0
 CACHE_ENTRIES = 10_000
@@ -241,36 +242,39 @@ async def enable_provider(tx: Tx, name: str, *, enabled: bool) -> None:
         raise ProviderNotFound(f"there is no provider {name} here")
 
 
-class RouteCache:
-    """A model's routes by (organization, model), each for a second: a worker asks for them with every job."""
+class _Remembered(Generic[Entry]):
+    """What was read of an organization, each for `life_s` seconds."""
 
-    def __init__(self) -> None:
-        self._entries: dict[tuple[UUID, UUID], tuple[float, list[Route]]] = {}
+    def __init__(self, life_s: float) -> None:
+        self._life_s = life_s
+        self._entries: dict[tuple[UUID, Hashable], tuple[float, Entry]] = {}
 
-    def find(self, org_id: UUID, model_id: UUID) -> list[Route] | None:
-        entry = self._entries.get((org_id, model_id))
-        return entry[1] if entry and entry[0] > time.monotonic() else None
-
-    def put(self, org_id: UUID, model_id: UUID, routes: list[Route]) -> list[Route]:
-        if len(self._entries) >= CACHE_ENTRIES:
-            self._entries.clear()
-        self._entries[org_id, model_id] = (time.monotonic() + ROUTES_S, routes)
-        return routes
-
-
-class ModelCache:
-    """Compiled models by (organization, name), each for ten seconds: a change of price shows within that."""
-
-    def __init__(self) -> None:
-        self._entries: dict[tuple[UUID, str], tuple[float, CompiledModel]] = {}
-
-    def find(self, org_id: UUID, name: str) -> CompiledModel | None:
+    def find(self, org_id: UUID, name: Hashable) -> Entry | None:
         entry = self._entries.get((org_id, name))
         return entry[1] if entry and entry[0] > time.monotonic() else None
 
-    def put(self, org_id: UUID, model: Model) -> CompiledModel:
+    def _keep(self, org_id: UUID, name: Hashable, entry: Entry) -> Entry:
         if len(self._entries) >= CACHE_ENTRIES:
             self._entries.clear()
-        compiled = CompiledModel(model, InputSchema(model.input_schema, at="/input"))
-        self._entries[org_id, model.name] = (time.monotonic() + CACHE_S, compiled)
-        return compiled
+        self._entries[org_id, name] = (time.monotonic() + self._life_s, entry)
+        return entry
+
+
+class RouteCache(_Remembered[list[Route]]):
+    """A model's routes by (organization, model), each for a second: a worker asks for them with every job."""
+
+    def __init__(self) -> None:
+        super().__init__(ROUTES_S)
+
+    def put(self, org_id: UUID, model_id: UUID, routes: list[Route]) -> list[Route]:
+        return self._keep(org_id, model_id, routes)
+
+
+class ModelCache(_Remembered[CompiledModel]):
+    """Compiled models by (organization, name), each for ten seconds: a change of price shows within that."""
+
+    def __init__(self) -> None:
+        super().__init__(CACHE_S)
+
+    def put(self, org_id: UUID, model: Model) -> CompiledModel:
+        return self._keep(org_id, model.name, CompiledModel(model, InputSchema(model.input_schema, at="/input")))

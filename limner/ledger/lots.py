@@ -27,12 +27,14 @@ class Ending:
     expires_at: datetime
 
 
+OPEN = "l.org_id = %s AND l.wallet_id = %s AND l.remaining_mc > 0 AND l.expires_at > clock_timestamp()"
+
+
 async def list_open(tx: Tx, wallet_id: UUID, limit: int = 100) -> list[Lot]:
     """A wallet's lots that something can still be spent of, in the order they are spent in."""
     rows = await tx.all(
         "SELECT l.id, l.kind, l.granted_mc, l.remaining_mc, l.expires_at, l.created_at FROM limner.lot l"
-        " WHERE l.org_id = %s AND l.wallet_id = %s AND l.remaining_mc > 0 AND l.expires_at > clock_timestamp()"
-        " ORDER BY l.expires_at, l.id LIMIT %s",
+        f" WHERE {OPEN} ORDER BY l.expires_at, l.id LIMIT %s",
         [tx.org_id, wallet_id, limit],
     )
     return [Lot(**row) for row in rows]
@@ -42,8 +44,7 @@ async def list_endings(tx: Tx, wallet_id: UUID, limit: int = 20) -> list[Ending]
     """The next moments at which something of a wallet ends, soonest first."""
     rows = await tx.all(
         "SELECT sum(l.remaining_mc)::bigint AS amount_mc, l.expires_at FROM limner.lot l"
-        " WHERE l.org_id = %s AND l.wallet_id = %s AND l.remaining_mc > 0 AND l.expires_at > clock_timestamp()"
-        " GROUP BY l.expires_at ORDER BY l.expires_at LIMIT %s",
+        f" WHERE {OPEN} GROUP BY l.expires_at ORDER BY l.expires_at LIMIT %s",
         [tx.org_id, wallet_id, limit],
     )
     return [Ending(**row) for row in rows]
