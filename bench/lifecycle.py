@@ -79,12 +79,12 @@ async def submit_to(db: Database, apps: Sequence[rig.BenchApp], models: dict[UUI
 
     async def lane() -> None:
         for batch in batches:
-            ordered = sorted(batch, key=lambda one: one[1].app_id)
-            while ordered:  # what two lanes wanted at once goes again
-                rows = [(db.sign(org_id), ids.new(), request) for org_id, request in ordered]
-                async with db.shared_single() as tx:
+            waiting = batch
+            while waiting:  # what two lanes wanted at once goes again
+                rows = [(org_id, ids.new(), request) for org_id, request in waiting]
+                async with db.shared_single({org_id for org_id, _ in waiting}) as tx:
                     placed = await jobs.submit_many(tx, rows)
-                ordered = [one for one, row in zip(ordered, rows, strict=True) if row[1] not in placed]
+                waiting = [one for one, row in zip(waiting, rows, strict=True) if row[1] not in placed]
 
     began = time.perf_counter()
     await asyncio.gather(lane(), lane())

@@ -31,7 +31,7 @@ SELECT * FROM limner.submit_job('{ctx}', ({id})::uuid, '{app}',
   10, NULL, sha256(:k::text::bytea), '{input}'::jsonb, 1, 86400, 3, NULL, NULL, false, NULL, {user_rate}, {app_rate})
 """
 ROW = (
-    '{{"ctx": "{ctx}", "job": "\' || {id} || \'", "app": "{app}", "external": "user-\' || (((:n + {place}) % {users})::text) || \'",'
+    '{{"org": "{org}", "job": "\' || {id} || \'", "app": "{app}", "external": "user-\' || (((:n + {place}) % {users})::text) || \'",'
     ' "route": "generate", "model_id": "{model}", "model": "local/canvas", "kind": "image.generate", "unit_price": 1000, "hold": 1000,'
     ' "priority": 10, "key": null, "hash": "\\\\x'
     + "00"
@@ -64,8 +64,8 @@ async def prepare(bench: rig.Rig, args: argparse.Namespace) -> tuple[list[rig.Be
         parsed = catalog.CompiledModel(model, InputSchema(model.input_schema)).schema.parse({"prompt": PROMPT})
         body = json.dumps(parsed).replace("'", "''")  # a space behind each colon: `:1` is a variable to pgbench
         facts = {"users": args.users, "model": model.id, "input": body, "user_rate": USER_RATE, "app_rate": APP_RATE}
-        named = [facts | {"ctx": signer.sign(app.org_id), "app": app.app_id} for app in apps]
-        return apps, _single(named), _shared(named)
+        named = [facts | {"ctx": signer.sign(app.org_id), "org": app.org_id, "app": app.app_id} for app in apps]
+        return apps, _single(named), _shared(named, signer.sign(*{app.org_id for app in apps}))
 
 
 def _single(apps: list[dict[str, Any]]) -> str:
@@ -77,7 +77,7 @@ def _single(apps: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "\\endif"]) + "\n"
 
 
-def _shared(apps: list[dict[str, Any]]) -> str:
+def _shared(apps: list[dict[str, Any]], ctx: str) -> str:
     """SHARED submits of as many apps as there are, in the order of the apps; each connection has users of its own."""
     chosen = sorted(apps * SHARED, key=lambda facts: str(facts["app"]))[:: max(len(apps), 1)][:SHARED]
     rows = [
@@ -85,9 +85,7 @@ def _shared(apps: list[dict[str, Any]]) -> str:
         for place, facts in enumerate(chosen)
     ]
     batch = "'[" + ", ".join(rows) + "]'"
-    return (
-        f"\\set k :k + 1\n\\set n random(1, {apps[0]['users']})\nSELECT * FROM limner.submit_jobs(({batch})::json);\n"
-    )
+    return f"\\set k :k + 1\n\\set n random(1, {apps[0]['users']})\nSELECT * FROM limner.submit_jobs('{ctx}', ({batch})::json);\n"
 
 
 def _jobs(conn: psycopg.Connection) -> int:

@@ -1,6 +1,7 @@
 -- What the invariants check afterwards at run time is checked at each write in the tests' databases, so that a test stops at the
 -- statement that breaks it.
 SET ROLE limner_owner;
+GRANT EXECUTE ON FUNCTION limner.transfer_is_sound, limner.job_is_sound TO limner_batch;
 SET limner.entered = '00000000-0000-0000-0000-000000000000';   -- the validation of a new foreign key asks the policies
 ALTER TABLE limner.transfer
   ADD CONSTRAINT strict_sound CHECK (limner.transfer_is_sound(transfer.*)),

@@ -1,6 +1,6 @@
 """The signed tenant context, and the database's clock it expires by.
 
-`kid.org.exp.hmac`: the database verifies it with a key that no run-time role can read, so that SQL injected
+`kid.orgs.exp.hmac`: the database verifies it with a key that no run-time role can read, so that SQL injected
 into one organization's request cannot name another organization (docs/decisions/0003).
 """
 
@@ -38,8 +38,9 @@ class ContextSigner:
         self._key = root.derive("ctx")
         self._clock = clock
 
-    def sign(self, org_id: UUID) -> str:
-        message = f"{KID}.{org_id}.{int(self._clock.now()) + LIFE_S}"
+    def sign(self, *org_ids: UUID) -> str:
+        """For one organization; for several only where a function is made for batches (`limner.enter_all`)."""
+        message = f"{KID}.{','.join(map(str, org_ids))}.{int(self._clock.now()) + LIFE_S}"
         return f"{message}.{crypto.sign(self._key, message.encode()).hex()}"
 
 

@@ -6,7 +6,7 @@ An operator hands over one URL and one key: the address of every run-time role f
 import asyncio
 import contextlib
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -154,9 +154,9 @@ class Database:
         """A context for a row of `shared_single`'s statement."""
         return self._signer.sign(org_id)
 
-    def shared_single(self, role: str = "limner_api") -> "_SingleStatement":
-        """One statement for several organizations: a function that enters, for each of its rows, the context that row carries."""
-        return _SingleStatement(self._pools[role], None, None)
+    def shared_single(self, org_ids: Iterable[UUID], role: str = "limner_api") -> "_SingleStatement":
+        """One statement for several organizations, which it carries in one context: for functions that enter them all."""
+        return _SingleStatement(self._pools[role], None, self._signer.sign(*org_ids))
 
     @asynccontextmanager
     async def system_tx(self, role: str, reason: str) -> AsyncIterator[Tx]:

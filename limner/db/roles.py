@@ -8,8 +8,8 @@ from psycopg import Connection, sql
 
 from limner.kit import crypto
 
-OWNERS = ("limner_owner", "limner_lookup", "limner_ctx")
-"""Own the schema, the look-ups and the context key; cannot log in."""
+OWNERS = ("limner_owner", "limner_batch", "limner_lookup", "limner_ctx")
+"""Own the schema, what writes for several organizations, the look-ups and the context key; cannot log in."""
 
 RUNTIME = ("limner_api", "limner_worker", "limner_dispatch", "limner_operator", "limner_audit")
 """Log in from limner's own processes; hold no write grant on money or job state."""

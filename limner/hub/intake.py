@@ -61,15 +61,9 @@ class Intake:
             raise DatabaseUnavailable("too many submits are waiting for the database") from None
 
     async def _send(self, batch: Sequence[_Waiting]) -> list[jobs.Submitted | None]:
-        signed = {org_id: self._db.sign(org_id) for org_id, _, _ in batch}
-        ordered = sorted(batch, key=_app)  # the rows of one app stand together
         try:
-            async with self._db.shared_single() as tx:
-                placed = await jobs.submit_many(tx, [(signed[org_id], job_id, one) for org_id, job_id, one in ordered])
+            async with self._db.shared_single({org_id for org_id, _, _ in batch}) as tx:
+                placed = await jobs.submit_many(tx, batch)
         except psycopg.Error:  # all of it was written or none: each asks for itself
             return [None] * len(batch)
         return [placed.get(job_id) for _, job_id, _ in batch]
-
-
-def _app(one: _Waiting) -> UUID:
-    return one[2].app_id

@@ -22,7 +22,7 @@ SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 
                                 %s::timestamptz, %s::int, %s::int, %s::int, %s::int)
 """
 SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])"
-SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s::text::json)"
+SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s, %s::text::json)"
 COLUMNS = """
 j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc,
 j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.run_at, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence,
@@ -174,26 +174,26 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
     return Submitted(**row)
 
 
-async def submit_many(tx: Tx, batch: Sequence[tuple[str, UUID, Submission]]) -> dict[UUID, Submitted]:
-    """Plain submits of any organizations in one statement and one commit: (signed context, job id, request) each.
+async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) -> dict[UUID, Submitted]:
+    """Plain submits of the organizations of `tx` in one statement and one commit: (organization, job id, request) each.
 
     Those that were accepted, by job id. What is missing there was written nowhere (a new user, a key seen before, too few
     credits, a limit reached, a wallet in use): `submit` it alone and hear why. No images, and no limits of the organization.
     """
     rows = [
         {
-            "ctx": ctx, "job": job_id, "app": one.app_id, "external": one.external_id, "route": one.route,
+            "org": org_id, "job": job_id, "app": one.app_id, "external": one.external_id, "route": one.route,
             "model_id": one.model_id, "model": one.model, "kind": one.kind, "unit_price": one.unit_price_mc,
             "hold": one.hold_mc, "priority": one.priority, "key": one.idempotency_key,
             "hash": "\\x" + one.request_hash.hex(), "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
             "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
             "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min,
         }
-        for ctx, job_id, one in batch
+        for org_id, job_id, one in batch
     ]  # fmt: skip
     asked = {job_id: one for _, job_id, one in batch}
     placed = {}
-    for row in await tx.all(SUBMIT_MANY, [orjson.dumps(rows).decode()]):
+    for row in await tx.all(SUBMIT_MANY, [tx.ctx, orjson.dumps(rows).decode()]):
         one = asked[row["job_id"]]
         placed[row["job_id"]] = Submitted(hold_mc=one.hold_mc, wait_s=one.wait_s, replayed=False, **row)
     return placed

@@ -66,7 +66,7 @@ class SharedWrites:
         ]
         rows.sort(key=_ctx)  # each organization is entered once  # fmt: skip
         try:
-            async with self._db.shared_single(ROLE) as tx:
+            async with self._db.shared_single(signed, ROLE) as tx:
                 for place, answer in await runs.work_many(tx, rows):
                     answers[place] = answer
         except (psycopg.Error, DatabaseUnavailable):  # written whole or not at all: each asks for itself

@@ -2,12 +2,12 @@
 
 from uuid import UUID
 
-import uuid_utils
+from uuid_utils.compat import uuid7
 
 
 def new() -> UUID:
     """A version 7 UUID (RFC 9562): sorts by creation time, so indexes stay compact and cursors stay simple."""
-    return UUID(int=uuid_utils.uuid7().int)
+    return uuid7()
 
 
 def parse(text: str) -> UUID | None:

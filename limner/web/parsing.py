@@ -122,6 +122,8 @@ def moment_at(pointer: str, text: str) -> datetime:
 
 def flag(request: Request, name: str) -> bool:
     """A parameter that is on or off: 1, true, 0, false; absent is off. Raises ApiError 400."""
+    if not request.scope["query_string"]:
+        return False
     text = request.query_params.get(name, "")
     if text not in FLAGS:
         raise invalid({f"/{name}": ["must be 1 or 0"]})

@@ -49,14 +49,15 @@ def headers(quotas: Sequence[Quota], policies: Sequence[tuple[str, int]] = ()) -
     """
     if not quotas:
         return {}
-    tightest = min(quotas, key=lambda q: (q.remaining, q.size))
+    told = [(q.remaining, q.size, q.reset_s, q.name) for q in quotas]
+    remaining, size, reset_s, _ = min(told)
     held = policies or [(q.name, q.size) for q in quotas]
     return {
-        "ratelimit-policy": ", ".join(f'"{name}";q={size};w={WINDOW_S}' for name, size in held),
-        "ratelimit": ", ".join(f'"{q.name}";r={q.remaining};t={q.reset_s}' for q in quotas),
-        "x-ratelimit-limit": str(tightest.size),
-        "x-ratelimit-remaining": str(tightest.remaining),
-        "x-ratelimit-reset": str(tightest.reset_s),
+        "ratelimit-policy": ", ".join([f'"{name}";q={size};w={WINDOW_S}' for name, size in held]),
+        "ratelimit": ", ".join([f'"{name}";r={left};t={reset}' for left, _, reset, name in told]),
+        "x-ratelimit-limit": str(size),
+        "x-ratelimit-remaining": str(remaining),
+        "x-ratelimit-reset": str(reset_s),
     }
 
 

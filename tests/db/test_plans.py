@@ -28,8 +28,8 @@ async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connec
     tenant = await make_tenant(credits=10_000, wallet_credits=10_000)
     other = await make_tenant(credits=100_000)
     for n in range(40):
-        rows = [(db.sign(other.org_id), ids.new(), acts.request(other, key=f"k{n}-{m}")) for m in range(50)]
-        async with db.shared_single() as tx:
+        rows = [(other.org_id, ids.new(), acts.request(other, key=f"k{n}-{m}")) for m in range(50)]
+        async with db.shared_single([other.org_id]) as tx:
             assert len(await jobs.submit_many(tx, rows)) == 50
     for _ in range(10):
         for held in await acts.claim(db, 60, lease_s=600):
@@ -86,8 +86,8 @@ async def _life(db: Database, tenant: Tenant) -> UUID:
 async def _shared(db: Database, tenant: Tenant) -> None:
     """The same in shared commits."""
     job_id = ids.new()
-    async with db.shared_single() as tx:
-        assert await jobs.submit_many(tx, [(db.sign(tenant.org_id), job_id, acts.request(tenant))])
+    async with db.shared_single([tenant.org_id]) as tx:
+        assert await jobs.submit_many(tx, [(tenant.org_id, job_id, acts.request(tenant))])
     held = await acts.lease(db, job_id, lease_s=600)
     closing = runs.Closing("succeeded", charge_mc=MC, outputs=[], provider="local",
                            usage=[{"kind": "image", "quantity": 1, "unit": "image"}])  # fmt: skip
@@ -102,7 +102,7 @@ async def _shared(db: Database, tenant: Tenant) -> None:
             "fence": held.fence,
             "args": args,
         }
-        async with db.shared_single("limner_worker") as tx:
+        async with db.shared_single([tenant.org_id], "limner_worker") as tx:
             assert await runs.work_many(tx, [row])
 
 

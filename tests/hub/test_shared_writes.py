@@ -34,7 +34,7 @@ def row(db: Database, verb: str, lease: runs.Lease, place: int = 0, **args: Any)
 
 
 async def send(db: Database, *rows: dict[str, Any]) -> dict[int, Any]:
-    async with db.shared_single("limner_worker") as tx:
+    async with db.shared_single([], "limner_worker") as tx:
         return dict(await runs.work_many(tx, rows))
 
 

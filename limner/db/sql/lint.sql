@@ -18,8 +18,7 @@ allowed (rule, name, why) AS (VALUES
   ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),
   ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'),
   ('L15', 'job_queue limner_dispatch', 'the dispatcher writes leases: columns only, never a payload or an amount'),
-  ('L20', 'limner.submit_jobs(json)', 'each row of its batch carries a context, and the loop enters it before anything is read'),
-  ('L20', 'limner.work_many(json)', 'as submit_jobs'),
+  ('L20', 'limner.work_many(json)', 'each row of its batch carries a context, and the loop enters it before anything is read'),
   ('L17', 'job_queue_deferred', 'the dispatcher''s cross-tenant scan of rows that become due'),
   ('L17', 'job_queue_leased', 'the dispatcher''s cross-tenant scan of leases'),
   ('L22', 'queue_policy operator_lists', 'operators see how the queue is shared; no tenant''s data stands there'),
@@ -77,16 +76,16 @@ UNION ALL
 SELECT 'L15 run-time role that may write money or job state', relname || ' ' || a.privilege_type || ' to ' || a.grantee::regrole
   FROM rel, aclexplode(relacl) a
  WHERE relname IN ('wallet', 'transfer', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event')
-   AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE') AND a.grantee <> relowner
+   AND a.privilege_type IN ('INSERT', 'UPDATE', 'DELETE') AND a.grantee NOT IN (relowner, 'limner_batch'::regrole)
 UNION ALL
 SELECT 'L15 run-time role that may write money or job state', rel.relname || '.' || c.attname || ' ' || a.privilege_type || ' to ' || a.grantee::regrole
   FROM rel JOIN pg_attribute c ON c.attrelid = rel.oid, aclexplode(c.attacl) a
  WHERE relname IN ('wallet', 'transfer', 'job', 'job_input', 'job_queue', 'provider_call', 'usage_record', 'event')
-   AND a.privilege_type IN ('INSERT', 'UPDATE') AND a.grantee <> relowner
+   AND a.privilege_type IN ('INSERT', 'UPDATE') AND a.grantee NOT IN (relowner, 'limner_batch'::regrole)
    AND relname || ' ' || a.grantee::regrole NOT IN (SELECT name FROM allowed WHERE rule = 'L15')
 UNION ALL
 SELECT 'L16 object of the schema owned by a run-time role', relname || ' by ' || relowner::regrole FROM rel
- WHERE relowner::regrole::text NOT IN ('limner_owner', 'limner_lookup', 'limner_ctx') AND relname <> 'alembic_version'
+ WHERE relowner::regrole::text NOT IN ('limner_owner', 'limner_batch', 'limner_lookup', 'limner_ctx') AND relname <> 'alembic_version'
 UNION ALL
 SELECT 'L17 index of a tenant table that does not start with org_id', i.indexrelid::regclass::text
   FROM first_column i JOIN rel ON rel.oid = i.indrelid AND rel.tenant
@@ -100,7 +99,7 @@ SELECT 'L19 policy for everybody instead of named roles', rel.relname || ' ' || 
  WHERE p.polroles = '{0}'
 UNION ALL
 SELECT 'L20 SECURITY DEFINER function of an owner with other powers', oid::regprocedure || ' by ' || proowner::regrole FROM fn
- WHERE prosecdef AND proowner::regrole::text NOT IN ('limner_owner', 'limner_lookup', 'limner_ctx')
+ WHERE prosecdef AND proowner::regrole::text NOT IN ('limner_owner', 'limner_batch', 'limner_lookup', 'limner_ctx')
 UNION ALL
 SELECT 'L21 run-time role that may make objects', r.rolname || ' in ' || n.nspname FROM pg_roles r, pg_namespace n
  WHERE r.rolcanlogin AND r.rolname LIKE 'limner\_%' AND r.rolname NOT IN ('limner_migrate', 'limner_backup')
@@ -112,17 +111,21 @@ SELECT 'L21 run-time role that may make objects', rolname || ' in pg_temp' FROM 
 UNION ALL
 SELECT 'L22 policy that does not ask for the context', rel.relname || ' ' || p.polname
   FROM rel JOIN pg_policy p ON p.polrelid = rel.oid, LATERAL (
-    SELECT CASE WHEN p.polroles = ARRAY['limner_owner'::regrole::oid] THEN '(org_id = (current_setting(''limner.entered''::text))::uuid)'
+    SELECT CASE p.polroles WHEN ARRAY['limner_owner'::regrole::oid] THEN '(org_id = (current_setting(''limner.entered''::text))::uuid)'
+                WHEN ARRAY['limner_batch'::regrole::oid] THEN
+                  'COALESCE((org_id = ANY (( SELECT (current_setting(''limner.batch''::text))::uuid[] AS current_setting)::uuid[])), false)'
                 ELSE '(org_id = ( SELECT limner.org() AS org))' END AS context) c
  WHERE rel.tenant AND p.polpermissive
-   AND p.polroles && ARRAY(SELECT oid FROM pg_roles WHERE rolname IN ('limner_owner', 'limner_api', 'limner_worker', 'limner_operator'))
+   AND p.polroles && ARRAY(SELECT oid FROM pg_roles WHERE rolname IN ('limner_owner', 'limner_batch', 'limner_api', 'limner_worker', 'limner_operator'))
    AND (coalesce(pg_get_expr(p.polqual, p.polrelid), c.context) <> c.context
         OR coalesce(pg_get_expr(p.polwithcheck, p.polrelid), c.context) <> c.context)
    AND rel.relname || ' ' || p.polname NOT IN (SELECT name FROM allowed WHERE rule = 'L22')
 UNION ALL
 SELECT 'L20 function with the owner''s rights that a run-time role may call and that does not enter first', fn.oid::regprocedure::text
   FROM fn, aclexplode(fn.proacl) a
- WHERE fn.prosecdef AND fn.proowner = 'limner_owner'::regrole AND a.grantee <> fn.proowner AND a.privilege_type = 'EXECUTE'
-   AND fn.prosrc !~ '^\s*(#\w+ \w+\s*)?DECLARE\s+t uuid := limner\.enter\(p_ctx\);'
+ WHERE fn.prosecdef AND fn.proowner IN ('limner_owner'::regrole, 'limner_batch'::regrole) AND a.grantee <> fn.proowner
+   AND a.privilege_type = 'EXECUTE' AND fn.prosrc !~ CASE fn.proowner WHEN 'limner_owner'::regrole
+     THEN '^\s*(#\w+ \w+\s*)?DECLARE\s+t uuid := limner\.enter\(p_ctx\);'
+     ELSE '^\s*(#\w+ \w+\s*)?DECLARE\s+orgs uuid\[\] := limner\.enter_all\(p_ctx\);' END
    AND fn.oid::regprocedure::text NOT IN (SELECT name FROM allowed WHERE rule = 'L20')
 ORDER BY 1, 2

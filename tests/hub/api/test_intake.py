@@ -36,8 +36,8 @@ async def narrow(server: Server) -> AsyncIterator[Database]:
 
 async def shared(db: Database, *submits: tuple[Tenant, dict[str, Any]]) -> dict[int, int]:
     """One batch in the given order: what is available after each that was accepted, by its place."""
-    rows = [(db.sign(t.org_id), ids.new(), acts.request(t, **changes)) for t, changes in submits]
-    async with db.shared_single() as tx:
+    rows = [(t.org_id, ids.new(), acts.request(t, **changes)) for t, changes in submits]
+    async with db.shared_single({t.org_id for t, _ in submits}) as tx:
         placed = await jobs.submit_many(tx, rows)
     return {place: placed[row[1]].available_mc for place, row in enumerate(rows) if row[1] in placed}
 
@@ -56,34 +56,56 @@ async def test_a_batch_takes_what_is_plain_and_writes_nothing_of_the_rest(
     placed = await shared(
         db, (one, {"price": 2}), (two, {"price": 1, "key": "fresh"}), (two, {"price": 1, "key": "known"}),
         (one, {"price": 2}), (two, {"user": "stranger"}), (two, {"user": "gone"}), (two, {"price": 7, "user": None}),
-        (two, {"price": 1, "key": "fresh"}), (one, {"price": 1}),
+        (two, {"price": 1, "key": "fresh"}), (one, {"price": 1}), (two, {"price": 1}),
     )  # fmt: skip
 
-    assert placed == {0: 1 * MC, 1: 3 * MC, 6: 0, 8: 0}
+    # behind one it does not suffice for, a wallet's next goes alone too
+    assert placed == {0: 1 * MC, 1: 3 * MC, 6: 0, 9: 2 * MC}
     assert acts.count(superuser, "SELECT count(*) FROM limner.job") == before + 4
     assert acts.count(superuser, "SELECT count(*) FROM limner.end_user WHERE external_id = 'stranger'") == 0
     assert await acts.books(db, one.org_id) == await acts.books(db, two.org_id) == {}
 
 
-async def test_ta5_a_row_of_a_batch_with_a_forged_context_stops_all_of_it(
+async def test_ta5_a_batch_with_a_forged_context_writes_nothing(
     db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:
     mine, theirs = await make_tenant(), await make_tenant()
-    forged = db.sign(mine.org_id).replace(str(mine.org_id), str(theirs.org_id))
-    rows = [(db.sign(mine.org_id), ids.new(), acts.request(mine)), (forged, ids.new(), acts.request(theirs))]
+    rows = [(mine.org_id, ids.new(), acts.request(mine)), (theirs.org_id, ids.new(), acts.request(theirs))]
 
-    with pytest.raises(psycopg.Error, match="forged"):
-        async with db.shared_single() as tx:
+    async with db.shared_single([mine.org_id]) as tx:
+        tx.ctx = db.sign(mine.org_id).replace(str(mine.org_id), f"{mine.org_id},{theirs.org_id}")
+        with pytest.raises(psycopg.Error, match="forged"):
             await jobs.submit_many(tx, rows)
 
     for tenant in (mine, theirs):
         assert acts.count(superuser, "SELECT count(*) FROM limner.job WHERE org_id = %s", tenant.org_id) == 0
 
 
-async def test_ta5_a_row_reaches_only_the_organization_of_its_context(db: Database, make_tenant: MakeTenant) -> None:
+async def test_ta5_a_row_reaches_only_the_organizations_its_batch_was_signed_for(
+    db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
+) -> None:
+    mine, theirs = await make_tenant(), await make_tenant()
+    rows = [(mine.org_id, ids.new(), acts.request(mine)), (theirs.org_id, ids.new(), acts.request(theirs))]
+
+    async with db.shared_single([mine.org_id]) as tx:
+        assert list(await jobs.submit_many(tx, rows)) == [rows[0][1]]
+
+    assert acts.count(superuser, "SELECT count(*) FROM limner.job WHERE org_id = %s", theirs.org_id) == 0
+
+
+async def test_ta5_a_batchs_context_opens_nothing_but_batches(db: Database, make_tenant: MakeTenant) -> None:
     mine, theirs = await make_tenant(), await make_tenant()
 
-    # my context beside the other's app and user: there is no such user of mine
+    async with db.shared_single([mine.org_id, theirs.org_id]) as both, db.tenant_single(mine.org_id) as tx:
+        tx.ctx = both.ctx
+        with pytest.raises(psycopg.Error, match="malformed"):
+            await jobs.submit(tx, ids.new(), acts.request(mine), again=False)
+
+
+async def test_ta5_a_row_reaches_only_the_organization_of_its_app(db: Database, make_tenant: MakeTenant) -> None:
+    mine, theirs = await make_tenant(), await make_tenant()
+
+    # my organization beside the other's app and user: there is no such user of mine
     assert await shared(db, (mine, {"app_id": theirs.app.id})) == {}
 
 

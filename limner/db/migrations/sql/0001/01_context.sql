@@ -1,6 +1,6 @@
 -- The tenant context: transaction-local, signed, loud when missing. Run as the migrating role.
 -- no function is anybody's until it is granted
-ALTER DEFAULT PRIVILEGES FOR ROLE limner_owner, limner_lookup, limner_ctx REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+ALTER DEFAULT PRIVILEGES FOR ROLE limner_owner, limner_batch, limner_lookup, limner_ctx REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 CREATE SCHEMA limner_priv AUTHORIZATION limner_ctx;
 GRANT USAGE, CREATE ON SCHEMA limner TO limner_ctx;
@@ -13,8 +13,8 @@ CREATE TABLE limner_priv.ctx_key (
   ok  bytea NOT NULL CHECK (length(ok) = 64)
 );
 
--- the organization a context names, once its signature and its age are right
-CREATE FUNCTION limner.verify(v text) RETURNS uuid
+-- the organizations a context names, once its signature and its age are right and they are not more than may be
+CREATE FUNCTION limner.verify(v text, p_most int) RETURNS uuid[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   part text[];
@@ -24,8 +24,8 @@ BEGIN
     RAISE EXCEPTION 'tenant context not set' USING ERRCODE = 'LM001';
   END IF;
   part := string_to_array(v, '.');      -- compared by hand: a regular expression costs twice the rest of this function
-  IF length(v) > 160 OR cardinality(part) <> 4 OR length(part[1]) NOT BETWEEN 1 AND 9 OR rtrim(part[1], '0123456789') <> ''
-     OR length(part[2]) <> 36 OR length(part[3]) NOT BETWEEN 1 AND 12 OR rtrim(part[3], '0123456789') <> ''
+  IF length(v) > 124 + 37 * p_most OR cardinality(part) <> 4 OR length(part[1]) NOT BETWEEN 1 AND 9 OR rtrim(part[1], '0123456789') <> ''
+     OR length(part[2]) NOT BETWEEN 36 AND 37 * p_most - 1 OR length(part[3]) NOT BETWEEN 1 AND 12 OR rtrim(part[3], '0123456789') <> ''
      OR length(part[4]) <> 64 OR rtrim(part[4], '0123456789abcdef') <> '' THEN
     RAISE EXCEPTION 'tenant context malformed' USING ERRCODE = 'LM001';
   END IF;
@@ -40,16 +40,16 @@ BEGIN
   IF part[3]::bigint < extract(epoch FROM clock_timestamp()) THEN
     RAISE EXCEPTION 'tenant context expired' USING ERRCODE = 'LM001';
   END IF;
-  RETURN part[2]::uuid;
+  RETURN string_to_array(part[2], ',')::uuid[];
 END $$;
 
 -- what the run-time roles' policies compare with
 CREATE FUNCTION limner.org() RETURNS uuid
 LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  SELECT limner.verify(current_setting('limner.ctx', true))
+  SELECT (limner.verify(current_setting('limner.ctx', true), 1))[1]
 $$;
 GRANT EXECUTE ON FUNCTION limner.org() TO limner_api, limner_worker, limner_operator;
-GRANT EXECUTE ON FUNCTION limner.verify(text) TO limner_owner;
+GRANT EXECUTE ON FUNCTION limner.verify(text, int) TO limner_owner, limner_batch;
 RESET ROLE;
 REVOKE CREATE ON SCHEMA limner FROM limner_ctx;
 
@@ -61,11 +61,23 @@ SET ROLE limner_owner;
 CREATE FUNCTION limner.enter(p_ctx text) RETURNS uuid
 LANGUAGE plpgsql AS $$
 DECLARE
-  t uuid := limner.verify(coalesce(p_ctx, current_setting('limner.ctx', true)));
+  t uuid := (limner.verify(coalesce(p_ctx, current_setting('limner.ctx', true)), 1))[1];
   v text := set_config('limner.entered', t::text, true);
 BEGIN
   RETURN t;
 END $$;
+
+-- The first act of the batch role's functions: all the organizations of a batch, signed for together. That role owns nothing but
+-- such functions and may touch only what a batch writes.
+CREATE FUNCTION limner.enter_all(p_ctx text) RETURNS uuid[]
+LANGUAGE plpgsql AS $$
+DECLARE
+  orgs uuid[] := limner.verify(p_ctx, 64);
+  v text := set_config('limner.batch', orgs::text, true);
+BEGIN
+  RETURN orgs;
+END $$;
+GRANT EXECUTE ON FUNCTION limner.enter_all(text) TO limner_batch;
 
 CREATE FUNCTION limner.platform() RETURNS uuid
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT '00000000-0000-0000-0000-000000000000'::uuid $$;

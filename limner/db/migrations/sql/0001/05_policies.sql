@@ -15,6 +15,13 @@ BEGIN
     EXECUTE format('CREATE POLICY audit ON limner.%I FOR SELECT TO limner_audit USING (true)', t);
     EXECUTE format('GRANT SELECT ON limner.%I TO limner_audit', t);
   END LOOP;
+  -- a batch may touch what it writes, of the organizations it was signed for. The coalesce keeps this from being used as an index's
+  -- condition: the rows are found by their own keys.
+  FOREACH t IN ARRAY ARRAY['end_user', 'wallet', 'rate_counter', 'job', 'transfer', 'job_queue'] LOOP
+    EXECUTE format('CREATE POLICY batch ON limner.%I TO limner_batch
+        USING (coalesce(org_id = ANY ((SELECT current_setting(''limner.batch'')::uuid[])::uuid[]), false))
+        WITH CHECK (coalesce(org_id = ANY ((SELECT current_setting(''limner.batch'')::uuid[])::uuid[]), false))', t);
+  END LOOP;
   -- the platform's catalog is everybody's to read
   FOREACH t IN ARRAY ARRAY['model', 'provider', 'route'] LOOP
     EXECUTE format('CREATE POLICY platform ON limner.%I FOR SELECT TO limner_api, limner_worker, limner_operator

@@ -14,18 +14,20 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   n int := limner._shards(p_rate);
   step interval := limner._step(p_rate, n);
-  piece int := pg_backend_pid() % n;
+  piece int := floor(random() * n);
   v_tat timestamptz;
 BEGIN
-  FOR i IN 1..n LOOP
+  FOR i IN 0..n LOOP
     UPDATE limner.rate_counter c SET tat = greatest(c.tat, now()) + step
      WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard = piece AND greatest(c.tat, now()) + step <= now() + interval '1 minute'
     RETURNING c.tat INTO v_tat;
     IF FOUND THEN RETURN v_tat; END IF;
-    INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) VALUES (t, p_subject, piece, now() + step)
-    ON CONFLICT DO NOTHING RETURNING tat INTO v_tat;
-    IF FOUND THEN RETURN v_tat; END IF;
-    piece := (piece + 1) % n;
+    IF i = 0 THEN                                    -- the first request of all makes the pieces, and looks again
+      INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) SELECT t, p_subject, s, now() FROM generate_series(0, n - 1) s
+      ON CONFLICT DO NOTHING;
+    ELSE
+      piece := (piece + 1) % n;
+    END IF;
   END LOOP;
   RETURN NULL;
 END $$;
@@ -187,71 +189,4 @@ BEGIN
   RETURN NEXT;
 END $$;
 
--- Submits that share a commit, of any organizations, each under its own context. It never waits and never refuses: whatever is not
--- plain (a new or inactive user, a key seen before, too few credits, a limit that is reached, a wallet or a bucket that somebody holds
--- at this moment) is left out, written nowhere, and the caller submits it alone. So no batch waits for another, nor one tenant for
--- another's lock. Rows of one app stand together: its bucket is written once for all of them.
-CREATE FUNCTION limner.submit_jobs(p_batch json)
-RETURNS TABLE (job_id uuid, available_mc bigint, user_full_at timestamptz, app_full_at timestamptz)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-  s record;
-  t uuid;
-  v_ctx text;
-  v_user uuid;
-  bucket record;                     -- of the app whose rows are under way
-  v_app uuid;
-  v_step interval;
-BEGIN
-  FOR s IN SELECT * FROM json_to_recordset(p_batch) AS b (
-      ctx text, job uuid, app uuid, external text, route text, model_id uuid, model text, kind text, unit_price bigint, hold bigint,
-      priority int, key text, hash bytea, input jsonb, wait int, deadline_s int, max_runs int, request_id text, traceparent text,
-      run_at timestamptz, user_rate int, app_rate int) LOOP
-    IF v_app IS NOT NULL AND v_app <> s.app THEN         -- still in that app's organization
-      UPDATE limner.rate_counter c SET tat = bucket.tat WHERE c.org_id = t AND c.subject_id = v_app AND c.shard = bucket.shard;
-      v_app := NULL;
-    END IF;
-    IF v_ctx IS DISTINCT FROM s.ctx THEN
-      t := limner.enter(s.ctx);
-      v_ctx := s.ctx;
-    END IF;
-    IF s.external IS NULL THEN
-      v_user := NULL;
-      PERFORM 1 FROM limner.wallet w WHERE w.org_id = t AND w.id = t FOR NO KEY UPDATE SKIP LOCKED;
-    ELSE
-      SELECT x.id INTO v_user FROM limner.end_user x JOIN limner.wallet w ON w.org_id = x.org_id AND w.id = x.id
-       WHERE x.org_id = t AND x.app_id = s.app AND x.external_id = s.external AND x.is_active FOR NO KEY UPDATE OF w SKIP LOCKED;
-    END IF;
-    CONTINUE WHEN NOT FOUND;
-    CONTINUE WHEN s.key IS NOT NULL AND EXISTS (
-      SELECT 1 FROM limner.job j WHERE j.org_id = t AND j.principal_id = coalesce(v_user, s.app) AND j.route = s.route AND j.idem_key = s.key);
-    IF s.app_rate IS NOT NULL THEN
-      IF v_app IS NULL THEN
-        SELECT c.shard, c.tat INTO bucket FROM limner.rate_counter c
-         WHERE c.org_id = t AND c.subject_id = s.app AND c.shard < limner._shards(s.app_rate) ORDER BY c.tat LIMIT 1 FOR UPDATE SKIP LOCKED;
-        CONTINUE WHEN NOT FOUND;
-        v_app := s.app;
-        v_step := limner._step(s.app_rate, limner._shards(s.app_rate));
-      END IF;
-      CONTINUE WHEN greatest(bucket.tat, now()) + v_step > now() + interval '1 minute';
-    END IF;
-    SELECT p.available, p.full_at INTO available_mc, user_full_at
-      FROM limner._place(t, s.job, s.app, v_user, s.route, s.model_id, s.model, s.kind, s.unit_price, s.hold, s.priority, s.key,
-                         s.hash, s.input, s.wait, s.deadline_s, s.max_runs, s.request_id, s.traceparent, s.run_at,
-                         CASE WHEN v_user IS NOT NULL THEN s.user_rate END) p;
-    CONTINUE WHEN available_mc IS NULL;
-    IF v_app IS NOT NULL THEN
-      bucket.tat := greatest(bucket.tat, now()) + v_step;
-      app_full_at := bucket.tat;
-    ELSE
-      app_full_at := NULL;
-    END IF;
-    job_id := s.job;
-    RETURN NEXT;
-  END LOOP;
-  IF v_app IS NOT NULL THEN
-    UPDATE limner.rate_counter c SET tat = bucket.tat WHERE c.org_id = t AND c.subject_id = v_app AND c.shard = bucket.shard;
-  END IF;
-END $$;
 RESET ROLE;
