@@ -22,11 +22,12 @@ SELECT o.slug, coalesce(q.org_id, p.org_id) AS org_id, coalesce(q.app_id, p.app_
        coalesce(q.running, 0) AS running, coalesce(q.deferred, 0) AS deferred, coalesce(q.overdue, 0) AS overdue,
        coalesce(q.oldest_s, 0)::float8 AS oldest_s, coalesce(p.weight, 1) AS weight, p.max_running, p.paused_at
   FROM (SELECT j.org_id, j.app_id,
-               count(*) FILTER (WHERE j.phase = 'ready' OR (j.phase = 'leased' AND j.claimable_at < clock_timestamp())) AS ready,
+               count(*) FILTER (WHERE j.phase IN ('ready', 'capped')
+                                   OR (j.phase = 'leased' AND j.claimable_at < clock_timestamp())) AS ready,
                count(*) FILTER (WHERE j.phase = 'leased' AND j.claimable_at >= clock_timestamp()) AS running,
                count(*) FILTER (WHERE j.phase = 'deferred') AS deferred,
                count(*) FILTER (WHERE j.deadline_at < clock_timestamp()) AS overdue,
-               extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE j.phase = 'ready')) AS oldest_s
+               extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE j.phase IN ('ready', 'capped'))) AS oldest_s
           FROM limner.job_queue j GROUP BY 1, 2) q
   FULL JOIN (SELECT * FROM limner.queue_policy x WHERE x.weight <> 1 OR x.max_running IS NOT NULL OR x.paused_at IS NOT NULL) p
     ON p.org_id = q.org_id AND p.app_id = q.app_id
