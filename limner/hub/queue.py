@@ -53,6 +53,21 @@ class Line:
     paused_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A provider with a cap: how many jobs are at it. `slug` is None for the platform's own."""
+
+    slug: str | None
+    name: str
+    is_enabled: bool
+    max_running: int
+    running: int
+
+    @property
+    def is_full(self) -> bool:
+        return self.running >= self.max_running
+
+
 async def share(
     tx: Tx, app_id: UUID | None, *, actor: str, weight: int | None = None, max_running: Cap | None = None
 ) -> None:
@@ -94,6 +109,15 @@ async def resume(tx: Tx, app_id: UUID | None, *, actor: str) -> bool:
 async def list_lines(tx: Tx) -> list[Line]:
     """Everybody who has something in line or a share of its own: for an operator's system transaction. The longest first."""
     return [Line(**row) for row in await tx.all(LINES, {"limit": MAX_LINES})]
+
+
+async def list_capped(tx: Tx) -> list[Served]:
+    """Every provider with a cap, by name: for an operator's system transaction."""
+    rows = await tx.all(
+        "SELECT o.slug, f.name, f.is_enabled, f.max_running, f.running FROM limner.provider_facts() f"
+        " LEFT JOIN limner.organization o ON o.org_id = f.org_id ORDER BY f.name, o.slug"
+    )
+    return [Served(**row) for row in rows]
 
 
 async def count_running(tx: Tx) -> int:
