@@ -55,7 +55,7 @@ BEGIN
            SELECT count(*) FROM limner.job_queue q WHERE q.provider_id = p.id AND q.phase = 'leased')) ELSE 0 END), '{}') INTO rooms
     FROM limner.provider p WHERE p.max_running IS NOT NULL AND p.is_enabled;
   SELECT coalesce(jsonb_object_agg(s.model_id, s.ids), '{}') INTO servers FROM (
-    SELECT r.model_id, jsonb_agg(p.id ORDER BY r.priority, p.name) AS ids
+    SELECT r.model_id, jsonb_agg(p.id ORDER BY r.priority, p.id) AS ids
       FROM limner.route r JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id
      WHERE r.model_id = ANY (models) AND r.is_enabled AND p.is_enabled GROUP BY 1 HAVING bool_or(p.max_running IS NOT NULL)) s;
   SELECT array_agg((SELECT CASE WHEN bool_and(rooms ? g.id) THEN sum((rooms ->> g.id)::int) END
