@@ -177,6 +177,19 @@ async def test_mj17_a_backlog_for_a_full_provider_is_passed_over_in_one_claim(ma
     assert market.models(await market.claim(10)) == {model: 1, acts.MODEL_ID: 2}
 
 
+async def test_mj17_what_a_claim_has_not_sorted_yet_it_does_not_take(market: Market, rich: Tenant) -> None:
+    """Behind a head that needs no place stands a backlog that does, nearer than a large claim looks."""
+    slow = await market.provider("behind", 1)
+    model = await market.model(rich, "behind")
+    await market.order(rich, acts.MODEL_ID, 12, priority=1)
+    await market.order(rich, model, 60)
+
+    leases = await market.claim(40) + await market.claim(40)
+
+    assert market.models(leases) == {acts.MODEL_ID: 12, model: 1}
+    assert market.places(slow) == 1
+
+
 async def test_mj17_two_organizations_share_a_providers_places(market: Market, make_tenant: MakeTenant) -> None:
     one, two = await make_tenant(credits=1000), await make_tenant(credits=1000)
     await market.provider("shared", 6)
@@ -326,6 +339,24 @@ async def test_mj17_a_cap_holds_for_failover_calls_that_race(market: Market, ric
 
     assert Counter(decisions) == {"send": 3, "full": 13}
     assert market.places(spare) == 3
+
+
+async def test_mj17_a_run_that_asks_alone_waits_its_turn(market: Market, rich: Tenant) -> None:
+    """Who had the provider's lock before took the last place."""
+    await market.provider("idle")
+    last = await market.provider("last", 1)
+    await market.order(rich, await market.model(rich, "idle", "last"), 2)
+    one, two = await market.claim(5)
+    with market.superuser.transaction():
+        market.superuser.execute("SELECT 1 FROM limner.provider WHERE id = %s FOR NO KEY UPDATE", [last])
+        asking = asyncio.create_task(market.intend(one, last))
+        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+        while acts.count(market.superuser, blocked) == 0:
+            assert not asking.done(), "it asked past the lock"
+            await asyncio.sleep(0.01)
+        market.superuser.execute("UPDATE limner.job_queue SET provider_id = %s WHERE job_id = %s", [last, two.job_id])
+
+    assert (await asking).decision == "full"
 
 
 async def test_mj17_a_shared_commit_does_not_wait_for_who_gives_out_places(market: Market, rich: Tenant) -> None:

@@ -82,6 +82,7 @@ DECLARE
   v_orgs uuid[];           -- who gets a lease, and a place where
   v_jobs uuid[];
   v_places uuid[];
+  unsorted uuid[];         -- of the candidates, those that a later claim sorts
   v_at text;
 BEGIN
   WITH deferred AS (
@@ -142,7 +143,7 @@ BEGIN
        AND NOT EXISTS (SELECT 1 FROM limner.queue_policy e WHERE e.org_id = limner.platform() AND e.app_id = limner.platform() AND e.paused_at IS NOT NULL)),
   open_lane AS MATERIALIZED (
     SELECT l.org_id, l.app_id, coalesce(a.weight, 1) AS weight, coalesce(b.n, 0) AS n,
-           least(s.room, a.max_running - coalesce(b.n, 0), p_n) AS room, s.n AS org_n, s.weight AS org_weight,
+           least(s.room, a.max_running - coalesce(b.n, 0), p_n) AS room, s.n AS org_n, s.weight AS org_weight, s.room AS org_room, s.lot,
            s.weight::float8 * coalesce(a.weight, 1) / sum(coalesce(a.weight, 1)) OVER (PARTITION BY l.org_id) AS part
       FROM waiting l JOIN share s ON s.org_id = l.org_id
       LEFT JOIN limner.queue_policy a ON a.org_id = l.org_id AND a.app_id = l.app_id AND a.app_id <> a.org_id
@@ -154,18 +155,16 @@ BEGIN
     SELECT l.*, greatest(4, ceil(CASE WHEN l.low THEN 2.0 * p_n * l.part / sum(l.part) FILTER (WHERE l.low) OVER ()
                                       ELSE p_n * l.part / sum(l.part) OVER () END))::int AS depth
       FROM (SELECT x.*, x.org_n < x.org_weight * v.height AS low FROM open_lane x CROSS JOIN level v) l),
-  near AS (
-    SELECT l.org_id, l.app_id, l.n, l.weight, r.job_id, r.priority, NULL::uuid AS model_id
+  near AS (               -- each with all that its turn depends on: joined to `share` later, every organization's would be sorted anew
+    SELECT l.*, r.job_id, r.priority, NULL::uuid AS model_id
       FROM sized l CROSS JOIN LATERAL (
-        SELECT q.job_id, q.priority, q.cancel_requested_at IS NULL AND q.runs < q.max_runs AS runs_on FROM limner.job_queue q
+        SELECT q.job_id, q.priority FROM limner.job_queue q
          WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND q.deadline_at >= v_now
          ORDER BY q.priority, q.job_id
          LIMIT least(l.room, l.depth)
            FOR UPDATE SKIP LOCKED) r
-     WHERE gated IS NULL OR NOT (r.runs_on AND EXISTS (       -- sorted by a later claim
-       SELECT 1 FROM limner.job j WHERE j.org_id = l.org_id AND j.id = r.job_id AND j.model_id = ANY (gated)))
     UNION ALL
-    SELECT l.org_id, l.app_id, l.n, l.weight, r.job_id, r.priority, m.model_id
+    SELECT l.*, r.job_id, r.priority, m.model_id
       FROM line m JOIN sized l ON l.org_id = m.org_id AND l.app_id = m.app_id CROSS JOIN LATERAL (
         SELECT q.job_id, q.priority FROM limner.job_queue q
          WHERE q.phase = 'capped' AND q.org_id = m.org_id AND q.app_id = m.app_id AND q.model_id = m.model_id AND q.deadline_at >= v_now
@@ -173,26 +172,31 @@ BEGIN
          LIMIT least(l.room, l.depth, m.gives)
            FOR UPDATE SKIP LOCKED) r),
   head AS (
-    SELECT l.org_id, l.job_id, l.model_id, l.priority,
-           (l.n + row_number() OVER (PARTITION BY l.org_id, l.app_id ORDER BY l.priority, l.job_id))::float8 / l.weight AS app_turn
+    SELECT l.*, (l.n + row_number() OVER (PARTITION BY l.org_id, l.app_id ORDER BY l.priority, l.job_id))::float8 / l.weight AS app_turn
       FROM near l),
   turn AS (
-    SELECT h.org_id, h.job_id, h.model_id, row_number() OVER (PARTITION BY h.org_id ORDER BY h.app_turn, h.priority, h.job_id) AS place FROM head h),
+    SELECT h.*, row_number() OVER (PARTITION BY h.org_id ORDER BY h.app_turn, h.priority, h.job_id) AS place FROM head h),
   chosen AS (
     SELECT c.org_id, c.job_id, c.model_id FROM (
       SELECT o.org_id, o.job_id, NULL::uuid AS model_id, -1::float8 AS turn, 0::float8 AS lot FROM overdue o
       UNION ALL
-      SELECT t.org_id, t.job_id, t.model_id, (s.n + t.place - 1)::float8 / s.weight, s.lot / s.weight FROM turn t JOIN share s ON s.org_id = t.org_id
-       WHERE s.room IS NULL OR t.place <= s.room) c
+      SELECT t.org_id, t.job_id, t.model_id, (t.org_n + t.place - 1)::float8 / t.org_weight, t.lot / t.org_weight FROM turn t
+       WHERE t.org_room IS NULL OR t.place <= t.org_room) c
      ORDER BY c.turn, c.lot LIMIT CASE WHEN gated IS NULL THEN p_n END)
   SELECT array_agg(c.org_id) AS orgs, array_agg(c.job_id) AS jobs, array_agg(c.model_id) AS models INTO turns FROM chosen c;
   v_orgs := turns.orgs;
   v_jobs := turns.jobs;
   IF gated IS NOT NULL THEN
+    SELECT coalesce(array_agg(q.job_id), '{}') INTO unsorted   -- not asked above: what may be NULL there costs a plan for each claim
+      FROM unnest(v_orgs, v_jobs, turns.models) c (org_id, job_id, model_id)
+      JOIN limner.job_queue q ON q.org_id = c.org_id AND q.job_id = c.job_id AND q.phase = 'ready' AND q.deadline_at >= v_now
+      JOIN limner.job j ON j.org_id = c.org_id AND j.id = c.job_id
+     WHERE c.model_id IS NULL AND q.cancel_requested_at IS NULL AND q.runs < q.max_runs AND j.model_id = ANY (gated);
     v_orgs := '{}';
     v_jobs := '{}';
     FOR i IN 1..coalesce(cardinality(turns.jobs), 0) LOOP
       EXIT WHEN cardinality(v_jobs) = p_n;
+      CONTINUE WHEN turns.jobs[i] = ANY (unsorted);
       v_at := NULL;
       IF lines.servers ? turns.models[i]::text THEN          -- at the first of its providers that has room; else it waits
         SELECT g.id INTO v_at FROM jsonb_array_elements_text(lines.servers -> turns.models[i]::text) WITH ORDINALITY g (id, n)
