@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from limner.cli import printing, session
-from limner.cli.arguments import Json, OrgOrPlatform, group, read_json_file
+from limner.cli.arguments import MAX_BOUND, NO_BOUND, Json, OrgOrPlatform, group, read_bound, read_json_file
 from limner.cli.models import check_fields
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
@@ -17,7 +17,7 @@ from limner.tenancy import audit
 app = group("Providers: who runs the models.")
 
 REQUIRED = ("name", "display_name", "adapter")
-OPTIONAL = ("base_url", "key_env", "config")
+OPTIONAL = ("base_url", "key_env", "config", "max_running")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The provider's name.")]
 
 
@@ -26,7 +26,7 @@ def shape(provider: Provider) -> dict[str, Any]:
     return {
         "name": provider.name, "display_name": provider.display_name, "adapter": provider.adapter,
         "base_url": provider.base_url, "key_env": provider.key_env, "config": provider.config,
-        "enabled": provider.is_enabled, "platform": provider.org_id == PLATFORM,
+        "max_running": provider.max_running, "enabled": provider.is_enabled, "platform": provider.org_id == PLATFORM,
     }  # fmt: skip
 
 
@@ -42,6 +42,9 @@ def read_provider(path: Path) -> dict[str, Any]:
             raise typer.BadParameter(f"{path}: {name} must be text or null")
     if not isinstance(given.get("config", {}), dict):
         raise typer.BadParameter(f"{path}: config must be an object")
+    cap = given.get("max_running")
+    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or not 1 <= cap <= MAX_BOUND):
+        raise typer.BadParameter(f"{path}: max_running must be a whole number from 1 to {MAX_BOUND:,}, or null")
     return given
 
 
@@ -58,11 +61,11 @@ def list_all(org: OrgOrPlatform = None, as_json: Json = False) -> None:
         printing.document({"providers": [shape(provider) for provider in found]})
         return
     rows = [
-        (p.name, p.adapter, p.base_url, p.key_env, p.is_enabled, "platform" if p.org_id == PLATFORM else "own",
+        (p.name, p.adapter, p.base_url, p.key_env, p.max_running, p.is_enabled, "platform" if p.org_id == PLATFORM else "own",
          p.display_name)
         for p in found
     ]  # fmt: skip
-    columns = ("name", "adapter", "address", "key from", "enabled", "whose", "called")
+    columns = ("name", "adapter", "address", "key from", "most", "enabled", "whose", "called")
     printing.table(columns, rows, empty="There is no provider here yet.")
 
 
@@ -101,6 +104,32 @@ def install(as_json: Json = False) -> None:
         printing.document({"provider": seed.PROVIDER, "models": count})
     else:
         printing.say(f"provider {seed.PROVIDER} serves {count} models")
+
+
+@app.command("set")
+def change(
+    name: Name,
+    max_running: Annotated[
+        int,
+        typer.Option("--max-running", parser=read_bound, metavar="N|none", help="At most so many jobs at it at once."),
+    ],
+    org: OrgOrPlatform = None,
+    as_json: Json = False,
+) -> None:
+    """How many jobs may be at a provider at once, over all workers and organizations."""
+    cap = None if max_running == NO_BOUND else max_running
+
+    async def work(db: Database) -> Provider:
+        async with session.operator_tx(db, org) as tx:
+            await catalog.cap_provider(tx, name, cap)
+            await audit.record(tx, "provider.changed", "provider", name, session.actor(), max_running=cap)
+            return next(p for p in await catalog.list_providers(tx) if p.name == name and p.org_id == tx.org_id)
+
+    provider = session.run(work)
+    if as_json:
+        printing.document(shape(provider))
+    else:
+        printing.say(f"provider {name} has {f'at most {cap} jobs' if cap else 'any number of jobs'} at once")
 
 
 @app.command("enable")

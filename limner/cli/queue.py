@@ -18,7 +18,7 @@ from limner.cli.arguments import Json, read_reason
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.hub import queue
-from limner.hub.queue import Line
+from limner.hub.queue import Line, Served
 from limner.tenancy import apps
 
 app = typer.Typer(help="The queue: who waits, who runs; pause, resume, drain.", invoke_without_command=True,
@@ -27,6 +27,7 @@ app = typer.Typer(help="The queue: who waits, who runs; pause, resume, drain.", 
 WATCH_S = 1.0
 DRAIN_LOOK_S = 0.2
 COLUMNS = ("organization", "app", "ready", "running", "later", "overdue", "oldest", "weight", "most", "paused since")
+PROVIDER_COLUMNS = ("provider", "whose", "running", "most", "full")
 OrgOrAll = Annotated[str | None, typer.Option("--org", help="The organization's slug or id; without it everybody.")]
 AppOfOrg = Annotated[str | None, typer.Option("--app", help="One app of the organization; without it all of them.")]
 
@@ -38,6 +39,14 @@ class Place:
     org: str | None
     app: str | None
     line: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Everybody's lines, and the providers that have a cap."""
+
+    places: Sequence[Place]
+    served: Sequence[Served]
 
 
 @app.callback()
@@ -54,11 +63,11 @@ def status(
     if watch:
         session.run(_watch)
         return
-    places = session.run(_look)
+    seen = session.run(_look)
     if as_json:
-        printing.document(shape(places))
+        printing.document(shape(seen))
     else:
-        printing.show(_page(places))
+        printing.show(_page(seen))
 
 
 @app.command("pause")
@@ -124,8 +133,9 @@ def drain(
         printing.say("nothing runs; the queue stays paused until limner queue resume")
 
 
-def shape(places: Sequence[Place]) -> dict[str, Any]:
-    """For machines: the sums, then each organization and app."""
+def shape(seen: Seen) -> dict[str, Any]:
+    """For machines: the sums, then each organization and app, then each provider that has a cap."""
+    places = seen.places
     lines = [place.line for place in places if place.app is not None]
     everybody = next((place.line for place in places if place.org is None), None)
     return {
@@ -143,13 +153,21 @@ def shape(places: Sequence[Place]) -> dict[str, Any]:
             }
             for place in places if place.org is not None
         ],
+        "providers": [
+            {
+                "provider": one.name, "org": one.slug, "running": one.running, "max_running": one.max_running,
+                "full": one.is_full, "enabled": one.is_enabled,
+            }
+            for one in seen.served
+        ],
     }  # fmt: skip
 
 
-async def _look(db: Database) -> list[Place]:
+async def _look(db: Database) -> Seen:
     """Every organization in line with its apps below it; everybody first, where everybody is paused."""
     async with db.system_tx("limner_operator", "an operator looks at everybody's lines") as tx:
         lines = await queue.list_lines(tx)
+        served = await queue.list_capped(tx)
     by_org: dict[UUID, list[Line]] = defaultdict(list)
     for line in lines:
         by_org[line.org_id].append(line)
@@ -163,7 +181,7 @@ async def _look(db: Database) -> list[Place]:
             for line in its_lines
             if line.app_id != org_id
         ]
-    return places
+    return Seen(places, served)
 
 
 def _whole(org_id: UUID, lines: Sequence[Line]) -> Line:
@@ -176,9 +194,9 @@ def _whole(org_id: UUID, lines: Sequence[Line]) -> Line:
     )  # fmt: skip
 
 
-def _page(places: Sequence[Place]) -> Group:
-    """The sums in a line, and a table."""
-    sums = shape(places)
+def _page(seen: Seen) -> Group:
+    """The sums in a line, a table, and one of the providers with a cap."""
+    sums = shape(seen)
     words = (
         f"{sums['ready']} ready, {sums['running']} running, {sums['deferred']} for later, {sums['overdue']} overdue,"
         f" oldest {sums['oldest_s']:.0f} s"
@@ -192,10 +210,13 @@ def _page(places: Sequence[Place]) -> Group:
             place.line.deferred, place.line.overdue, f"{place.line.oldest_s:.0f} s", place.line.weight,
             place.line.max_running, place.line.paused_at,
         )
-        for place in places if place.org is not None
+        for place in seen.places if place.org is not None
     ]  # fmt: skip
     if rows:
         parts.append(printing.grid(COLUMNS, rows))
+    if seen.served:
+        providers = [(x.name, x.slug or "platform", x.running, x.max_running, x.is_full) for x in seen.served]
+        parts.append(printing.grid(PROVIDER_COLUMNS, providers))
     return Group(*parts)
 
 

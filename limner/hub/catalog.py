@@ -77,10 +77,13 @@ class Route:
     priority: int
     cost_micro_usd: int
     config: dict[str, Any]
+    provider_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
+    """Who runs models. `max_running`: how many jobs may be at it at once; None: any number."""
+
     org_id: UUID
     id: UUID
     name: str
@@ -90,6 +93,7 @@ class Provider:
     key_env: str | None
     config: dict[str, Any]
     is_enabled: bool
+    max_running: int | None
 
 
 async def find_model(tx: Tx, name: str, *, disabled: bool = False) -> Model | None:
@@ -117,7 +121,7 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
     """The enabled routes of a model over enabled providers, in priority order."""
     rows = await tx.all(
         "SELECT p.name AS provider, p.adapter, p.base_url, p.key_env, r.provider_model, r.priority, r.cost_micro_usd,"
-        " p.config || r.config AS config FROM limner.route r"
+        " p.config || r.config AS config, p.id AS provider_id FROM limner.route r"
         " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
         " WHERE r.org_id IN (%(org)s, %(platform)s) AND r.model_id = %(model)s AND r.is_enabled AND p.is_enabled"
         " ORDER BY r.priority, p.name",
@@ -129,7 +133,7 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
 async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
     """The organization's own providers and the platform's, by name."""
     rows = await tx.all(
-        "SELECT org_id, id, name, display_name, adapter, base_url, key_env, config, is_enabled FROM limner.provider"
+        "SELECT org_id, id, name, display_name, adapter, base_url, key_env, config, is_enabled, max_running FROM limner.provider"
         " WHERE org_id IN (%(org)s, %(platform)s) ORDER BY name LIMIT %(limit)s",
         {"org": tx.org_id, "platform": PLATFORM, "limit": limit},
     )
@@ -170,7 +174,7 @@ async def put_model(tx: Tx, facts: Mapping[str, Any]) -> UUID:
 
 
 async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
-    """Create the organization's provider of this name, or bring it to these facts.
+    """Create the organization's provider of this name, or bring it to these facts; `max_running` stays where it is not among them.
 
     Raises NameTaken for a name of the platform's: attempts are told apart by it.
     """
@@ -178,12 +182,13 @@ async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
     if tx.org_id != PLATFORM and await tx.find(taken, [PLATFORM, facts["name"]]):
         raise NameTaken(f"the platform has a provider named {facts['name']}; choose another name")
     row = await tx.get(
-        "INSERT INTO limner.provider (org_id, id, name, display_name, adapter, base_url, key_env, config)"
-        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(key_env)s, %(config)s)"
-        " ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name, adapter = excluded.adapter,"
-        " base_url = excluded.base_url, key_env = excluded.key_env, config = excluded.config RETURNING id",
-        {"base_url": None, "key_env": None, **facts, "config": Jsonb(facts.get("config", {})), "org": tx.org_id,
-         "id": ids.new()},
+        "INSERT INTO limner.provider AS p (org_id, id, name, display_name, adapter, base_url, key_env, config, max_running)"
+        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(key_env)s, %(config)s,"
+        " %(max_running)s) ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
+        " adapter = excluded.adapter, base_url = excluded.base_url, key_env = excluded.key_env, config = excluded.config,"
+        " max_running = CASE WHEN %(capped)s THEN excluded.max_running ELSE p.max_running END RETURNING id",
+        {"base_url": None, "key_env": None, "max_running": None, **facts, "config": Jsonb(facts.get("config", {})),
+         "capped": "max_running" in facts, "org": tx.org_id, "id": ids.new()},
     )  # fmt: skip
     return UUID(str(row["id"]))
 
@@ -239,6 +244,16 @@ async def enable_provider(tx: Tx, name: str, *, enabled: bool) -> None:
     """Raises ProviderNotFound."""
     query = "UPDATE limner.provider SET is_enabled = %s WHERE org_id = %s AND name = %s"
     if await tx.execute(query, [enabled, tx.org_id, name]) == 0:
+        raise ProviderNotFound(f"there is no provider {name} here")
+
+
+async def cap_provider(tx: Tx, name: str, max_running: int | None) -> None:
+    """How many jobs may be at a provider at once; None: any number. Holds for jobs claimed from now on.
+
+    Raises ProviderNotFound.
+    """
+    query = "UPDATE limner.provider SET max_running = %s WHERE org_id = %s AND name = %s"
+    if await tx.execute(query, [max_running, tx.org_id, name]) == 0:
         raise ProviderNotFound(f"there is no provider {name} here")
 
 

@@ -15,6 +15,7 @@ MESSAGES = {
     "runs_exhausted": "Every try ended without a result.",
     "no_provider": "No provider serves this model at the moment.",
     "no_output": "The provider returned nothing that could be used.",
+    "provider_full": "The provider has as many jobs as it may have at once.",
     "outcome_unknown": "The provider may have been paid already; it is not asked again.",
     "store_unavailable": "The result could not be stored.",
     "adapter_error": "The provider answered in a way that is not understood.",
@@ -58,6 +59,10 @@ class Failure:
     known: bool = True
     retry_after_s: float = 0.0
     stops: bool = False  # asking another provider would not help
+    full: bool = False  # it was not asked: there was no place
+
+
+FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True)
 
 
 def success(work: Work, kept: Kept) -> Finish:

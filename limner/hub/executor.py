@@ -6,11 +6,10 @@ while the database is away. Between the two stands an `Ending`, so that whatever
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import psycopg
 
@@ -29,7 +28,6 @@ from limner.telemetry import logs, metrics
 
 STEP = "main"
 ROLE = "limner_worker"
-CALL_TIMEOUT_S = 300.0
 PATIENCE_S = 60.0  # how long a write that must not be lost waits for the database
 MAX_SENDS = 2  # class C: once, and once more after an unknown outcome
 MAX_OUTPUTS = 16  # kept of a call whose request names no number
@@ -104,7 +102,8 @@ class Run:
         for candidate in prepared.candidates:
             if self._remaining_s() <= 0:
                 break
-            answer = await self._attempt(prepared, candidate)
+            after_full = bool(failures) and failures[-1].full
+            answer = await self._attempt(prepared, routing.passed_over(candidate) if after_full else candidate)
             if isinstance(answer, Kept):
                 return endings.success(work, answer)
             failures.append(answer)
@@ -189,7 +188,7 @@ class Run:
         """One try at one provider: the kept outputs, or why there are none."""
         route = candidate.route
         adapter = self._resources.adapters[route.adapter]
-        timeout_s = _timeout_s(route.config)
+        timeout_s = routing.timeout_s(route)
         if timeout_s is None:
             return Failure("provider_misconfigured", MESSAGES["provider_misconfigured"], "fatal")
         intent = await self._intend(candidate, adapter.call_class)
@@ -216,18 +215,21 @@ class Run:
         return replace(answer, delivery=delivery)
 
     async def _intend(self, candidate: routing.Candidate, call_class: CallClass) -> runs.Intent | Failure:
-        """The committed intent, or a failure when the class forbids another send after an unknown outcome."""
+        """The committed intent, or a failure: no place there, or another send forbidden after an unknown outcome."""
         route = candidate.route
         shared = await self._resources.shared.intend(
-            self.lease, STEP, route.provider, route.provider_model, candidate.rule
+            self.lease, STEP, route.provider, route.provider_model, candidate.rule, provider_id=route.provider_id
         )
-        if shared is not None and shared.decision in {"send", "reuse"}:
-            return shared
+        if shared is not None and shared.decision in {"send", "reuse", "full"}:
+            return endings.FULL if shared.decision == "full" else shared
         for resend in (False, True):
             async with self._db.tenant_single(self.lease.org_id, ROLE) as tx:
                 intent = await runs.intend(
-                    tx, self.lease, STEP, route.provider, route.provider_model, candidate.rule, resend=resend
-                )
+                    tx, self.lease, STEP, route.provider, route.provider_model, candidate.rule, resend=resend,
+                    provider_id=route.provider_id,
+                )  # fmt: skip
+            if intent.decision == "full":
+                return endings.FULL
             if intent.decision in {"send", "reuse"}:
                 if resend:
                     metrics.RESENDS.labels(route.provider, call_class).inc()
@@ -312,6 +314,8 @@ class Run:
 
     def _without_result(self, failures: Sequence[Failure]) -> Ending:
         last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
+        if any(failure.full for failure in failures) and last.kind not in FINAL_KINDS and not last.stops:
+            return Release(self._before_deadline(self._backoff_s()), counts=False, reason="provider_full")
         if failures and all(failure.kind == "rate" for failure in failures):
             asked_s = min(failure.retry_after_s for failure in failures)
             wait_s = max(self._backoff_s(), min(asked_s, MAX_DEFERRAL_S))
@@ -389,11 +393,3 @@ class Run:
         """Doubles with each run, 0.8 to 1.2 times that: the clock's low digits keep retries apart."""
         spread = 0.8 + (time.monotonic_ns() // 1000 % 4001) / 10_000
         return float(self._resources.backoff_s * 2 ** (self.lease.run - 1) * spread)
-
-
-def _timeout_s(config: Mapping[str, Any]) -> float | None:
-    """The route's own time limit of a call; None when it is not a positive number."""
-    value = config.get("timeout_s", CALL_TIMEOUT_S)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        return None
-    return float(value)

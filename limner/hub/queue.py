@@ -22,11 +22,12 @@ SELECT o.slug, coalesce(q.org_id, p.org_id) AS org_id, coalesce(q.app_id, p.app_
        coalesce(q.running, 0) AS running, coalesce(q.deferred, 0) AS deferred, coalesce(q.overdue, 0) AS overdue,
        coalesce(q.oldest_s, 0)::float8 AS oldest_s, coalesce(p.weight, 1) AS weight, p.max_running, p.paused_at
   FROM (SELECT j.org_id, j.app_id,
-               count(*) FILTER (WHERE j.phase = 'ready' OR (j.phase = 'leased' AND j.claimable_at < clock_timestamp())) AS ready,
+               count(*) FILTER (WHERE j.phase IN ('ready', 'capped')
+                                   OR (j.phase = 'leased' AND j.claimable_at < clock_timestamp())) AS ready,
                count(*) FILTER (WHERE j.phase = 'leased' AND j.claimable_at >= clock_timestamp()) AS running,
                count(*) FILTER (WHERE j.phase = 'deferred') AS deferred,
                count(*) FILTER (WHERE j.deadline_at < clock_timestamp()) AS overdue,
-               extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE j.phase = 'ready')) AS oldest_s
+               extract(epoch FROM clock_timestamp() - min(j.created_at) FILTER (WHERE j.phase IN ('ready', 'capped'))) AS oldest_s
           FROM limner.job_queue j GROUP BY 1, 2) q
   FULL JOIN (SELECT * FROM limner.queue_policy x WHERE x.weight <> 1 OR x.max_running IS NOT NULL OR x.paused_at IS NOT NULL) p
     ON p.org_id = q.org_id AND p.app_id = q.app_id
@@ -50,6 +51,21 @@ class Line:
     weight: int
     max_running: int | None
     paused_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A provider with a cap: how many jobs are at it. `slug` is None for the platform's own."""
+
+    slug: str | None
+    name: str
+    is_enabled: bool
+    max_running: int
+    running: int
+
+    @property
+    def is_full(self) -> bool:
+        return self.running >= self.max_running
 
 
 async def share(
@@ -93,6 +109,15 @@ async def resume(tx: Tx, app_id: UUID | None, *, actor: str) -> bool:
 async def list_lines(tx: Tx) -> list[Line]:
     """Everybody who has something in line or a share of its own: for an operator's system transaction. The longest first."""
     return [Line(**row) for row in await tx.all(LINES, {"limit": MAX_LINES})]
+
+
+async def list_capped(tx: Tx) -> list[Served]:
+    """Every provider with a cap, by name: for an operator's system transaction."""
+    rows = await tx.all(
+        "SELECT o.slug, f.name, f.is_enabled, f.max_running, f.running FROM limner.provider_facts() f"
+        " LEFT JOIN limner.organization o ON o.org_id = f.org_id ORDER BY f.name, o.slug"
+    )
+    return [Served(**row) for row in rows]
 
 
 async def count_running(tx: Tx) -> int:

@@ -1,9 +1,12 @@
 """Which providers to try, in what order, and why: a pure function, so that a receipt can quote it."""
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from limner.hub.catalog import Route
+
+CALL_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +15,11 @@ class Candidate:
 
     route: Route
     rule: str
+
+
+def passed_over(candidate: Candidate) -> Candidate:
+    """The same where the one before it was full, and not asked."""
+    return replace(candidate, rule=f"{candidate.rule.removesuffix('failed')}was full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +45,11 @@ def order(routes: Sequence[Route], adapters: Collection[str]) -> tuple[list[Cand
         for place, route in enumerate(usable, start=1)
     ]
     return candidates, skipped
+
+
+def timeout_s(route: Route) -> float | None:
+    """The route's own time limit of a call; None when it is not a positive number."""
+    value = route.config.get("timeout_s", CALL_TIMEOUT_S)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        return None
+    return float(value)

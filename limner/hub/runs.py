@@ -18,7 +18,7 @@ from limner.kit import ids
 from limner.ledger import refusals
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
-Decision = Literal["send", "resume", "reuse", "uncertain"]
+Decision = Literal["send", "resume", "reuse", "uncertain", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +155,17 @@ async def load_images(tx: Tx, job_id: UUID) -> dict[str, Blob]:
 
 
 async def intend(
-    tx: Tx, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *, resend: bool = False
-) -> Intent:
-    """Record that a provider is about to be called, before the socket opens. Raises refusals.StaleLease."""
+    tx: Tx, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *, resend: bool = False,
+    provider_id: UUID | None = None,
+) -> Intent:  # fmt: skip
+    """Record that a provider is about to be called, before the socket opens. Raises refusals.StaleLease.
+
+    By `provider_id` the job gets its place where places are counted; "full" wrote nothing.
+    """
     row = await _get(
         tx,
-        "SELECT * FROM limner.call_intent(%s, %s, %s, %s, %s, %s, %s, %s)",
-        [tx.ctx, lease.job_id, lease.fence, step, provider, provider_model, rule, resend],
+        "SELECT * FROM limner.call_intent(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [tx.ctx, lease.job_id, lease.fence, step, provider, provider_model, rule, resend, provider_id],
     )
     return Intent(**row)
 

@@ -6,6 +6,7 @@ and the run asks for it alone: there it waits, or hears why not. Each is written
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -39,9 +40,17 @@ class SharedWrites:
         answer = await self._gather(("start", lease, {"event": ids.new()}), lease.org_id)
         return None if answer is None else runs.work(answer)
 
-    async def intend(self, lease: Lease, step: str, provider: str, provider_model: str, rule: str) -> Intent | None:
+    async def intend(
+        self, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *, provider_id: UUID | None = None
+    ) -> Intent | None:
         """runs.intend for a first send; None: ask alone."""
-        args = {"step": step, "provider": provider, "provider_model": provider_model, "rule": rule}
+        args = {
+            "step": step,
+            "provider": provider,
+            "provider_model": provider_model,
+            "rule": rule,
+            "provider_id": provider_id,
+        }
         answer = await self._gather(("intend", lease, args), lease.org_id)
         return None if answer is None else Intent(**answer)
 

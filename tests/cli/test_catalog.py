@@ -104,6 +104,17 @@ def test_a_file_that_is_no_model_is_refused(limner: Limner, org: str, content: s
     assert limner("models", "put", _file(limner.folder, content), "--org", org).code == 2
 
 
+@pytest.mark.parametrize("cap", [0, -1, True, "3", 1.5, 1_000_001, [2]])
+def test_mj17_a_cap_that_is_none_is_refused_clearly(limner: Limner, org: str, cap: Any) -> None:
+    provider = {"name": "box", "display_name": "Box", "adapter": "local", "max_running": cap}
+
+    said = limner("providers", "put", _file(limner.folder, provider), "--org", org)
+
+    assert said.code == 2
+    assert "max_running must be a whole number from 1 to 1,000,000, or null" in said.err
+    assert limner("providers", "set", "nobody", "--max-running", "3", "--org", org).code == 1
+
+
 def test_an_absent_file_is_refused(limner: Limner) -> None:
     said = limner("providers", "put", "nowhere.json")
 

@@ -1,5 +1,6 @@
 """`limner queue`, `limner org set`, `limner app set`: shares, pauses and limits, seen where they take effect."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -160,6 +161,76 @@ def test_shares_limits_and_retention_are_set_shown_and_lifted(limner: Limner) ->
     )
 
 
+async def test_mj17_a_providers_cap_is_set_shown_full_and_lifted(
+    limner: Limner, db: Database, make_tenant: MakeTenant
+) -> None:
+    tenant = await make_tenant()
+    org = ("--org", tenant.slug)
+    (limner.folder / "box.json").write_text(
+        json.dumps({"name": "gpu-box", "display_name": "Box", "adapter": "nobodys"})
+    )
+    limner.ok("providers", "put", str(limner.folder / "box.json"), *org)
+    model = {"name": "own/model", "display_name": "Own", "kind": "image", "price": "1",
+             "input_schema": {"type": "object", "additionalProperties": False, "properties": {}}}  # fmt: skip
+    (limner.folder / "model.json").write_text(json.dumps(model))
+    limner.ok("models", "put", str(limner.folder / "model.json"), *org)
+    assert limner("routes", "put", "own/model", "gpu-box", "--provider-model", "m", *org).code == 0
+
+    def listed() -> list[dict[str, Any]]:
+        return [one for one in limner.ok("queue")["providers"] if one["org"] == tenant.slug]
+
+    assert listed() == []
+    assert limner.ok("providers", "set", "gpu-box", "--max-running", "1", *org)["max_running"] == 1
+    seen = {"provider": "gpu-box", "org": tenant.slug, "running": 0, "max_running": 1, "full": False, "enabled": True}
+    assert listed() == [seen]
+    assert limner("providers", "set", "gpu-box", "--max-running", "2", *org).out == (
+        "provider gpu-box has at most 2 jobs at once\n"
+    )
+    limner.ok("providers", "put", str(limner.folder / "box.json"), *org)
+    assert listed() == [seen | {"max_running": 2}], "a file that says nothing of it leaves it as it is"
+    shown = limner("queue")
+    assert (shown.code, "gpu-box" in shown.out) == (0, True)
+    [provider] = [p for p in limner.ok("providers", "list", *org)["providers"] if p["name"] == "gpu-box"]
+    assert provider["max_running"] == 2
+    (limner.folder / "box.json").write_text(json.dumps(provider | {"max_running": 7}))
+    assert limner.ok("providers", "put", str(limner.folder / "box.json"), *org)["max_running"] == 7
+    lifted = limner("providers", "set", "gpu-box", "--max-running", "none", *org)
+    assert (lifted.code, lifted.out) == (0, "provider gpu-box has any number of jobs at once\n")
+    assert listed() == []
+    changes = [e for e in limner.ok("org", "audit", tenant.slug)["entries"] if e["action"] == "provider.changed"]
+    assert len(changes) == 3
+
+
+def test_mj17_a_full_provider_is_seen_to_be_full(limner: Limner, superuser: psycopg.Connection) -> None:
+    """By the rows under lease, of whatever organization."""
+    slug = f"s-{uuid4().hex[:10]}"
+    limner.ok("org", "create", slug)
+    limner.ok("app", "create", "web", "--org", slug)
+    (limner.folder / "box.json").write_text(
+        json.dumps({"name": "box", "display_name": "Box", "adapter": "nobodys", "max_running": 2})
+    )
+    limner.ok("providers", "put", str(limner.folder / "box.json"), "--org", slug)
+    for _ in range(2):
+        with superuser.transaction():
+            superuser.execute("SET LOCAL session_replication_role = replica")  # rows of the queue alone
+            superuser.execute(
+                "INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at,"
+                " provider_id) SELECT a.org_id, gen_random_uuid(), a.id, 50, 'leased', now() + interval '1 day', 3,"
+                " now() + interval '1 day', p.id FROM limner.organization o JOIN limner.app a ON a.org_id = o.org_id"
+                " JOIN limner.provider p ON p.org_id = o.org_id WHERE o.slug = %s",
+                [slug],
+            )
+    try:
+        [one] = [x for x in limner.ok("queue")["providers"] if x["org"] == slug]
+    finally:
+        superuser.execute(
+            "DELETE FROM limner.job_queue q USING limner.organization o WHERE q.org_id = o.org_id AND o.slug = %s",
+            [slug],
+        )
+
+    assert (one["running"], one["max_running"], one["full"]) == (2, 2, True)
+
+
 async def test_a_limit_that_was_set_holds(
     limner: Limner, http: aiohttp.ClientSession, api: Api, tenant: Tenant
 ) -> None:
@@ -178,6 +249,9 @@ async def test_a_limit_that_was_set_holds(
      ("org", "set", "any", "--max-running", "0"), ("org", "set", "any", "--max-running", "many"),
      ("app", "set", "web", "--org", "any", "--user-jobs-per-min", "6001"),
      ("app", "set", "web", "--org", "any", "--keep-days", "-3"), ("org", "set", "any", "--monthly-credits", "1.5"),
+     ("providers", "set", "local"), ("providers", "set", "local", "--max-running", "0"),
+     ("providers", "set", "local", "--max-running", "-1"), ("providers", "set", "local", "--max-running", "1.5"),
+     ("providers", "set", "local", "--max-running", "many"), ("providers", "set", "local", "--max-running", "1000001"),
      ("queue", "pause"), ("queue", "pause", "--app", "web", "--reason", "x"), ("queue", "drain", "--timeout", "0"),
      ("queue", "--watch", "--json")],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from tests.conftest import Tenant
 from tests.db.planted import tenant_tables
 
 MONEY_AND_JOBS = ("wallet", "transfer", "job", "job_input", "job_queue", "provider_call", "usage_record", "event")
-LEASES = {"phase", "claimable_at", "runs", "fence", "lease_owner", "percent", "stage"}
+LEASES = {"phase", "claimable_at", "runs", "fence", "lease_owner", "percent", "stage", "model_id", "provider_id"}
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 ALLOWED = {
     ("queued", "running"), ("running", "queued"), ("queued", "failed"), ("queued", "cancelled"), ("running", "succeeded"),

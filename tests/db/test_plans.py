@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from uuid import UUID
 
 import psycopg
@@ -9,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from limner.db.pools import Address, Database
-from limner.hub import jobs, runs
+from limner.hub import catalog, jobs, queue, runs
 from limner.kit import ids
 from limner.kit.money import MC
 from tests import acts
@@ -19,6 +20,7 @@ from tests.conftest import ROLES, MakeTenant, Server, Tenant
 __all__ = ["db_alone", "server_alone", "superuser_alone"]
 
 LARGE = ("job", "job_queue", "transfer", "wallet", "event", "usage_record", "provider_call", "end_user")
+SCHEMA = {"type": "object", "additionalProperties": False, "properties": {}}
 SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'limner' AND relname = ANY (%s)"
 
 
@@ -123,7 +125,42 @@ async def _others(db: Database, tenant: Tenant) -> None:
         assert await jobs.list_of_app(tx, tenant.app.id, external_id=None, state="queued", limit=20, before=None)
 
 
-@pytest.mark.parametrize("work", [_life, _shared, _others], ids=["alone", "shared", "others"])
+async def _capped(db: Database, tenant: Tenant) -> None:
+    """A job among some hundred others whose provider has a cap: sorted, claimed with a place, moved on, released, claimed again."""
+    async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
+        facts = {"name": "own/model", "display_name": "Own", "kind": "image", "input_schema": SCHEMA, "price_mc": MC}
+        model_id = await catalog.put_model(tx, facts)
+        providers = []
+        for name, cap in (("narrow", 1), ("wide", 3)):
+            made = await catalog.put_provider(
+                tx, {"name": name, "display_name": name, "adapter": "local", "max_running": cap}
+            )
+            await catalog.put_route(tx, "own/model", name, provider_model="m", priority=cap)
+            providers.append(made)
+    wanted = replace(acts.request(tenant, priority=1), model_id=model_id)
+    for _ in range(6):
+        async with db.shared_single() as tx:
+            assert (
+                len(await jobs.submit_many(tx, [(db.sign(tenant.org_id), ids.new(), wanted) for _ in range(50)])) == 50
+            )
+    leases = [held for held in await acts.claim(db, 30, lease_s=600) if held.org_id == tenant.org_id]
+    assert len(leases) == 4
+    decisions = []
+    for held in leases:
+        async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
+            decisions.append((await runs.intend(tx, held, "main", "p", "m", "r", provider_id=providers[1])).decision)
+        async with db.system_tx("limner_dispatch", "a test beats") as tx:
+            assert await runs.heartbeat(tx, [held], 600)
+    assert sorted(decisions) == ["full", "send", "send", "send"]
+    async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
+        await runs.release(tx, leases[0], 0, counts=False)
+    again = [held for held in await acts.claim(db, 30, lease_s=600) if held.org_id == tenant.org_id]
+    assert len(again) == 1
+    async with db.system_tx("limner_operator", "a test looks") as tx:
+        assert {one.name: one.running for one in await queue.list_capped(tx)} == {"narrow": 1, "wide": 3}
+
+
+@pytest.mark.parametrize("work", [_life, _shared, _others, _capped], ids=["alone", "shared", "others", "capped"])
 async def test_mj18_no_hot_statement_reads_a_table_from_end_to_end(
     server: Server, crowd: Tenant, superuser: psycopg.Connection, work: Callable[[Database, Tenant], Awaitable[object]]
 ) -> None:

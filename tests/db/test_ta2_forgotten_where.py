@@ -26,6 +26,9 @@ WITHOUT_CONTEXT = {
     ("limner_dispatch", "job_queue"),
     ("limner_operator", "queue_policy"),
     ("limner_dispatch", "queue_policy"),
+    ("limner_dispatch", "job"),  # which model it is of
+    ("limner_dispatch", "route"),  # ids and priorities
+    ("limner_dispatch", "provider"),  # ids and caps
 }
 
 

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from limner.hub import routing
 from limner.hub.catalog import Route
+from limner.kit import ids
 
 
 def _route(provider: str, priority: int = 1, adapter: str = "a") -> Route:
-    return Route(provider, adapter, None, None, "m", priority, 0, {})
+    return Route(provider, adapter, None, None, "m", priority, 0, {}, ids.new())
 
 
 def test_lower_priority_goes_first_and_the_name_breaks_ties() -> None:

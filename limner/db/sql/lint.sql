@@ -21,6 +21,7 @@ allowed (rule, name, why) AS (VALUES
   ('L20', 'limner.work_many(json)', 'each row of its batch carries a context, and the loop enters it before anything is read'),
   ('L17', 'job_queue_deferred', 'the dispatcher''s cross-tenant scan of rows that become due'),
   ('L17', 'job_queue_leased', 'the dispatcher''s cross-tenant scan of leases'),
+  ('L17', 'job_queue_places', 'places at a provider are counted over all organizations'),
   ('L22', 'queue_policy operator_lists', 'operators see how the queue is shared; no tenant''s data stands there'),
   ('L22', 'model platform', 'the platform''s catalog is everybody''s to read'),
   ('L22', 'provider platform', 'the platform''s catalog is everybody''s to read'),

@@ -32,10 +32,13 @@ CREATE TABLE limner.provider (
   key_env      text,
   config       jsonb NOT NULL DEFAULT '{}',
   is_enabled   boolean NOT NULL DEFAULT true,
+  max_running  int CHECK (max_running BETWEEN 1 AND 1000000),
+  claim_lock   boolean NOT NULL DEFAULT false,      -- never changed: who gives out a place at a provider with a cap locks the row
   created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (org_id, id),
   UNIQUE (org_id, name)
 );
+CREATE INDEX provider_capped ON limner.provider (org_id, id) WHERE max_running IS NOT NULL;
 
 -- a route belongs to its model's organization; its provider is that organization's own or the platform's
 CREATE TABLE limner.route (
@@ -156,7 +159,8 @@ CREATE TABLE limner.job_input (
 ALTER TABLE limner.job_input ALTER COLUMN data SET STORAGE EXTERNAL;
 
 -- The hot row: exists iff the job is open. `claimable_at` is when it may be claimed again: its run-at, the end of a pause between
--- runs, or the end of its lease. phase: ready (in line), deferred (not yet), leased (a worker has it).
+-- runs, or the end of its lease. phase: ready (in line), capped (in line, by model: a provider of its model has a cap), deferred (not
+-- yet), leased (a worker has it). A job of such a model has a place at one provider while it is leased: provider_id.
 CREATE TABLE limner.job_queue (
   org_id       uuid NOT NULL,
   job_id       uuid NOT NULL,
@@ -172,11 +176,15 @@ CREATE TABLE limner.job_queue (
   percent      smallint NOT NULL DEFAULT 0,
   stage        text NOT NULL DEFAULT 'queued',
   deadline_at  timestamptz NOT NULL,
+  model_id     uuid,
+  provider_id  uuid,
   created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (org_id, job_id)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX job_queue_ready ON limner.job_queue (org_id, app_id, priority, job_id) WHERE phase = 'ready';
+CREATE INDEX job_queue_capped ON limner.job_queue (org_id, app_id, model_id, priority, job_id) WHERE phase = 'capped';
+CREATE INDEX job_queue_places ON limner.job_queue (provider_id) WHERE phase = 'leased' AND provider_id IS NOT NULL;
 CREATE INDEX job_queue_deferred ON limner.job_queue (claimable_at) WHERE phase = 'deferred';
 CREATE INDEX job_queue_leased ON limner.job_queue (claimable_at, org_id, app_id) WHERE phase = 'leased';
 CREATE INDEX job_queue_deadline ON limner.job_queue (deadline_at);
@@ -278,14 +286,22 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON limner.model, limner.provider, limner.ro
 GRANT SELECT ON limner.job, limner.job_queue, limner.provider_call, limner.usage_record, limner.event TO limner_api, limner_operator;
 GRANT SELECT ON limner.job, limner.job_input, limner.provider_call, limner.leftover TO limner_worker;
 GRANT DELETE ON limner.leftover TO limner_worker;
-GRANT SELECT, UPDATE (phase, claimable_at, runs, fence, lease_owner, percent, stage) ON limner.job_queue TO limner_dispatch;
+GRANT SELECT, UPDATE (phase, claimable_at, runs, fence, lease_owner, percent, stage, model_id, provider_id) ON limner.job_queue TO limner_dispatch;
+GRANT SELECT (org_id, id, model_id) ON limner.job TO limner_dispatch;
+GRANT SELECT (org_id, model_id, provider_org, provider_id, priority, is_enabled) ON limner.route TO limner_dispatch;
+GRANT SELECT (org_id, id, is_enabled, max_running, claim_lock), UPDATE (claim_lock) ON limner.provider TO limner_dispatch, limner_lookup;
+GRANT SELECT (name) ON limner.provider TO limner_lookup;
 GRANT SELECT, UPDATE (claim_lock) ON limner.queue_policy TO limner_dispatch;
 GRANT SELECT, INSERT, DELETE, UPDATE (weight, max_running, paused_at) ON limner.queue_policy TO limner_operator;
 GRANT SELECT ON limner.queue_policy, limner.rate_counter TO limner_api;
 GRANT SELECT, INSERT, UPDATE ON limner.chore TO limner_dispatch;
 GRANT SELECT ON limner.chore TO limner_api, limner_operator;
-GRANT SELECT (org_id, app_id, phase, claimable_at, deadline_at, created_at) ON limner.job_queue TO limner_lookup;
+GRANT SELECT (org_id, app_id, phase, claimable_at, deadline_at, provider_id, created_at) ON limner.job_queue TO limner_lookup;
+GRANT EXECUTE ON FUNCTION limner.platform() TO limner_lookup;
 CREATE POLICY lookup ON limner.job_queue FOR SELECT TO limner_lookup USING (true);
+CREATE POLICY places ON limner.provider TO limner_dispatch, limner_lookup USING (true) WITH CHECK (true);
+CREATE POLICY dispatch ON limner.route FOR SELECT TO limner_dispatch USING (true);
+CREATE POLICY dispatch ON limner.job FOR SELECT TO limner_dispatch USING (true);
 CREATE POLICY dispatch ON limner.job_queue TO limner_dispatch USING (true) WITH CHECK (true);
 CREATE POLICY operator_counts ON limner.job_queue FOR SELECT TO limner_operator USING (true);
 CREATE POLICY dispatch ON limner.queue_policy TO limner_dispatch USING (true) WITH CHECK (true);
@@ -298,11 +314,11 @@ SET ROLE limner_lookup;
 CREATE FUNCTION limner.queue_facts()
 RETURNS TABLE (depth bigint, running bigint, deferred bigint, overdue bigint, oldest_s double precision)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-  SELECT count(*) FILTER (WHERE q.phase = 'ready' OR (q.phase = 'leased' AND q.claimable_at < clock_timestamp())),
+  SELECT count(*) FILTER (WHERE q.phase IN ('ready', 'capped') OR (q.phase = 'leased' AND q.claimable_at < clock_timestamp())),
          count(*) FILTER (WHERE q.phase = 'leased' AND q.claimable_at >= clock_timestamp()),
          count(*) FILTER (WHERE q.phase = 'deferred'),
          count(*) FILTER (WHERE q.deadline_at < clock_timestamp()),
-         coalesce(extract(epoch FROM clock_timestamp() - min(q.created_at) FILTER (WHERE q.phase = 'ready')), 0)::double precision
+         coalesce(extract(epoch FROM clock_timestamp() - min(q.created_at) FILTER (WHERE q.phase IN ('ready', 'capped'))), 0)::double precision
     FROM limner.job_queue q;
 $$;
 GRANT EXECUTE ON FUNCTION limner.queue_facts() TO limner_api, limner_dispatch, limner_operator;

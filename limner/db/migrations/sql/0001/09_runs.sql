@@ -50,13 +50,16 @@ BEGIN
   PERFORM limner._own(t, p_job, p_fence);
   UPDATE limner.job_queue q SET lease_owner = NULL, claimable_at = clock_timestamp() + make_interval(secs => p_delay_s),
          phase = CASE WHEN p_delay_s > 0 THEN 'deferred' ELSE 'ready' END,
-         runs = q.runs - CASE WHEN p_counts THEN 0 ELSE 1 END, percent = 0, stage = 'queued'
+         runs = q.runs - CASE WHEN p_counts THEN 0 ELSE 1 END, percent = 0, stage = 'queued', provider_id = NULL
    WHERE q.org_id = t AND q.job_id = p_job;
   UPDATE limner.job j SET state = 'queued' WHERE j.org_id = t AND j.id = p_job AND j.state = 'running';
 END $$;
 
--- what an earlier run left decides: send, resume (accepted), reuse (done), or uncertain, which the adapter's class resolves
-CREATE FUNCTION limner._intend(t uuid, q limner.job_queue, p_step text, p_provider text, p_provider_model text, p_rule text, p_resend boolean)
+-- What an earlier run left decides: send, resume (accepted), reuse (done), or uncertain, which the adapter's class resolves. A job that
+-- has a place at a provider has to get one wherever it goes; full: there is none. No row: somebody else is at that provider, and `p_wait` is
+-- false.
+CREATE FUNCTION limner._intend(t uuid, q limner.job_queue, p_step text, p_provider text, p_provider_model text, p_rule text, p_resend boolean,
+                               p_provider_id uuid, p_wait boolean)
 RETURNS TABLE (decision text, send_no int, idem_key text, provider_task_id text, outputs jsonb, cost_micro_usd bigint)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -84,6 +87,17 @@ BEGIN
     RETURN;
   END IF;
   send_no := coalesce(c.send_no, 0) + 1;
+  IF q.provider_id IS NOT NULL AND p_provider_id IS NOT NULL THEN
+    IF q.phase <> 'leased' THEN                             -- the lease ran out, and its place with it
+      RAISE EXCEPTION 'the lease on job % was lost', q.job_id USING ERRCODE = 'LM409', DETAIL = 'stale_fence';
+    END IF;
+    IF q.provider_id <> p_provider_id THEN
+      decision := limner.find_place(t, p_provider_id, p_wait);
+      IF decision = 'full' THEN RETURN NEXT; END IF;
+      IF decision <> 'free' THEN RETURN; END IF;
+      UPDATE limner.job_queue x SET provider_id = p_provider_id WHERE x.org_id = t AND x.job_id = q.job_id;
+    END IF;
+  END IF;
   INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, idem_key)
   VALUES (t, q.job_id, p_step, p_provider, send_no, q.runs, q.fence, p_provider_model, p_rule, idem_key);
   decision := 'send';
@@ -92,12 +106,13 @@ BEGIN
 END $$;
 
 CREATE FUNCTION limner.call_intent(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_provider_model text,
-                                   p_rule text, p_resend boolean)
+                                   p_rule text, p_resend boolean, p_provider_id uuid DEFAULT NULL)
 RETURNS TABLE (decision text, send_no int, idem_key text, provider_task_id text, outputs jsonb, cost_micro_usd bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE t uuid := limner.enter(p_ctx);
 BEGIN
-  RETURN QUERY SELECT * FROM limner._intend(t, limner._own(t, p_job, p_fence), p_step, p_provider, p_provider_model, p_rule, p_resend);
+  RETURN QUERY SELECT * FROM limner._intend(t, limner._own(t, p_job, p_fence), p_step, p_provider, p_provider_model, p_rule, p_resend,
+                                              p_provider_id, true);
 END $$;
 
 CREATE FUNCTION limner.call_result(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_send_no int, p_state text,
@@ -255,8 +270,8 @@ BEGIN
 END $$;
 
 -- Starts, intents and finishes of a worker's runs that share a commit, of any organizations, each under its own context. Like
--- submit_jobs it never waits and never refuses: a job whose row or wallet somebody holds, or whose lease was lost, is left out, and the
--- worker asks for it alone.
+-- submit_jobs it never waits and never refuses: a job whose row or wallet somebody holds, or a place at a provider that somebody gives
+-- out, or whose lease was lost, is left out, and the worker asks for it alone.
 CREATE FUNCTION limner.work_many(p_batch json) RETURNS TABLE (place int, answer jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -273,12 +288,14 @@ BEGIN
     END IF;
     SELECT * INTO q FROM limner.job_queue x WHERE x.org_id = t AND x.job_id = s.job FOR UPDATE SKIP LOCKED;
     CONTINUE WHEN NOT FOUND OR q.fence <> s.fence OR q.lease_owner IS NULL;
+    CONTINUE WHEN s.verb = 'intend' AND q.provider_id IS NOT NULL AND q.phase <> 'leased';
     place := s.place;
     IF s.verb = 'start' THEN
       SELECT to_jsonb(x) INTO answer FROM limner._start(t, q, (s.args ->> 'event')::uuid) x;
     ELSIF s.verb = 'intend' THEN
       SELECT to_jsonb(x) INTO answer FROM limner._intend(t, q, s.args ->> 'step', s.args ->> 'provider', s.args ->> 'provider_model',
-                                                         s.args ->> 'rule', false) x;
+                                                         s.args ->> 'rule', false, (s.args ->> 'provider_id')::uuid, false) x;
+      CONTINUE WHEN NOT FOUND;
     ELSIF s.verb = 'finish' THEN
       PERFORM 1 FROM limner.job j JOIN limner.wallet w ON w.org_id = j.org_id AND w.id = j.wallet_id
         WHERE j.org_id = t AND j.id = s.job FOR NO KEY UPDATE SKIP LOCKED;
