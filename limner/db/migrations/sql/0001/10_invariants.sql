@@ -146,22 +146,23 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
       SELECT org_id, debit_wallet AS wallet, debit_version AS version, debit_available_mc AS available FROM recent WHERE debit_wallet IS NOT NULL
       UNION ALL SELECT org_id, credit_wallet, credit_version, credit_available_mc FROM recent WHERE credit_wallet IS NOT NULL) s GROUP BY 1, 2),
   wallets AS MATERIALIZED (SELECT org_id, array_agg(wallet) AS ids FROM touched GROUP BY 1),
-  known AS MATERIALIZED (   -- what changed, with what of its money is among the recent transfers, and what is open
-    SELECT coalesce(c.org_id, q.org_id) AS org_id, coalesce(c.job_id, q.job_id) AS id, c.job_id IS NOT NULL AS changed, c.hold_mc, c.settled_mc,
-           q.job_id IS NOT NULL AS queued, q.deadline_at
-      FROM (SELECT org_id, job_id, max(amount_mc) FILTER (WHERE id = job_id) AS hold_mc, max(amount_mc) FILTER (WHERE hold_id = job_id) AS settled_mc
+  changed AS MATERIALIZED (   -- with what of the job's money is among the recent transfers
+    SELECT c.*, q.job_id IS NOT NULL AS queued
+      FROM (SELECT org_id, job_id AS id, max(amount_mc) FILTER (WHERE id = job_id) AS hold_mc, max(amount_mc) FILTER (WHERE hold_id = job_id) AS settled_mc
               FROM recent WHERE job_id IS NOT NULL GROUP BY 1, 2) c
-      FULL JOIN limner.job_queue q ON q.org_id = c.org_id AND q.job_id = c.job_id),
+      LEFT JOIN limner.job_queue q ON q.org_id = c.org_id AND q.job_id = c.id),
   ids AS MATERIALIZED (
-    SELECT org_id, array_agg(id) AS known, array_agg(id) FILTER (WHERE changed) AS changed,
-           array_agg(id) FILTER (WHERE changed AND hold_mc IS NULL) AS unheld, array_agg(id) FILTER (WHERE changed AND settled_mc IS NULL) AS unsettled
-      FROM known GROUP BY 1),
+    SELECT org_id, array_agg(id) AS changed, array_agg(id) FILTER (WHERE hold_mc IS NULL) AS unheld,
+           array_agg(id) FILTER (WHERE settled_mc IS NULL) AS unsettled FROM changed GROUP BY 1),
   jobs AS MATERIALIZED (
     SELECT k.*, j.id AS found, j.sound, j.finished_at, j.wallet_id, j.end_user_id, j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.drew_lots
-      FROM known k LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
+      FROM changed k LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
         SELECT x.org_id, x.id, limner.job_is_sound(x) AS sound, x.finished_at, x.wallet_id, x.end_user_id, x.price_hold_mc, x.price_final_mc,
-               x.refunded_mc, x.drew_lots FROM limner.job x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.known) OFFSET 0) x) j
+               x.refunded_mc, x.drew_lots FROM limner.job x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.changed) OFFSET 0) x) j
         ON j.org_id = k.org_id AND j.id = k.id),
+  waiting AS MATERIALIZED (   -- what else is open where a wallet was touched: it holds credits too
+    SELECT q.org_id, array_agg(q.job_id) AS ids FROM limner.job_queue q JOIN wallets w ON w.org_id = q.org_id
+     WHERE NOT EXISTS (SELECT 1 FROM changed c WHERE c.org_id = q.org_id AND c.id = q.job_id) GROUP BY 1),
   hold AS (SELECT x.* FROM ids CROSS JOIN LATERAL (
     SELECT x.org_id, x.id, x.amount_mc FROM limner.transfer x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.unheld) OFFSET 0) x),
   settled AS (SELECT x.* FROM ids CROSS JOIN LATERAL (
@@ -178,7 +179,11 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
   drawn AS (SELECT x.org_id, x.id, sum(x.amount_mc) AS amount, sum(x.used_mc) AS used FROM ids CROSS JOIN LATERAL (
     SELECT x.org_id, x.job_id AS id, x.amount_mc, x.used_mc FROM limner.lot_draw x WHERE x.org_id = ids.org_id AND x.job_id = ANY (ids.changed)
     OFFSET 0) x GROUP BY 1, 2),
-  held AS (SELECT org_id, wallet_id AS id, sum(price_hold_mc) AS held FROM jobs WHERE queued GROUP BY 1, 2),
+  held AS (SELECT org_id, id, sum(hold_mc) AS held FROM (
+    SELECT org_id, wallet_id AS id, price_hold_mc AS hold_mc FROM jobs WHERE queued
+    UNION ALL SELECT x.* FROM waiting CROSS JOIN LATERAL (
+      SELECT x.org_id, x.wallet_id, x.price_hold_mc FROM limner.job x WHERE x.org_id = waiting.org_id AND x.id = ANY (waiting.ids) OFFSET 0) x) h
+    GROUP BY 1, 2),
   lots AS (SELECT x.org_id, x.id, sum(x.remaining_mc) AS remaining, min(x.expires_at) AS ends FROM wallets w CROSS JOIN LATERAL (
     SELECT x.org_id, x.wallet_id AS id, x.remaining_mc, x.expires_at FROM limner.lot x
      WHERE x.org_id = w.org_id AND x.wallet_id = ANY (w.ids) AND x.remaining_mc > 0 OFFSET 0) x GROUP BY 1, 2),
@@ -206,18 +211,18 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
       LEFT JOIN refunded b ON b.org_id = j.org_id AND b.id = j.id
       LEFT JOIN used u ON u.org_id = j.org_id AND u.id = j.id
       LEFT JOIN drawn d ON d.org_id = j.org_id AND d.id = j.id
-     WHERE j.changed AND (j.found IS NULL OR NOT j.sound OR (j.finished_at IS NULL) <> j.queued
+     WHERE j.found IS NULL OR NOT j.sound OR (j.finished_at IS NULL) <> j.queued
         OR coalesce(j.hold_mc, h.amount_mc) IS DISTINCT FROM j.price_hold_mc
         OR (j.finished_at IS NULL) <> (coalesce(j.settled_mc, r.amount_mc) IS NULL) OR coalesce(j.settled_mc, r.amount_mc) IS DISTINCT FROM j.price_final_mc
         OR (j.finished_at IS NULL) <> (e.id IS NULL) OR j.refunded_mc <> coalesce(b.amount, 0)
         OR coalesce(u.price, 0) <> coalesce(j.price_final_mc, 0) OR j.drew_lots <> (d.id IS NOT NULL)
-        OR (j.drew_lots AND d.used IS DISTINCT FROM CASE WHEN j.finished_at IS NOT NULL THEN least(j.price_final_mc, d.amount) END))
+        OR (j.drew_lots AND d.used IS DISTINCT FROM CASE WHEN j.finished_at IS NOT NULL THEN least(j.price_final_mc, d.amount) END)
     UNION ALL
-    SELECT j.end_user_id FROM (SELECT DISTINCT org_id, end_user_id FROM jobs WHERE changed AND end_user_id IS NOT NULL) j
+    SELECT j.end_user_id FROM (SELECT DISTINCT org_id, end_user_id FROM jobs WHERE end_user_id IS NOT NULL) j
      WHERE (SELECT count(*) FROM limner.end_user u WHERE u.org_id = j.org_id AND u.id = j.end_user_id) = 0
     UNION ALL
-    SELECT id FROM known WHERE deadline_at < clock_timestamp() - interval '5 minutes')
-  SELECT (SELECT count(*) FROM bad), (SELECT count(*) FROM touched) + (SELECT count(*) FROM known WHERE changed), (SELECT min(id::text) FROM bad);
+    SELECT q.job_id FROM limner.job_queue q WHERE q.deadline_at < (SELECT clock_timestamp() - interval '5 minutes'))
+  SELECT (SELECT count(*) FROM bad), (SELECT count(*) FROM touched) + (SELECT count(*) FROM changed), (SELECT min(id::text) FROM bad);
 $$;
 GRANT EXECUTE ON FUNCTION limner.check_invariants(uuid), limner.check_changes(timestamptz), limner.transfer_is_sound(limner.transfer),
   limner.job_is_sound(limner.job) TO limner_audit;
