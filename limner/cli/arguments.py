@@ -10,6 +10,7 @@ from uuid import UUID
 import typer
 
 from limner.kit import ids, money
+from limner.ledger import wallets
 
 CREDITS = re.compile(r"[0-9]{1,13}(\.[0-9]{1,3})?", re.ASCII)
 MAX_CREDITS_MC = 10**12 * money.MC
@@ -155,6 +156,7 @@ Ref = Annotated[
     typer.Option("--ref", parser=read_ref, metavar="TEXT",
                  help="Your reference: the same one again does nothing twice. Made when absent."),
 ]  # fmt: skip
+Kind = Annotated[wallets.Kind, typer.Option("--kind", help="Told apart on statements.")]
 Expires = Annotated[
     datetime | None,
     typer.Option(

@@ -8,7 +8,7 @@ import typer
 
 from limner.cli import printing, session
 from limner.cli.arguments import Credits, Expires, JobId, Json, Limit, Org, Reason, Ref, group, read_id, read_moment
-from limner.cli.orgs import tell_moved
+from limner.cli.wallets import tell_moved
 from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.kit import ids

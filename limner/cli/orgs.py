@@ -5,10 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from limner.cli import printing, session
+from limner.cli import wallets as shown
 from limner.cli.arguments import (
     Credits,
+    Expires,
     JobsPerMin,
     Json,
+    Kind,
     Limit,
     MaxRunning,
     Monthly,
@@ -26,7 +29,7 @@ from limner.cli.arguments import (
 from limner.db.pools import Database
 from limner.hub import queue
 from limner.kit import ids
-from limner.ledger import wallets
+from limner.ledger import lots, wallets
 from limner.tenancy import apps, audit, operator_credits, organizations
 from limner.tenancy.organizations import Grants, Organization
 
@@ -98,32 +101,34 @@ def list_all(as_json: Json = False) -> None:
 
 @app.command("show")
 def show(slug: Slug, as_json: Json = False) -> None:
-    """One organization, what its wallet holds, and its apps."""
+    """One organization, its apps, and its own wallet: what it can spend, what it owes, and the lots in it (credits that end)."""
 
-    async def work(db: Database) -> tuple[Organization, wallets.Wallet, list[apps.App], tuple[int, int | None]]:
+    async def work(
+        db: Database,
+    ) -> tuple[Organization, wallets.Wallet, list[lots.Lot], list[apps.App], tuple[int, int | None]]:
         async with session.operator_tx(db, slug) as tx:
             return (
                 await organizations.get(tx, str(tx.org_id)),
                 await wallets.get(tx, tx.org_id),
+                await lots.list_open(tx, tx.org_id, shown.LOTS_SHOWN),
                 await apps.list_all(tx),
                 await queue.get_share(tx, None),
             )
 
-    org, wallet, its_apps, (weight, max_running) = session.run(work)
-    balance = {"available": printing.exact(wallet.available_mc), "held": printing.exact(wallet.held_mc)}
+    org, wallet, its_lots, its_apps, (weight, max_running) = session.run(work)
     if as_json:
-        its = {"wallet": balance, "apps": [app.slug for app in its_apps], "weight": weight, "max_running": max_running}
-        printing.document(shape(org) | its)
+        its = {"apps": [app.slug for app in its_apps], "weight": weight, "max_running": max_running}
+        printing.document(shape(org) | {"wallet": shown.shape(wallet, its_lots)} | its)
         return
     printing.facts([
         ("organization", org.slug), ("name", org.name), ("id", org.org_id), ("active", org.is_active),
         ("grants", org.grants), ("exposure cap", printing.grouped(org.exposure_cap_mc)),
-        ("shows costs", org.show_costs), ("available", printing.grouped(wallet.available_mc)),
-        ("on hold", printing.grouped(wallet.held_mc)), ("monthly credits", printing.grouped(org.monthly_mc)),
+        ("shows costs", org.show_costs), *shown.facts(wallet), ("monthly credits", printing.grouped(org.monthly_mc)),
         ("jobs a minute", org.jobs_per_min), ("open jobs at most", org.max_open), ("weight", weight),
         ("running at most", max_running), ("apps", ", ".join(app.slug for app in its_apps) or None),
         ("created", org.created_at),
     ])  # fmt: skip
+    shown.tell_lots(its_lots)
 
 
 @app.command("change")
@@ -195,16 +200,19 @@ def disable(slug: Slug, as_json: Json = False) -> None:
 
 @app.command("topup")
 def top_up(
-    slug: Slug, amount: Credits, reason: Reason = "Top-up", ref: Ref = None, as_json: Json = False
+    slug: Slug, amount: Credits, reason: Reason = "Top-up", kind: Kind = "grant", expires: Expires = None, ref: Ref = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Issue credits to an organization's own wallet. The same reference again changes nothing and says so."""
     reference = ref or str(ids.new())
 
     async def work(db: Database) -> wallets.Grant:
         async with session.operator_tx(db, slug) as tx:
-            return await operator_credits.top_up(tx, amount, reason, ref=reference, actor=session.actor())
+            return await operator_credits.top_up(
+                tx, amount, reason, ref=reference, actor=session.actor(), kind=kind, expires_at=expires
+            )
 
-    tell_moved("topped up", slug, session.run(work), reference, as_json=as_json)
+    shown.tell_moved("topped up", slug, session.run(work), reference, as_json=as_json)
 
 
 @app.command("audit")
@@ -230,24 +238,6 @@ def list_audit(slug: Slug, limit: Limit = 50, as_json: Json = False) -> None:
         for e in entries
     ]
     printing.table(("at", "who", "did", "to", "facts"), rows, empty="Nothing was changed yet.")
-
-
-def tell_moved(verb: str, whom: str, done: wallets.Grant, ref: str, *, as_json: bool) -> None:
-    """What a movement of credits by an operator did."""
-    if as_json:
-        printing.document(
-            {
-                "transfer_id": done.transfer_id, "credits": printing.exact(done.amount_mc), "replayed": done.replayed,
-                "balance": printing.exact(done.available_mc), "ref": ref,
-            }
-        )  # fmt: skip
-        return
-    amount, balance = printing.grouped(done.amount_mc), printing.grouped(done.available_mc)
-    if done.replayed:
-        printing.say(f"nothing done: {amount} credits went to {whom} under the reference {ref} before, "
-                     f"which left it {balance}")  # fmt: skip
-    else:
-        printing.say(f"{whom} {verb} by {amount} credits; it has {balance} (reference {ref})")
 
 
 def _change(slug: str, as_json: bool, **given: Any) -> None:

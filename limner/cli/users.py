@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from limner.cli import printing, session
-from limner.cli.arguments import App, Credits, Expires, Json, Limit, Org, Reason, Ref, group, read_json_object
-from limner.cli.orgs import tell_moved
+from limner.cli import wallets as shown
+from limner.cli.arguments import App, Credits, Expires, Json, Kind, Limit, Org, Reason, Ref, group, read_json_object
 from limner.db.pools import Database
 from limner.kit import ids
 from limner.ledger import lots, wallets
@@ -76,30 +76,20 @@ def show(user: User, org: Org, app: App, as_json: Json = False) -> None:
         async with session.operator_tx(db, org) as tx:
             found = await end_users.get(tx, (await apps.get(tx, app)).id, user)
             await audit.record(tx, "end_user.read", "end_user", found.id, session.actor())
-            return found, await wallets.get(tx, found.id), await lots.list_open(tx, found.id)
+            return found, await wallets.get(tx, found.id), await lots.list_open(tx, found.id, shown.LOTS_SHOWN)
 
     found, wallet, its_lots = session.run(work)
     if as_json:
-        balance = {
-            "available": printing.exact(wallet.available_mc), "held": printing.exact(wallet.held_mc),
-            "owed": printing.exact(wallet.owed_mc), "lots": [_lot(lot) for lot in its_lots],
-        }  # fmt: skip
         counts = {"jobs": wallet.jobs_submitted, "succeeded": wallet.jobs_succeeded}
-        printing.document(shape(found) | {"wallet": balance} | counts)
+        printing.document(shape(found) | {"wallet": shown.shape(wallet, its_lots)} | counts)
         return
     printing.facts([
         ("end user", found.external_id), ("id", found.id), ("active", found.is_active),
-        ("available", printing.grouped(wallet.available_mc)), ("on hold", printing.grouped(wallet.held_mc)),
-        ("owed", printing.grouped(wallet.owed_mc)),
+        *shown.facts(wallet),
         ("jobs", f"{wallet.jobs_submitted}, {wallet.jobs_succeeded} succeeded"), ("metadata", found.metadata or None),
         ("created", found.created_at),
     ])  # fmt: skip
-    if its_lots:
-        rows = [
-            (lot.kind, printing.grouped(lot.remaining_mc), printing.grouped(lot.granted_mc), lot.expires_at)
-            for lot in its_lots
-        ]
-        printing.table(("lot", "available", "granted", "ends"), rows, empty="")
+    shown.tell_lots(its_lots)
 
 
 @app.command("enable")
@@ -132,8 +122,7 @@ def replace_metadata(
 @app.command("grant")
 def grant(
     user: User, amount: Credits, org: Org, app: App, reason: Reason = "Granted by an operator",
-    kind: Annotated[wallets.Kind, typer.Option("--kind", help="Told apart on statements.")] = "grant",
-    expires: Expires = None, ref: Ref = None, as_json: Json = False,
+    kind: Kind = "grant", expires: Expires = None, ref: Ref = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Give an end user credits; a new user is made. The same reference again changes nothing and says so."""
     reference = ref or str(ids.new())
@@ -145,14 +134,7 @@ def grant(
                 tx, its_app, user, amount, reason, ref=reference, actor=session.actor(), kind=kind, expires_at=expires
             )
 
-    tell_moved("was granted", user, session.run(work), reference, as_json=as_json)
-
-
-def _lot(lot: lots.Lot) -> dict[str, Any]:
-    return {
-        "kind": lot.kind, "left": printing.exact(lot.remaining_mc), "granted": printing.exact(lot.granted_mc),
-        "expires_at": lot.expires_at,
-    }  # fmt: skip
+    shown.tell_moved("was granted", user, session.run(work), reference, as_json=as_json)
 
 
 def _change(user: str, org: str, app: str, as_json: bool, **given: Any) -> None:

@@ -32,7 +32,7 @@ CLAIM_BATCH = 100
 CLAIM_PAUSE_S = 0.01
 CLAIM_TIMEOUT_S = 10.0
 AHEAD = 4  # pieces of CPU work a worker has waiting for each of its processes
-RARELY = 0.1
+RARELY = 0.1  # pieces of CPU work a run
 REMEMBERED = 20  # runs
 MISSED_BEATS = 3
 GRACE_S = 10.0
@@ -50,6 +50,21 @@ class LoopSettings:
     heartbeat_s: float
     shutdown_s: float
     org_cap: int | None = None
+
+
+@dataclass(slots=True)
+class CpuUse:
+    """How many pieces of CPU work a run asks for, over the last runs. `calls`: what the pool had counted at the last ending.
+
+    Runs overlap: what is counted between two endings may be any run's, so only the mean says something, and it has no cap.
+    """
+
+    calls: int
+    a_run: float = 1.0  # until it is known
+
+    def ended(self, calls: int) -> None:
+        self.a_run += (calls - self.calls - self.a_run) / REMEMBERED
+        self.calls = calls
 
 
 @dataclass(slots=True, eq=False)
@@ -70,8 +85,7 @@ class WorkerLoop:
         self._settings = settings
         # by job and fence: a worker may lose a job and claim it again
         self._active: dict[tuple[UUID, int], _Active] = {}
-        self._cpu_share = 1.0  # of the last runs, how many worked in the CPU children; until that is known, all
-        self._cpu_calls = resources.pool.calls
+        self._cpu_use = CpuUse(resources.pool.calls)
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
@@ -118,7 +132,7 @@ class WorkerLoop:
         hardly any run needs a child, nothing holds the claims back.
         """
         free = min(self._settings.slots - len(self._active), CLAIM_BATCH)
-        if self._cpu_share < RARELY:
+        if self._cpu_use.a_run < RARELY:
             return free
         waiting = self._resources.pool.waiting + sum(a.run.phase == "preparing" for a in self._active.values())
         ahead = max(AHEAD * self._resources.pool.size, 2 * AHEAD)
@@ -147,9 +161,7 @@ class WorkerLoop:
         active.task.add_done_callback(lambda _: self._ended(lease))
 
     def _ended(self, lease: Lease) -> None:
-        used = self._resources.pool.calls - self._cpu_calls
-        self._cpu_calls += used
-        self._cpu_share += (min(used, 1) - self._cpu_share) / REMEMBERED
+        self._cpu_use.ended(self._resources.pool.calls)
         del self._active[lease.job_id, lease.fence]
         self._wake.set()
 

@@ -39,6 +39,58 @@ def test_a_grant_may_be_a_bonus_and_end_and_the_user_shows_its_lots(limner: Limn
     assert "2031-05-01 10:00:00Z" in limner("user", "show", "ann", *where).out
 
 
+def test_a_top_up_may_be_a_bonus_and_end_and_the_organization_shows_its_wallet(limner: Limner, tenant: Tenant) -> None:
+    bonus = ["org", "topup", tenant.slug, "2.5", "--kind", "bonus", "--expires", ENDS, "--ref", "t"]
+
+    limner.ok("org", "topup", tenant.slug, "7")
+    first, again = limner.ok(*bonus), limner.ok(*bonus)
+    other_end = limner(*bonus[:6], "--expires", "2032-05-01", "--ref", "t")
+    no_end, other_kind = limner(*bonus[:6], "--ref", "t"), limner(*bonus[:4], "--expires", ENDS, "--ref", "t")
+    past = limner("org", "topup", tenant.slug, "1", "--expires", "2020-01-01")
+    shown = limner.ok("org", "show", tenant.slug)
+
+    assert (first["replayed"], again["replayed"], again["balance"]) == (False, True, "9.5")
+    assert [said.code for said in (other_end, no_end, other_kind, past)] == [1, 1, 1, 1]
+    assert "other parameters" in other_end.err
+    assert "in the past" in past.err
+    assert limner("org", "topup", tenant.slug, "1", "--kind", "gift").code == 2
+    assert limner("org", "topup", tenant.slug, "1", "--expires", "soon").code == 2
+    assert shown["wallet"] == {
+        "available": "9.5", "held": "0", "owed": "0",
+        "lots": [{"kind": "bonus", "left": "2.5", "granted": "2.5", "expires_at": "2031-05-01T10:00:00Z"}],
+    }  # fmt: skip
+    said = limner("org", "show", tenant.slug).out
+    assert "2031-05-01 10:00:00Z" in said
+    assert "bonus" in said
+    lines = limner.ok("ledger", "statement", "--org", tenant.slug)["lines"]
+    assert [(line["kind"], line["change"]) for line in lines] == [("bonus", "2.5"), ("grant", "7")]
+
+
+def test_what_an_organization_owes_is_shown_and_paid_by_the_next_top_up(limner: Limner, tenant: Tenant) -> None:
+    limner.ok("org", "topup", tenant.slug, "3", "--expires", ENDS)
+    limner.ok("ledger", "clawback", "5", "--org", tenant.slug, "--reason", "Reversed")
+    owing = limner.ok("org", "show", tenant.slug)["wallet"]
+    said = limner("org", "show", tenant.slug).out
+    paid = limner.ok("org", "topup", tenant.slug, "6", "--expires", ENDS)
+
+    assert owing == {"available": "0", "held": "0", "owed": "2", "lots": []}
+    assert "2" in said.split("owed")[1].splitlines()[0]
+    assert paid["balance"] == "4"
+    assert limner.ok("org", "show", tenant.slug)["wallet"] == {
+        "available": "4", "held": "0", "owed": "0",
+        "lots": [{"kind": "grant", "left": "4", "granted": "6", "expires_at": "2031-05-01T10:00:00Z"}],
+    }  # fmt: skip
+
+
+def test_a_correction_under_the_same_reference_keeps_its_end(limner: Limner, whose: list[str]) -> None:
+    up = ["ledger", "adjust", "5", *whose, "--reason", "Miscounted", "--ref", "u"]
+
+    assert limner.ok(*up, "--expires", ENDS)["replayed"] is False
+    assert limner.ok(*up, "--expires", ENDS)["replayed"] is True
+    assert limner(*up).code == 1
+    assert limner(*up, "--expires", "2032-01-01").code == 1
+
+
 def test_corrections_go_up_down_and_into_debt(limner: Limner, tenant: Tenant, whose: list[str]) -> None:
     up = limner.ok("ledger", "adjust", "5", *whose, "--reason", "Miscounted", "--expires", "2031-05-01", "--ref", "u")
     down = limner.ok("ledger", "adjust", "1000", *whose, "--reason", "Miscounted", "--down", "--ref", "d")

@@ -106,7 +106,7 @@ def test_a_reference_moves_credits_once(limner: Limner) -> None:
     tooth = limner("user", "grant", "ann", "100", "--org", slug, "--app", "web")
     assert tooth.code == 1
     assert "9 credits are there, 100 are needed" in tooth.err
-    assert limner.ok("org", "show", slug)["wallet"] == {"available": "9", "held": "0"}
+    assert limner.ok("org", "show", slug)["wallet"] == {"available": "9", "held": "0", "owed": "0", "lots": []}
 
 
 def test_bad_amounts_are_wrong_usage(limner: Limner) -> None:

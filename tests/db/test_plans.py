@@ -13,6 +13,7 @@ from limner.db.pools import Address, Database
 from limner.hub import catalog, jobs, queue, runs
 from limner.kit import ids
 from limner.kit.money import MC
+from limner.ledger import invariants
 from tests import acts
 from tests.alone import db_alone, server_alone, superuser_alone, superuser_conninfo
 from tests.conftest import ROLES, MakeTenant, Server, Tenant
@@ -170,6 +171,23 @@ async def test_mj18_no_hot_statement_reads_a_table_from_end_to_end(
         await work(mine, crowd)
 
     assert scans(superuser) == before
+
+
+async def test_mj18_the_minutes_check_of_the_books_reads_what_changed(
+    server: Server, crowd: Tenant, superuser: psycopg.Connection
+) -> None:
+    """Only the queue is read whole: what a wallet holds back is what its open jobs need."""
+    row = superuser.execute("SELECT clock_timestamp() AS now").fetchone()
+    assert row is not None
+    before = scans(superuser) | {"job_queue": 0}
+
+    async with passing(server) as mine:
+        await _life(mine, crowd)
+        async with mine.system_tx("limner_audit", "a test checks the books") as tx:
+            violations, checked, _ = await invariants.check_changes(tx, row[0])
+
+    assert (violations, checked) == (0, 2)
+    assert scans(superuser) | {"job_queue": 0} == before
 
 
 async def test_mj18_a_scan_from_end_to_end_would_be_seen(

@@ -10,7 +10,7 @@ import pytest
 
 from limner.db.pools import Database
 from limner.hub import endings
-from limner.hub.loop import LoopSettings, WorkerLoop
+from limner.hub.loop import RARELY, CpuUse, LoopSettings, WorkerLoop
 from limner.hub.providers.base import ProviderCall, ProviderError, ProviderResult
 from limner.hub.sharing import SharedWrites
 from limner.kit.cpu import CpuPool
@@ -127,6 +127,19 @@ async def test_work_that_waits_for_the_cpu_stays_in_the_queue(shop: Open, pool: 
         await closed(here, *job_ids)
 
     assert held < 30, f"{held} of 60 jobs sat in one worker with one child"
+
+
+def test_the_use_of_the_cpu_is_the_mean_of_calls_by_ended_run() -> None:
+    several, few, steady = CpuUse(100), CpuUse(0), CpuUse(0)
+
+    for ending in range(200):
+        several.ended(100 + 3 * (ending + 1))  # three pieces a run
+        few.ended(5 * (ending // 100 + 1))  # five pieces at the same moment, once in a hundred runs
+        steady.ended(20 * (ending // 20 + 1))  # one a run, all of which are asked for before the first of twenty ends
+
+    assert several.a_run == pytest.approx(3, abs=0.01)
+    assert few.a_run < RARELY
+    assert 0.5 < steady.a_run < 2
 
 
 async def test_an_adapter_that_breaks_again_and_again_ends_the_job_not_the_worker(shop: Open) -> None:

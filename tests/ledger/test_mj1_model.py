@@ -101,7 +101,7 @@ class Ledger(RuleBasedStateMachine):
         self.model.refs[ref] = (ORGANIZATION, amount)
         assert first.available_mc == self.model.accounts[ORGANIZATION].available
         if again:
-            second = self.do(acts.top_up(self.db, self.tenant, amount, ref))
+            second = self.do(acts.top_up(self.db, self.tenant, amount, ref, expires_at=self._moment(days)))
             assert (second.replayed, second.transfer_id, second.available_mc) == (
                 True,
                 first.transfer_id,

@@ -46,7 +46,7 @@ CREATE TABLE limner.transfer (
 
 -- What a transfer must look like. Checked over what changed every minute and over everything every day (10_invariants.sql), and at
 -- each write in the tests' databases: at run time a submit would pay a tenth of its time for it.
-CREATE FUNCTION limner.transfer_is_sound(x limner.transfer) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION limner.transfer_is_sound(x limner.transfer) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
   SELECT x.kind IN ('grant', 'bonus', 'adjustment', 'allowance', 'hold', 'post', 'void', 'refund', 'expire', 'clawback')
      AND (x.debit_wallet IS NULL) <> (x.debit_book IS NULL) AND (x.credit_wallet IS NULL) <> (x.credit_book IS NULL)
      AND (x.debit_book IS NULL OR x.debit_book IN ('revenue', 'issuance', 'breakage', 'receivable'))

@@ -98,7 +98,7 @@ CREATE TABLE limner.job (
 ) WITH (fillfactor = 70);
 
 -- what a job's row must look like; checked as transfer_is_sound is
-CREATE FUNCTION limner.job_is_sound(x limner.job) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION limner.job_is_sound(x limner.job) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
   SELECT x.state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')
      AND (x.state IN ('succeeded', 'failed', 'cancelled')) = (x.finished_at IS NOT NULL)
      AND (x.finished_at IS NULL) = (x.price_final_mc IS NULL)

@@ -309,7 +309,7 @@ BEGIN
   IF NOT FOUND THEN RAISE EXCEPTION 'no such organization' USING ERRCODE = 'LM404'; END IF;
   SELECT * INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind IN ('grant', 'bonus') AND x.ref = p_ref;
   IF FOUND THEN
-    IF old.amount_mc <> p_amount OR old.credit_wallet <> t OR old.kind <> p_kind THEN
+    IF old.amount_mc <> p_amount OR old.credit_wallet <> t OR old.kind <> p_kind OR old.request_hash IS DISTINCT FROM limner._end_hash(p_expires) THEN
       RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
     END IF;
     RETURN QUERY SELECT 'replayed', old.id, a.available FROM limner._left_after(old) a;
@@ -319,14 +319,20 @@ BEGIN
   RETURN QUERY SELECT 'granted', p_transfer, limner._issue(t, p_transfer, t, p_kind, p_amount, p_expires, p_reason, p_ref);
 END $$;
 
+-- what of a request its transfer does not show: when its credits end, so that the same reference with another end is refused
+CREATE FUNCTION limner._end_hash(p_expires timestamptz) RETURNS bytea LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT sha256(convert_to(extract(epoch FROM p_expires)::text, 'UTF8'))
+$$;
+
 -- internal, under the wallet's lock: credits an operator makes, whoever pays for the organization's grants
 CREATE FUNCTION limner._issue(t uuid, p_transfer uuid, p_wallet uuid, p_kind text, p_amount bigint, p_expires timestamptz, p_reason text, p_ref text)
 RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE w record;
 BEGIN
   SELECT * INTO STRICT w FROM limner._give(t, p_wallet, p_amount);
-  INSERT INTO limner.transfer (org_id, id, kind, debit_book, credit_wallet, credit_version, credit_available_mc, amount_mc, ref, reason)
-  VALUES (t, p_transfer, p_kind, 'issuance', p_wallet, w.version, w.available, p_amount, p_ref, p_reason);
+  INSERT INTO limner.transfer (org_id, id, kind, debit_book, credit_wallet, credit_version, credit_available_mc, amount_mc, ref, request_hash,
+                               reason)
+  VALUES (t, p_transfer, p_kind, 'issuance', p_wallet, w.version, w.available, p_amount, p_ref, limner._end_hash(p_expires), p_reason);
   PERFORM limner._open_lot(t, p_transfer, p_wallet, p_kind, p_amount, p_expires);
   RETURN limner._repay(t, p_wallet, p_transfer);
 EXCEPTION WHEN numeric_value_out_of_range THEN

@@ -18,7 +18,7 @@ BEGIN
   SELECT * INTO old FROM limner.transfer x WHERE x.org_id = t AND x.kind = 'adjustment' AND x.ref = p_ref;
   IF FOUND THEN
     IF old.amount_mc <> abs(p_amount) OR coalesce(old.credit_wallet, old.debit_wallet) <> p_wallet
-       OR (old.credit_wallet IS NULL) <> (p_amount < 0) THEN
+       OR (old.credit_wallet IS NULL) <> (p_amount < 0) OR old.request_hash IS DISTINCT FROM limner._end_hash(p_expires) THEN
       RAISE EXCEPTION 'this reference was used with other parameters' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
     END IF;
     RETURN QUERY SELECT 'replayed', old.id, a.available FROM limner._left_after(old) a;
