@@ -147,19 +147,20 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
       UNION ALL SELECT org_id, credit_wallet, credit_version, credit_available_mc FROM recent WHERE credit_wallet IS NOT NULL) s GROUP BY 1, 2),
   wallets AS MATERIALIZED (SELECT org_id, array_agg(wallet) AS ids FROM touched GROUP BY 1),
   changed AS MATERIALIZED (   -- with what of the job's money is among the recent transfers
-    SELECT c.*, q.job_id IS NOT NULL AS queued
-      FROM (SELECT org_id, job_id AS id, max(amount_mc) FILTER (WHERE id = job_id) AS hold_mc, max(amount_mc) FILTER (WHERE hold_id = job_id) AS settled_mc
-              FROM recent WHERE job_id IS NOT NULL GROUP BY 1, 2) c
-      LEFT JOIN limner.job_queue q ON q.org_id = c.org_id AND q.job_id = c.id),
+    SELECT org_id, job_id AS id, max(amount_mc) FILTER (WHERE id = job_id) AS hold_mc, max(amount_mc) FILTER (WHERE hold_id = job_id) AS settled_mc
+      FROM recent WHERE job_id IS NOT NULL GROUP BY 1, 2),
   ids AS MATERIALIZED (
     SELECT org_id, array_agg(id) AS changed, array_agg(id) FILTER (WHERE hold_mc IS NULL) AS unheld,
            array_agg(id) FILTER (WHERE settled_mc IS NULL) AS unsettled FROM changed GROUP BY 1),
   jobs AS MATERIALIZED (
-    SELECT k.*, j.id AS found, j.sound, j.finished_at, j.wallet_id, j.end_user_id, j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.drew_lots
+    SELECT k.*, q.id IS NOT NULL AS queued, j.id AS found, j.sound, j.finished_at, j.wallet_id, j.end_user_id, j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.drew_lots
       FROM changed k LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
         SELECT x.org_id, x.id, limner.job_is_sound(x) AS sound, x.finished_at, x.wallet_id, x.end_user_id, x.price_hold_mc, x.price_final_mc,
                x.refunded_mc, x.drew_lots FROM limner.job x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.changed) OFFSET 0) x) j
-        ON j.org_id = k.org_id AND j.id = k.id),
+        ON j.org_id = k.org_id AND j.id = k.id
+      LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
+        SELECT x.org_id, x.job_id AS id FROM limner.job_queue x WHERE x.org_id = ids.org_id AND x.job_id = ANY (ids.changed) OFFSET 0) x) q
+        ON q.org_id = k.org_id AND q.id = k.id),
   waiting AS MATERIALIZED (   -- what else is open where a wallet was touched: it holds credits too
     SELECT q.org_id, array_agg(q.job_id) AS ids FROM limner.job_queue q JOIN wallets w ON w.org_id = q.org_id
      WHERE NOT EXISTS (SELECT 1 FROM changed c WHERE c.org_id = q.org_id AND c.id = q.job_id) GROUP BY 1),
