@@ -57,9 +57,9 @@ class Market:
     async def order(self, tenant: Tenant, model_id: UUID, count: int = 1, **changes: int) -> None:
         """So many jobs of a model, in shared commits."""
         wanted = replace(acts.request(tenant, **changes), model_id=model_id)  # type: ignore[arg-type]
-        rows = [(self.db.sign(tenant.org_id), ids.new(), wanted) for _ in range(count)]
+        rows = [(tenant.org_id, ids.new(), wanted) for _ in range(count)]
         for at in range(0, count, 50):
-            async with self.db.shared_single() as tx:
+            async with self.db.shared_single([tenant.org_id]) as tx:
                 assert len(await jobs.submit_many(tx, rows[at : at + 50])) == len(rows[at : at + 50])
 
     async def claim(self, limit: int, *, cap: int | None = None) -> list[runs.Lease]:

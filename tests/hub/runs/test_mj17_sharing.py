@@ -31,8 +31,8 @@ def _plant(
     with superuser.transaction():
         superuser.execute("SET LOCAL session_replication_role = replica")  # no jobs, no holds
         superuser.execute(
-            "INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at)"
-            " SELECT %(org)s, gen_random_uuid(), %(app)s, 50, %(phase)s,"
+            "INSERT INTO limner.job_queue (org_id, job_id, app_id, wallet_id, hold_mc, priority, phase, claimable_at, max_runs,"
+            " deadline_at) SELECT %(org)s, gen_random_uuid(), %(app)s, %(org)s, 0, 50, %(phase)s,"
             " now() + CASE WHEN %(phase)s = 'deferred' THEN interval '1 day' ELSE interval '0' END, 3, now() + interval '2 days'"
             " FROM generate_series(1, %(n)s)",
             {"org": tenant.org_id, "app": app_id or tenant.app.id, "phase": phase, "n": count},

@@ -178,6 +178,8 @@ CREATE TABLE limner.job_queue (
   deadline_at  timestamptz NOT NULL,
   model_id     uuid,
   provider_id  uuid,
+  wallet_id    uuid NOT NULL,                       -- what the job holds, and whose: so that open holds are counted without the jobs
+  hold_mc      bigint NOT NULL,
   created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (org_id, job_id)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
@@ -286,7 +288,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON limner.model, limner.provider, limner.ro
 GRANT SELECT ON limner.job, limner.job_queue, limner.provider_call, limner.usage_record, limner.event TO limner_api, limner_operator;
 GRANT SELECT ON limner.job, limner.job_input, limner.provider_call, limner.leftover TO limner_worker;
 GRANT DELETE ON limner.leftover TO limner_worker;
-GRANT SELECT, UPDATE (phase, claimable_at, runs, fence, lease_owner, percent, stage, model_id, provider_id) ON limner.job_queue TO limner_dispatch;
+GRANT SELECT (org_id, job_id, app_id, priority, phase, claimable_at, runs, max_runs, fence, lease_owner, cancel_requested_at, percent, stage,
+              deadline_at, model_id, provider_id, created_at),
+  UPDATE (phase, claimable_at, runs, fence, lease_owner, percent, stage, model_id, provider_id) ON limner.job_queue TO limner_dispatch;
 GRANT SELECT (org_id, id, model_id) ON limner.job TO limner_dispatch;
 GRANT SELECT (org_id, model_id, provider_org, provider_id, priority, is_enabled) ON limner.route TO limner_dispatch;
 GRANT SELECT (org_id, id, is_enabled, max_running, claim_lock), UPDATE (claim_lock) ON limner.provider TO limner_dispatch, limner_lookup;

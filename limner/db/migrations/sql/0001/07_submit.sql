@@ -83,8 +83,8 @@ BEGIN
           p_hash, p_input, p_unit_price, p_hold, p_wait, p_run_at, lots, p_request_id, p_traceparent);
   INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
   VALUES (t, p_job, 'hold', v_wallet, v_version, available, 'revenue', p_hold, p_job);
-  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at, created_at)
-  VALUES (t, p_job, p_app, p_priority, CASE WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
+  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, wallet_id, hold_mc, phase, claimable_at, max_runs, deadline_at, created_at)
+  VALUES (t, p_job, p_app, p_priority, v_wallet, p_hold, CASE WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
           greatest(p_run_at, clock_timestamp()), p_max_runs,
           greatest(p_run_at, clock_timestamp()) + make_interval(secs => p_deadline_s), greatest(p_run_at, clock_timestamp()));
   IF step IS NULL THEN full_at := NULL; END IF;

@@ -79,8 +79,8 @@ BEGIN
     INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
     SELECT k.org, k.job, 'hold', k.payer, k.debit_version, k.left_mc, 'revenue', k.hold, k.job FROM taken k),
   queued AS (
-    INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, phase, claimable_at, max_runs, deadline_at, created_at)
-    SELECT k.org, k.job, k.app, k.priority, CASE WHEN k.run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END, d.due, k.max_runs,
+    INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, wallet_id, hold_mc, phase, claimable_at, max_runs, deadline_at, created_at)
+    SELECT k.org, k.job, k.app, k.priority, k.payer, k.hold, CASE WHEN k.run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END, d.due, k.max_runs,
            d.due + make_interval(secs => k.deadline_s), d.due
       FROM taken k CROSS JOIN LATERAL (SELECT greatest(k.run_at, clock_timestamp()) AS due) d)
   SELECT k.job, k.left_mc, k.user_full, k.app_full FROM taken k;

@@ -33,7 +33,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET work
            k.job IS NOT NULL AND k.hold IS NOT NULL AND k.finished_at IS NOT NULL
              AND (k.settled IS DISTINCT FROM k.price_final_mc OR (k.resolved = 'post') <> (k.state = 'succeeded')) AS i5,
            k.hold IS NOT NULL
-             AND (k.job IS NULL OR k.price_hold_mc <> k.amount_mc OR k.wallet_id <> k.debit_wallet OR k.settled > k.amount_mc) AS i6,
+             AND (k.job IS NULL OR k.price_hold_mc <> k.amount_mc OR k.wallet_id <> k.debit_wallet OR k.settled > k.amount_mc
+               OR (k.queued IS NOT NULL AND (k.queue_wallet <> k.debit_wallet OR k.queue_hold_mc <> k.amount_mc))) AS i6,
            k.refunded_mc <> coalesce(r.amount, 0) OR k.refunded_mc > coalesce(k.price_final_mc, 0) AS i7,
            k.job IS NOT NULL AND (k.finished_at IS NOT NULL) <> (e.id IS NOT NULL) AS i8,
            k.deadline_at < clock_timestamp() - interval '5 minutes' AS i9,
@@ -41,7 +42,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET work
            NOT k.sound OR (k.end_user_id IS NOT NULL AND p.id IS NULL) AS i11
       FROM (SELECT coalesce(k.org_id, x.org_id) AS org_id, coalesce(k.id, x.job_id) AS id, k.job, k.hold, k.state, k.finished_at, k.price_hold_mc,
                    k.price_final_mc, k.refunded_mc, k.wallet_id, k.end_user_id, k.sound, k.debit_wallet, k.amount_mc, k.resolved, k.settled,
-                   x.job_id AS queued, x.deadline_at
+                   x.job_id AS queued, x.wallet_id AS queue_wallet, x.hold_mc AS queue_hold_mc, x.deadline_at
               FROM (SELECT coalesce(j.org_id, h.org_id) AS org_id, coalesce(j.id, h.id) AS id, j.id AS job, h.id AS hold, j.state, j.finished_at,
                            j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.wallet_id, j.end_user_id, j.sound, h.debit_wallet, h.amount_mc,
                            h.resolved, h.settled
@@ -153,17 +154,14 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
     SELECT org_id, array_agg(id) AS changed, array_agg(id) FILTER (WHERE hold_mc IS NULL) AS unheld,
            array_agg(id) FILTER (WHERE settled_mc IS NULL) AS unsettled FROM changed GROUP BY 1),
   jobs AS MATERIALIZED (
-    SELECT k.*, q.id IS NOT NULL AS queued, j.id AS found, j.sound, j.finished_at, j.wallet_id, j.end_user_id, j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.drew_lots
+    SELECT k.*, q.id IS NOT NULL AS queued, (q.wallet_id, q.hold_mc) IS DISTINCT FROM (j.wallet_id, j.price_hold_mc) AS misqueued, j.id AS found, j.sound, j.finished_at, j.wallet_id, j.end_user_id, j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.drew_lots
       FROM changed k LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
         SELECT x.org_id, x.id, limner.job_is_sound(x) AS sound, x.finished_at, x.wallet_id, x.end_user_id, x.price_hold_mc, x.price_final_mc,
                x.refunded_mc, x.drew_lots FROM limner.job x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.changed) OFFSET 0) x) j
         ON j.org_id = k.org_id AND j.id = k.id
       LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
-        SELECT x.org_id, x.job_id AS id FROM limner.job_queue x WHERE x.org_id = ids.org_id AND x.job_id = ANY (ids.changed) OFFSET 0) x) q
+        SELECT x.org_id, x.job_id AS id, x.wallet_id, x.hold_mc FROM limner.job_queue x WHERE x.org_id = ids.org_id AND x.job_id = ANY (ids.changed) OFFSET 0) x) q
         ON q.org_id = k.org_id AND q.id = k.id),
-  waiting AS MATERIALIZED (   -- what else is open where a wallet was touched: it holds credits too
-    SELECT q.org_id, array_agg(q.job_id) AS ids FROM limner.job_queue q JOIN wallets w ON w.org_id = q.org_id
-     WHERE NOT EXISTS (SELECT 1 FROM changed c WHERE c.org_id = q.org_id AND c.id = q.job_id) GROUP BY 1),
   hold AS (SELECT x.* FROM ids CROSS JOIN LATERAL (
     SELECT x.org_id, x.id, x.amount_mc FROM limner.transfer x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.unheld) OFFSET 0) x),
   settled AS (SELECT x.* FROM ids CROSS JOIN LATERAL (
@@ -180,11 +178,7 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
   drawn AS (SELECT x.org_id, x.id, sum(x.amount_mc) AS amount, sum(x.used_mc) AS used FROM ids CROSS JOIN LATERAL (
     SELECT x.org_id, x.job_id AS id, x.amount_mc, x.used_mc FROM limner.lot_draw x WHERE x.org_id = ids.org_id AND x.job_id = ANY (ids.changed)
     OFFSET 0) x GROUP BY 1, 2),
-  held AS (SELECT org_id, id, sum(hold_mc) AS held FROM (
-    SELECT org_id, wallet_id AS id, price_hold_mc AS hold_mc FROM jobs WHERE queued
-    UNION ALL SELECT x.* FROM waiting CROSS JOIN LATERAL (
-      SELECT x.org_id, x.wallet_id, x.price_hold_mc FROM limner.job x WHERE x.org_id = waiting.org_id AND x.id = ANY (waiting.ids) OFFSET 0) x) h
-    GROUP BY 1, 2),
+  held AS (SELECT q.org_id, q.wallet_id AS id, sum(q.hold_mc) AS held FROM limner.job_queue q JOIN wallets w ON w.org_id = q.org_id GROUP BY 1, 2),
   lots AS (SELECT x.org_id, x.id, sum(x.remaining_mc) AS remaining, min(x.expires_at) AS ends FROM wallets w CROSS JOIN LATERAL (
     SELECT x.org_id, x.wallet_id AS id, x.remaining_mc, x.expires_at FROM limner.lot x
      WHERE x.org_id = w.org_id AND x.wallet_id = ANY (w.ids) AND x.remaining_mc > 0 OFFSET 0) x GROUP BY 1, 2),
@@ -212,7 +206,7 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
       LEFT JOIN refunded b ON b.org_id = j.org_id AND b.id = j.id
       LEFT JOIN used u ON u.org_id = j.org_id AND u.id = j.id
       LEFT JOIN drawn d ON d.org_id = j.org_id AND d.id = j.id
-     WHERE j.found IS NULL OR NOT j.sound OR (j.finished_at IS NULL) <> j.queued
+     WHERE j.found IS NULL OR NOT j.sound OR (j.finished_at IS NULL) <> j.queued OR (j.queued AND j.misqueued)
         OR coalesce(j.hold_mc, h.amount_mc) IS DISTINCT FROM j.price_hold_mc
         OR (j.finished_at IS NULL) <> (coalesce(j.settled_mc, r.amount_mc) IS NULL) OR coalesce(j.settled_mc, r.amount_mc) IS DISTINCT FROM j.price_final_mc
         OR (j.finished_at IS NULL) <> (e.id IS NULL) OR j.refunded_mc <> coalesce(b.amount, 0)
