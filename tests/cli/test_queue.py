@@ -215,8 +215,8 @@ def test_mj17_a_full_provider_is_seen_to_be_full(limner: Limner, superuser: psyc
             superuser.execute("SET LOCAL session_replication_role = replica")  # rows of the queue alone
             superuser.execute(
                 "INSERT INTO limner.job_queue (org_id, job_id, app_id, wallet_id, hold_mc, priority, phase, claimable_at, max_runs,"
-                " deadline_at, provider_id) SELECT a.org_id, gen_random_uuid(), a.id, a.org_id, 0, 50, 'leased', now() + interval '1 day', 3,"
-                " now() + interval '1 day', p.id FROM limner.organization o JOIN limner.app a ON a.org_id = o.org_id"
+                " deadline_at, provider_id) SELECT a.org_id, gen_random_uuid(), a.id, a.org_id, 0, 50, 'leased', now() + interval '1 day',"
+                " 3, now() + interval '1 day', p.id FROM limner.organization o JOIN limner.app a ON a.org_id = o.org_id"
                 " JOIN limner.provider p ON p.org_id = o.org_id WHERE o.slug = %s",
                 [slug],
             )
