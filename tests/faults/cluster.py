@@ -234,7 +234,7 @@ async def assert_settled(
 
 
 def wallet_start(tenant: Tenant) -> int:
-    return 1000 * MC
+    return tenant.credits * MC
 
 
 @contextlib.contextmanager

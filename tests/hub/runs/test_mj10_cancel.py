@@ -14,7 +14,7 @@ from limner.kit import ids
 from limner.kit.money import MC
 from limner.ledger import refusals
 from limner.tenancy import apps, end_users
-from tests import acts
+from tests import acts, tiers
 from tests.conftest import MakeTenant, Tenant
 
 QUEUED_P99_S = 0.2
@@ -45,7 +45,7 @@ async def _one_job(db: Database, held: runs.Lease) -> None:
     await acts.finish(db, held, "cancelled" if verdict == "cancel" else "succeeded")
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", tiers.counts(50, 500, full=2_000))
 async def test_mj10_the_answer_agrees_with_the_final_state_and_the_ledger(
     db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection, count: int
 ) -> None:

@@ -10,17 +10,17 @@ import pytest
 from limner.db.pools import Database
 from limner.kit.money import MC
 from limner.ledger import refusals
-from tests import acts
-from tests.conftest import Tenant
+from tests import acts, tiers
+from tests.conftest import MakeTenant, Tenant
+from tests.tally import Tally
 
-ROUNDS = [50, pytest.param(500, marks=pytest.mark.long), pytest.param(2_000, marks=pytest.mark.soak)]
 
-
-@pytest.mark.parametrize("rounds", ROUNDS)
+@pytest.mark.parametrize("rounds", tiers.counts(50, 500, full=2_000))
 async def test_mj3_finish_finish_cancel_and_reclaim_together_settle_once(
-    db: Database, tenant: Tenant, superuser: psycopg.Connection, rounds: int
+    db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection, rounds: int, tally: Tally
 ) -> None:
     acts.empty_queue(superuser)
+    tenant = await make_tenant(credits=rounds)
     submitted = [(await acts.submit(db, tenant)).job_id for _ in range(rounds)]
     leases = {held.job_id: held for held in await acts.claim(db, rounds, lease_s=0.05)}
     for held in leases.values():
@@ -54,6 +54,7 @@ async def test_mj3_finish_finish_cancel_and_reclaim_together_settle_once(
     resolutions = acts.count(
         superuser, "SELECT count(*) FROM limner.transfer WHERE org_id = %s AND hold_id IS NOT NULL", tenant.org_id
     )
+    tally("MJ3", rounds=rounds, resolutions=resolutions, **winners)
     assert resolutions == rounds
     assert len(winners) > 1, f"one call always won, so nothing raced: {winners}"
     assert (await acts.wallet(db, tenant)).held_mc == 0
