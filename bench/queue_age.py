@@ -21,7 +21,7 @@ import psycopg
 import uvloop
 
 from bench import lifecycle, rig
-from limner.db.pools import Database
+from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.wake import Waker
 from limner.hub import jobs
 from limner.hub.loop import WorkerLoop
@@ -34,6 +34,7 @@ DEAD = """
 SELECT s.n_dead_tup AS dead, s.n_tup_ins + s.n_tup_upd AS written, pg_total_relation_size(s.relid)::bigint AS bytes
   FROM pg_stat_user_tables s WHERE s.schemaname = 'limner' AND s.relname = 'job_queue'
 """
+PROBE = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM limner.claim_jobs('probe', 64, 1)"
 OLD = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'idle in transaction' AND backend_xmin IS NOT NULL)"
 
 
@@ -61,11 +62,14 @@ class Seen:
     claims_s: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
     dead: dict[str, list[int]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
     bytes: dict[str, int] = field(default_factory=dict)
+    pages: dict[str, int] = field(default_factory=dict)
+    """That a claim reads at the end of the phase: the same on a machine that is busy with other things."""
     ended_at: dict[str, float] = field(default_factory=dict)
     """By the wall clock, which the worker's process shares."""
     phase: str = PHASES[0]
     written: int = 0
     submitted: int = 0
+    refused: int = 0
     held_to_the_end: bool = False
 
 
@@ -96,6 +100,8 @@ async def _live(bench: rig.Rig, plan: Plan, seen: Seen, apps: list[rig.BenchApp]
             await asyncio.sleep(plan.held_s)
         await loading
         await asyncio.sleep(2 * SAMPLE_S)
+        async with await _look(bench) as other:
+            await _probe(other, seen)
         seen.ended_at["after"] = time.time()
         for task in aside:
             task.cancel()
@@ -114,8 +120,13 @@ async def _load(
             request_hash=crypto.sha256(b"no-op"), input={}, wait_s=1, deadline_s=86400, max_runs=3,
         )  # fmt: skip
         phase, came = seen.phase, time.perf_counter()
-        async with db.tenant_single(app.org_id) as tx:
-            await jobs.submit(tx, ids.new(), request)
+        while True:
+            try:
+                async with db.tenant_single(app.org_id) as tx:
+                    await jobs.submit(tx, ids.new(), request)
+                break
+            except DatabaseUnavailable:  # as an API's customer, who hears 503
+                seen.refused += 1
         waker.wake()
         seen.submits_s[phase].append(time.perf_counter() - came)
         seen.submitted += 1
@@ -133,12 +144,23 @@ async def _open_transaction(bench: rig.Rig, seen: Seen) -> AsyncIterator[None]:
     async with await psycopg.AsyncConnection.connect(_superuser(bench)) as holder, await _look(bench) as other:
         await holder.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
         await holder.execute("SELECT count(*) FROM limner.job_queue")
+        await _probe(other, seen)
         seen.ended_at["before"], seen.phase = time.time(), "held"
         yield
         row = await (await other.execute(OLD, [holder.info.backend_pid])).fetchone()
         seen.held_to_the_end = bool(row and row[0])
+        await _probe(other, seen)
         await holder.rollback()
         seen.ended_at["held"], seen.phase = time.time(), "after"
+
+
+async def _probe(conn: psycopg.AsyncConnection[Any], seen: Seen) -> None:
+    """A claim that is taken back."""
+    async with conn.transaction(force_rollback=True):
+        row = await (await conn.execute(PROBE)).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    seen.pages[seen.phase] = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
 
 async def _sample(bench: rig.Rig, seen: Seen) -> None:
@@ -217,7 +239,7 @@ def _facts(bench: rig.Rig, plan: Plan, seen: Seen) -> dict[str, Any]:
     assert posted is not None
     facts: dict[str, Any] = {
         "rate": plan.rate, "seconds": plan.seconds, "held_s": plan.held_s, "held_to_the_end": seen.held_to_the_end,
-        "submitted": seen.submitted, "jobs": row[0], "succeeded_at_once": row[1], "posts": posted[0],
+        "submitted": seen.submitted, "refused": seen.refused, "jobs": row[0], "succeeded_at_once": row[1], "posts": posted[0],
         "rows_written_per_job": round(seen.written / max(seen.submitted, 1), 2),
     }  # fmt: skip
     for phase in PHASES:
@@ -225,6 +247,7 @@ def _facts(bench: rig.Rig, plan: Plan, seen: Seen) -> dict[str, Any]:
             "claims": len(seen.claims_s[phase]),
             "claim_p50_ms": rig.quantile_ms(seen.claims_s[phase], 0.5),
             "claim_p99_ms": rig.quantile_ms(seen.claims_s[phase], 0.99),
+            "claim_pages": seen.pages[phase],
             "submit_p50_ms": rig.quantile_ms(seen.submits_s[phase], 0.5),
             "submit_p99_ms": rig.quantile_ms(seen.submits_s[phase], 0.99),
             "dead_most": max(seen.dead[phase], default=0),
@@ -258,10 +281,12 @@ def main() -> None:
     rig.report("queue_age", [
         ("jobs a second for so long, with a transaction open for", f"{args.rate:g}/s, {args.seconds:g} s, {args.held:g} s"),
         ("jobs submitted / done at the first run", f"{facts['submitted']:,} / {facts['succeeded_at_once']:,}"),
+        ("submits that found no connection for four seconds", f"{facts['refused']:,}"),
         ("each of the following: before / while it is open / after", ""),
         row("claims", "claims"),
         row("a claim, p50, ms", "claim_p50_ms"),
         row("a claim, p99, ms", "claim_p99_ms"),
+        row("pages a claim reads, at the end of it", "claim_pages"),
         row("a submit, p99, ms", "submit_p99_ms"),
         row("dead rows of the queue, the most", "dead_most"),
         row("dead rows of the queue, at the end of it", "dead_at_its_end"),
