@@ -212,8 +212,8 @@ def _drain(url: str, home: Path) -> None:
             notes.write(f"{time.time():.3f} {time.perf_counter() - began:.6f}\n")
             return leases
 
-        vars_of: Any = WorkerLoop
-        vars_of._claim = timed
+        bent: Any = WorkerLoop
+        bent._claim = timed
         uvloop.run(lifecycle.drain(url, home, 64, 0))
 
 
