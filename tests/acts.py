@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -191,6 +191,18 @@ def count(conn: psycopg.Connection, query: str, *params: Any) -> int:
     row = conn.execute(query, params).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def lost_and_doubled(conn: psycopg.Connection, accepted: Iterable[str]) -> dict[str, int]:
+    """Of the jobs that were acknowledged: how many are not there or not closed, and how many were settled more than once."""
+    query = (
+        "SELECT count(*) FILTER (WHERE j.finished_at IS NULL) AS lost,"
+        " count(*) FILTER (WHERE (SELECT count(*) FROM limner.transfer x WHERE x.hold_id = a.id) > 1) AS doubled"
+        " FROM unnest(%s::uuid[]) a (id) LEFT JOIN limner.job j ON j.id = a.id"
+    )
+    row = conn.execute(query, [list(accepted)]).fetchone()
+    assert row is not None
+    return {"lost": int(row[0]), "doubled": int(row[1])}
 
 
 def empty_queue(superuser: psycopg.Connection) -> None:

@@ -23,6 +23,9 @@ from limner.settings import Settings, load_root_key
 from limner.tenancy import api_keys, apps, organizations
 from tests import strict
 from tests.running import Api, Client, Process, start_worker
+from tests.tally import pytest_configure, pytest_terminal_summary, tally
+
+__all__ = ["pytest_configure", "pytest_terminal_summary", "tally"]
 
 ROLES = ("limner_api", "limner_worker", "limner_dispatch", "limner_operator", "limner_audit")
 
@@ -73,13 +76,14 @@ def superuser(server: Server) -> Iterator[psycopg.Connection]:
 
 @dataclass(frozen=True)
 class Tenant:
-    """An organization with one app, one key of every scope, and one end user `ann` of 1,000 credits."""
+    """An organization with one app, one key of every scope, and one end user `ann` of so many credits."""
 
     org_id: UUID
     slug: str
     app: apps.App
     api_key: str
     user: str = "ann"
+    credits: int = 1000
 
 
 MakeTenant = Callable[..., Awaitable[Tenant]]
@@ -106,7 +110,7 @@ def make_tenant(db: Database) -> MakeTenant:
                 await wallets.top_up(tx, wallet_credits * 1000, "test", ref="seed")
             if credits:
                 await wallets.grant(tx, app.id, "ann", credits * 1000, "test", ref=None, request_hash=None)
-        return Tenant(org_id, slug, app, key)
+        return Tenant(org_id, slug, app, key, credits=credits)
 
     return make
 

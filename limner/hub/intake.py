@@ -17,7 +17,7 @@ from limner.hub import jobs
 from limner.kit import ids
 from limner.kit.gather import Full, Gather
 
-LANES = 2
+LANES = 1
 BATCH = 32
 TRIES = 3
 _Waiting = tuple[UUID, UUID, jobs.Submission]

@@ -44,6 +44,7 @@ class Cluster:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.home = server.home
+        self.ended = False
         self._all: list[Process] = []
 
     def worker(
@@ -65,7 +66,8 @@ class Cluster:
         return process
 
     def end(self) -> None:
-        """Kill whatever still runs: these processes have had their say."""
+        """Kill whatever still runs: these processes have had their say, also when a test broke off and they are tended still."""
+        self.ended = True
         for process in self._all:
             with contextlib.suppress(ProcessLookupError):
                 process.send(signal.SIGCONT)
@@ -112,6 +114,8 @@ class Supervised:
     async def tend(self) -> None:
         while True:
             await asyncio.sleep(0.2)
+            if self._cluster.ended:
+                return
             for place, api in enumerate(self.apis):
                 if api.popen.poll() is not None:
                     self._note(api, "api.listening")
@@ -234,7 +238,7 @@ async def assert_settled(
 
 
 def wallet_start(tenant: Tenant) -> int:
-    return 1000 * MC
+    return tenant.credits * MC
 
 
 @contextlib.contextmanager

@@ -78,14 +78,20 @@ class Plan:
 
 def begin(plan: Plan) -> ForkServerProcess:
     """The process, running."""
+    return fork(_main, plan)
+
+
+def fork(main: Callable[[Any], None], plan: object) -> ForkServerProcess:
+    """A process that has everything loaded and runs `main(plan)`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
-    process = context.Process(target=_main, args=(plan,), daemon=True)
+    process = context.Process(target=main, args=(plan,), daemon=True)
     process.start()
     return process
 
 
-def _main(plan: Plan) -> None:
+def enter(plan: Plan) -> None:
+    """Take on the plan's surroundings, and write what is said to its log."""
     for name in [name for name in os.environ if name.startswith("LIMNER_")]:
         del os.environ[name]
     os.environ.update({"LIMNER_HOME": str(plan.home)} | QUICK | dict(plan.env))
@@ -94,6 +100,21 @@ def _main(plan: Plan) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+def idle() -> None:
+    """What runs by the clock would make every count another; what a start checks takes time."""
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    vars_of(chores, run_forever=nothing)
+    vars_of(session, refuse_unsafe=lambda *_: None)  # asks the catalog, at every one of a hundred starts
+    vars_of(Database, keep_time=nothing)
+
+
+def _main(plan: Plan) -> None:
+    enter(plan)
     _Bent(plan).bend()
     if plan.command == "api":
         serve.api(host=None, port=None)
@@ -137,7 +158,7 @@ class _Bent:
     def bend(self) -> None:
         vars(loop)["POLL_S"] = vars(loop)["POLL_S"] if self.plan.at else HASTE_S
         self._connections()
-        self._idle()
+        idle()
         self._outside()
         self._answers()
 
@@ -167,16 +188,6 @@ class _Bent:
         vars_of(psycopg.AsyncConnection, wait=counted)
         vars_of(Database, direct=uncounted)
 
-    def _idle(self) -> None:
-        """What runs by the clock would make every count another; what a start checks takes time."""
-
-        async def nothing(*_: Any) -> None:
-            return None
-
-        vars_of(chores, run_forever=nothing)
-        vars_of(session, refuse_unsafe=lambda *_: None)  # asks the catalog, at every one of a hundred starts
-        vars_of(Database, keep_time=nothing)
-
     def _outside(self) -> None:
         plan, at, put = self.plan, self.at, ObjectStore.put
 
@@ -201,7 +212,7 @@ class _Bent:
         async def counted_put(store: ObjectStore, key: str, data: bytes, media_type: str) -> None:
             await at("store: put", lambda: put(store, key, data, media_type), lambda _: StoreUnavailable("cut"))
 
-        vars_of(worker, LocalAdapter=Provider, CpuPool=_NoPool)
+        vars_of(worker, LocalAdapter=Provider, CpuPool=NoPool)
         vars_of(ObjectStore, put=counted_put)
 
     def _answers(self) -> None:
@@ -250,7 +261,7 @@ def _provider_lost(done: bool) -> ProviderError:
     return ProviderError("provider_unreachable", "The line was cut.", "retryable", outcome_unknown=done)
 
 
-class _NoPool(CpuPool):
+class NoPool(CpuPool):
     """Pictures are not what is tried here: they come back as they went in, without a child process."""
 
     async def run(self, target: str, *args: Any, time_limit_s: float | None = None) -> Encoded:

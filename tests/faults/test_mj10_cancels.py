@@ -12,10 +12,11 @@ import pytest
 
 from limner.db.pools import Database
 from limner.kit.money import MC
-from tests import acts
+from tests import acts, tiers
 from tests.conftest import MakeTenant
 from tests.faults.cluster import Cluster
 from tests.running import Client
+from tests.tally import Tally
 
 ENDS = {
     "cancelled": {"cancelled"},
@@ -25,12 +26,12 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("cancels", [50, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("cancels", tiers.counts(50, 500, full=2_000))
 async def test_mj10_cancels_at_any_moment_agree_with_the_end_and_the_ledger(
     db: Database, make_tenant: MakeTenant, cluster: Cluster, http: aiohttp.ClientSession,
-    superuser: psycopg.Connection, cancels: int,
+    superuser: psycopg.Connection, cancels: int, tally: Tally,
 ) -> None:  # fmt: skip
-    tenant = await make_tenant()
+    tenant = await make_tenant(credits=cancels)
     api = cluster.api(wait=False)
     worker = cluster.worker(slow_s=0.3, LIMNER_WORKER_SLOTS="5")
     api.wait()
@@ -74,4 +75,4 @@ async def test_mj10_cancels_at_any_moment_agree_with_the_end_and_the_ledger(
     assert slowest_s[int(len(slowest_s) * 0.99)] <= 0.2 or cancels < 100, slowest_s[-3:]
     assert await acts.books(db, tenant.org_id) == {}
     assert "run.crashed" not in worker.output()
-    print(f"{cancels} cancels: {dict(words)}; slowest of the queued {slowest_s[-1] * 1000:.0f} ms")
+    tally("MJ10", cancels=cancels, **words, slowest_of_the_queued_ms=round(slowest_s[-1] * 1000))

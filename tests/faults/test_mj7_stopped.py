@@ -12,20 +12,22 @@ import pytest
 
 from limner.db.pools import Database
 from limner.media.store import ObjectStore
-from tests import acts
+from tests import acts, tiers
 from tests.conftest import MakeTenant
 from tests.faults.cluster import Cluster, charged_once, closed, eventually, leases, order
 from tests.running import Process
+from tests.tally import Tally
 
 RECORDS = ("job", "transfer", "usage_record", "event", "provider_call")
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", tiers.counts(5, 50, full=500))
 async def test_mj7_a_stopped_worker_finds_its_jobs_done_and_changes_nothing(
-    db: Database, make_tenant: MakeTenant, cluster: Cluster, superuser: psycopg.Connection, rounds: int
-) -> None:
+    db: Database, make_tenant: MakeTenant, cluster: Cluster, superuser: psycopg.Connection, rounds: int,
+    tally: Tally,
+) -> None:  # fmt: skip
     """It wakes when the other has finished, or (every other round) while the other is at work on the same jobs."""
-    tenant = await make_tenant()
+    tenant = await make_tenant(credits=rounds * 9)
     workers = [cluster.worker(slow_s=0.3, wait=False) for _ in range(2)]
     for worker in workers:
         worker.wait_for_output("worker.ready")
@@ -59,6 +61,7 @@ async def test_mj7_a_stopped_worker_finds_its_jobs_done_and_changes_nothing(
         charged_once(superuser, tenant.org_id, job_ids)
         taken_over += bool(lost)
 
+    tally("MJ7", stopped=taken_over)
     assert taken_over == rounds
     assert await acts.books(db, tenant.org_id) == {}
 

@@ -17,8 +17,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from limner.db.embedded import EmbeddedPostgres
+from tests import acts, tiers
 from tests.faults.cluster import Customers, eventually
 from tests.running import Client, Process
+from tests.tally import Tally
 
 BACK_WITHIN_S = 30.0
 HOW = (signal.SIGQUIT, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
@@ -44,9 +46,9 @@ def up() -> Iterator[Up]:
         process.stop()
 
 
-@pytest.mark.parametrize("restarts", [2, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("restarts", tiers.counts(2, 5, soak=20, full=100))
 async def test_op5_a_database_restart_under_load_loses_nothing_acknowledged(
-    up: Up, http: aiohttp.ClientSession, restarts: int
+    up: Up, http: aiohttp.ClientSession, restarts: int, tally: Tally
 ) -> None:
     facts = up.facts
     server = EmbeddedPostgres(Path(facts["home"]))
@@ -57,7 +59,7 @@ async def test_op5_a_database_restart_under_load_loses_nothing_acknowledged(
 
     for place in range(restarts):
         enough = len(customers.accepted) + 8
-        await eventually(lambda: len(customers.accepted) >= enough, 30)  # noqa: B023
+        await eventually(lambda: len(customers.accepted) >= enough, 60)  # noqa: B023
         await asyncio.sleep(random.uniform(0, 0.3))
         pid = server.postmaster_pid()
         assert pid is not None
@@ -71,19 +73,21 @@ async def test_op5_a_database_restart_under_load_loses_nothing_acknowledged(
     customers.stop.set()
     await asyncio.gather(*buying)
     found = await customers.results(timeout_s=60)
+    conninfo = make_conninfo(server.superuser_conninfo(), dbname="limner")
 
+    with psycopg.connect(conninfo) as conn:
+        settled = acts.lost_and_doubled(conn, customers.accepted.values())
+    back = {"retries": customers.retries, "longest_away_s": round(max(back_s), 1)}
+    tally("OP5", restarts=restarts, jobs=len(customers.accepted), **settled, **back)
     assert max(back_s) <= BACK_WITHIN_S
     assert customers.odd == []
     assert len(found) == len(customers.accepted) == len(set(customers.accepted.values()))
     won = sum(body["status"] == "succeeded" for body in found.values())
     assert won == len(found), [body.get("error") for body in found.values() if body["status"] != "succeeded"]
-    with psycopg.connect(make_conninfo(server.superuser_conninfo(), dbname="limner")) as conn:
+    with psycopg.connect(conninfo) as conn:
         rows = conn.execute(RESULT, [list(found)]).fetchall()
         broken = conn.execute(
             "SELECT name FROM limner.check_invariants(NULL) AS x (name, violations, example) WHERE violations > 0"
         )
         assert broken.fetchall() == []
     assert rows == [("succeeded", 1000)] * len(found)
-    print(
-        f"{restarts} restarts: back after {[round(s, 1) for s in back_s]} s, {len(found)} jobs, {customers.retries} retries"
-    )

@@ -11,6 +11,7 @@ from tests.conftest import Server, Tenant
 from tests.faults import bouncer
 from tests.faults.cluster import READY, Cluster, Customers, Supervised, as_superuser, assert_settled, eventually
 from tests.running import Client, Process
+from tests.tally import Tally
 
 EACH = 4
 POOL_SIZE = 3
@@ -20,7 +21,7 @@ BETWEEN = 6
 
 @pytest.mark.long
 async def test_mj5_many_processes_over_one_pooler_are_killed_one_by_one_and_lose_nothing(
-    server: Server, db: Database, tenant: Tenant, cluster: Cluster, http: aiohttp.ClientSession
+    server: Server, db: Database, tenant: Tenant, cluster: Cluster, http: aiohttp.ClientSession, tally: Tally
 ) -> None:
     with bouncer.running(server, pool_size=POOL_SIZE) as pooler:
         limner = Supervised(cluster, apis=EACH, workers=EACH, slow_s=0.1, env=pooler.env)
@@ -50,7 +51,7 @@ async def test_mj5_many_processes_over_one_pooler_are_killed_one_by_one_and_lose
             won = await assert_settled(db, tenant, customers, found, conn)
     assert won == len(found), "one instance at a time costs a job one run of its three"
     assert customers.retries > 0, "no customer noticed anything, so no kill was in anybody's way"
-    print(f"{2 * EACH} kills: {len(found)} jobs, {customers.retries} retries")
+    tally("MJ5", kills=2 * EACH, over="one pooler", jobs=len(found), retries=customers.retries)
 
 
 def _over(process: Process, port: int) -> bool:

@@ -6,11 +6,11 @@ from limner.db.pools import Database
 from limner.kit import ids
 from limner.kit.money import MC
 from limner.ledger import refusals
-from tests import acts
+from tests import acts, tiers
 from tests.conftest import MakeTenant, Tenant
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", tiers.counts(50, 500, full=2_000))
 async def test_mj11_a_hundred_concurrent_refunds_give_back_at_most_what_was_paid(
     db: Database, make_tenant: MakeTenant, count: int
 ) -> None:
