@@ -16,5 +16,9 @@ ALTER TABLE limner.job_queue
   ADD CONSTRAINT strict_job FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id),
   ADD CONSTRAINT strict_range CHECK (max_runs >= 1 AND percent BETWEEN 0 AND 100 AND length(stage) <= 100);
 ALTER TABLE limner.usage_record ADD CONSTRAINT strict_job FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id);
-ALTER TABLE limner.provider_call ADD CONSTRAINT strict_job FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id);
+ALTER TABLE limner.provider_call
+  ADD CONSTRAINT strict_job FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id),
+  ADD CONSTRAINT strict_state CHECK (state IN ('intent', 'accepted', 'done', 'error', 'unknown')),
+  ADD CONSTRAINT strict_range CHECK (least(cost_micro_usd, latency_ms) >= 0 AND length(error_message) <= 2000);
+ALTER TABLE limner.wallet ADD CONSTRAINT strict_owner CHECK (owner = CASE WHEN id = org_id THEN 'organization' ELSE 'end_user' END);
 RESET ROLE;

@@ -52,6 +52,7 @@ DEFECTS = [
     (11, f"UPDATE limner.job SET priority = 0 WHERE org_id = %(org)s AND id IN {DONE}"),
     (11, "DELETE FROM limner.end_user WHERE org_id = %(org)s"),
     (11, "DELETE FROM limner.wallet WHERE org_id = %(org)s"),
+    (11, "UPDATE limner.wallet SET owner = 'organization' WHERE org_id = %(org)s AND id <> org_id AND jobs_submitted > 0"),
     (12, "UPDATE limner.wallet SET lots_end = NULL WHERE org_id = %(org)s AND lots_end IS NOT NULL"),
     (12, f"UPDATE limner.lot_draw SET used_mc = used_mc - 1 WHERE org_id = %(org)s AND job_id IN {DONE}"),
     (12, f"DELETE FROM limner.lot_draw WHERE org_id = %(org)s AND job_id IN {DONE}"),
@@ -61,7 +62,8 @@ DEFECTS = [
 ]  # fmt: skip
 UNCHECKED = (
     "ALTER TABLE limner.transfer DROP CONSTRAINT strict_sound", "ALTER TABLE limner.job DROP CONSTRAINT strict_sound",
-    "ALTER TABLE limner.wallet DROP CONSTRAINT wallet_never_negative", "SET LOCAL session_replication_role = replica",
+    "ALTER TABLE limner.wallet DROP CONSTRAINT wallet_never_negative, DROP CONSTRAINT strict_owner",
+    "SET LOCAL session_replication_role = replica",
 )  # fmt: skip
 
 

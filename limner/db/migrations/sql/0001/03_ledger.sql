@@ -15,8 +15,7 @@ CREATE TABLE limner.wallet (
   jobs_submitted bigint NOT NULL DEFAULT 0,
   jobs_succeeded bigint NOT NULL DEFAULT 0,
   PRIMARY KEY (org_id, id),
-  CONSTRAINT wallet_never_negative CHECK (available_mc >= 0 AND held_mc >= 0 AND owed_mc >= 0),
-  CONSTRAINT wallet_has_its_owner CHECK (owner = CASE WHEN id = org_id THEN 'organization' ELSE 'end_user' END)
+  CONSTRAINT wallet_never_negative CHECK (available_mc >= 0 AND held_mc >= 0 AND owed_mc >= 0)
 ) WITH (fillfactor = 70);
 
 -- each side is a wallet (with its version and what was available after) or one of the organization's books

@@ -60,7 +60,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET work
       LEFT JOIN moved m ON m.org_id = w.org_id AND m.wallet = w.id LEFT JOIN held h ON h.org_id = w.org_id AND h.wallet = w.id
      CROSS JOIN LATERAL (VALUES (1, w.available_mc + w.held_mc <> coalesce(m.available, 0) OR w.held_mc <> coalesce(h.held, 0)),
                                 (2, w.version <> coalesce(m.top, 0) OR w.version <> coalesce(m.n, 0)),
-                                (3, w.available_mc < 0 OR w.held_mc < 0)) v (n, broken) WHERE v.broken
+                                (3, w.available_mc < 0 OR w.held_mc < 0),
+                                (11, (w.owner = 'organization') <> (w.id = w.org_id))) v (n, broken) WHERE v.broken
     UNION ALL
     SELECT v.n, f.id FROM facts f
      CROSS JOIN LATERAL (VALUES (4, f.i4), (5, f.i5), (6, f.i6), (7, f.i7), (8, f.i8), (9, f.i9), (10, f.i10), (11, f.i11)) v (n, broken)
@@ -76,6 +77,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET work
       FROM (SELECT x.org_id, x.job_id FROM limner.usage_record x WHERE p_org IS NULL OR x.org_id = p_org
             UNION SELECT x.org_id, x.job_id FROM limner.provider_call x WHERE p_org IS NULL OR x.org_id = p_org) u
       LEFT JOIN jb j ON j.org_id = u.org_id AND j.id = u.job_id WHERE j.id IS NULL
+    UNION ALL
+    SELECT 11, x.job_id FROM limner.provider_call x
+     WHERE (p_org IS NULL OR x.org_id = p_org) AND (x.state NOT IN ('intent', 'accepted', 'done', 'error', 'unknown') OR x.cost_micro_usd < 0)
     UNION ALL
     SELECT 12, w.id
       FROM wa w LEFT JOIN (SELECT org_id, wallet_id, sum(remaining_mc) AS remaining, min(expires_at) AS ends FROM lo WHERE remaining_mc > 0
@@ -192,7 +196,7 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
       LEFT JOIN lots l ON l.org_id = t.org_id AND l.id = t.wallet
      WHERE w.id IS NULL OR w.version < t.last[1] OR w.available_mc < 0 OR w.held_mc < 0 OR (w.version = t.last[1] AND w.available_mc <> t.last[2])
         OR w.held_mc <> coalesce(h.held, 0) OR w.lots_end IS DISTINCT FROM l.ends OR w.available_mc < coalesce(l.remaining, 0)
-        OR (w.owed_mc > 0 AND w.available_mc > 0)
+        OR (w.owed_mc > 0 AND w.available_mc > 0) OR (w.owner = 'organization') <> (w.id = w.org_id)
     UNION ALL
     SELECT b.wallet FROM (SELECT DISTINCT org_id, owed_wallet AS wallet FROM recent WHERE owed_wallet IS NOT NULL) b
      WHERE (SELECT w.owed_mc FROM limner.wallet w WHERE w.org_id = b.org_id AND w.id = b.wallet)
