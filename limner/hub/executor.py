@@ -34,7 +34,9 @@ MAX_OUTPUTS = 16  # kept of a call whose request names no number
 MAX_DEFERRAL_S = 3600.0
 MAX_COST_MICRO_USD = 10**12  # a million dollars for one call is no cost but a mistake
 EXPIRED_CONTEXT = "LM001"
-AWAY = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable)
+AWAY = (
+    psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnavailable,
+)  # fmt: skip
 Phase = Literal["preparing", "calling", "keeping", "ending"]
 T = TypeVar("T")
 log = logs.get("run")

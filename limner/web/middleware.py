@@ -81,7 +81,7 @@ class Edge:
             error = ApiError(raised.status_code, _code(raised.status_code), str(raised.detail), headers=raised.headers)
         except ClientDisconnect:
             error = ApiError(400, "client_disconnected", "The request ended before its body did.")
-        except (DatabaseUnavailable, psycopg.OperationalError):
+        except (DatabaseUnavailable, psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout):
             error = ApiError(
                 503, "unavailable", "The service is busy; try again. With an idempotency key nothing is done twice.",
                 headers={"retry-after": "2"},

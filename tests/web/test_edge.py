@@ -126,7 +126,8 @@ async def test_a_crash_answers_500_and_tells_nothing_of_it() -> None:
 
 
 async def test_a_database_that_is_away_answers_503_and_when_to_come_back() -> None:
-    for error in (DatabaseUnavailable("host=/secret"), psycopg.OperationalError("password=hunter2")):
+    cut_off = psycopg.errors.IdleInTransactionSessionTimeout("host=/secret")
+    for error in (DatabaseUnavailable("host=/secret"), psycopg.OperationalError("password=hunter2"), cut_off):
         for path in ("/api/v1/jobs", "/metrics"):
             status, headers, body = await edge_answers(error, path)
             assert (status, body["code"]) == (503, "unavailable")
