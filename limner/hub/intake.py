@@ -1,7 +1,8 @@
 """Submits on their way into the database: those that arrive together share a commit.
 
-Nobody is made to wait for company. A lane sends what has gathered while its last commit was under way: one request on
-an idle server, a dozen on a busy one. What a batch leaves out (jobs.submit_many) goes alone, beside the next batch, so
+Nobody is made to wait for company. There is one lane, which sends what has gathered while its last commit was under
+way: one request on an idle server, a dozen on a busy one. (Two lanes make half the batches' size, and are slower:
+docs/decisions/0019.) What a batch leaves out (jobs.submit_many) goes alone, beside the next batch, so
 that nobody waits for another tenant's lock. Each submit still has a job, a hold and a queue row of its own or nothing.
 """
 
@@ -17,7 +18,6 @@ from limner.hub import jobs
 from limner.kit import ids
 from limner.kit.gather import Full, Gather
 
-LANES = 1
 BATCH = 32
 TRIES = 3
 _Waiting = tuple[UUID, UUID, jobs.Submission]
@@ -25,11 +25,11 @@ _Waiting = tuple[UUID, UUID, jobs.Submission]
 
 
 class Intake:
-    """Takes submissions of any organizations. At most `bound` wait in each lane; the next is DatabaseUnavailable."""
+    """Takes submissions of any organizations. At most `bound` wait; the next is DatabaseUnavailable."""
 
     def __init__(self, db: Database, bound: int) -> None:
         self._db = db
-        self._gather: Gather[_Waiting, jobs.Submitted | None] = Gather(self._send, lanes=LANES, size=BATCH, bound=bound)
+        self._gather: Gather[_Waiting, jobs.Submitted | None] = Gather(self._send, lanes=1, size=BATCH, bound=bound)
 
     async def submit(self, org_id: UUID, request: jobs.Submission, *, alone: bool) -> jobs.Submitted:
         """The job, accepted or replayed. Raises what jobs.submit raises, and DatabaseUnavailable."""
@@ -53,10 +53,8 @@ class Intake:
 
     async def _join(self, org_id: UUID, job_id: UUID, request: jobs.Submission) -> jobs.Submitted | None:
         """None: the batch left this one out, or failed; whether it was committed is not known then."""
-        # one wallet's submits keep to one lane, so that they do not lock each other out
-        payer = (org_id, request.app_id, request.external_id) if request.external_id is not None else (org_id,)
         try:
-            return await self._gather((org_id, job_id, request), payer)
+            return await self._gather((org_id, job_id, request), None)
         except Full:
             raise DatabaseUnavailable("too many submits are waiting for the database") from None
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from limner.db.pools import Address, Database, DatabaseUnavailable
 from limner.hub import jobs
-from limner.hub.intake import BATCH, LANES, Intake
+from limner.hub.intake import BATCH, Intake
 from limner.kit import ids
 from limner.kit.money import MC
 from limner.ledger import refusals
@@ -27,8 +27,8 @@ GOOD: dict[str, Any] = {"model": "local/canvas", "input": {"prompt": "a hare"}}
 
 @pytest_asyncio.fixture
 async def narrow(server: Server) -> AsyncIterator[Database]:
-    """As few connections as there are lanes, so that submits have to share."""
-    database = Database(Address(server.url), server.root, ("limner_api",), size=LANES)
+    """So few connections that submits have to share."""
+    database = Database(Address(server.url), server.root, ("limner_api",), size=2)
     await database.open()
     yield database
     await database.close()
