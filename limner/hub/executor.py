@@ -222,8 +222,8 @@ class Run:
         shared = await self._resources.shared.intend(
             self.lease, STEP, route.provider, route.provider_model, candidate.rule, provider_id=route.provider_id
         )
-        if shared is not None and shared.decision in {"send", "reuse", "full"}:
-            return endings.FULL if shared.decision == "full" else shared
+        if shared is not None:
+            return shared
         for resend in (False, True):
             async with self._db.tenant_single(self.lease.org_id, ROLE) as tx:
                 intent = await runs.intend(

@@ -133,10 +133,10 @@ def work(answer: Mapping[str, Any]) -> Work:
     return Work(**{**answer, "app_id": UUID(answer["app_id"]), "model_id": UUID(answer["model_id"])})
 
 
-async def work_many(tx: Tx, rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, Any]]:
-    """Starts, intents and finishes in one commit: (place, answer) of each that was done; the others were not written."""
-    query = "SELECT * FROM limner.work_many(%s::text::json)"
-    return [(row["place"], row["answer"]) for row in await tx.all(query, [orjson.dumps(rows).decode()])]
+async def work_many(tx: Tx, batch: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[int, Any]]:
+    """Starts, intents and finishes, by verb, in one commit: (place, answer) of each that was done; the others were not written."""
+    query = "SELECT * FROM limner.work_many(%s, %s::text::jsonb)"
+    return [(row["place"], row["answer"]) for row in await tx.all(query, [tx.ctx, orjson.dumps(batch).decode()])]
 
 
 async def model_of(tx: Tx, job_id: UUID) -> str:

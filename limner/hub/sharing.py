@@ -4,6 +4,7 @@ What a batch leaves out (a row or a wallet that somebody holds, a lease that was
 and the run asks for it alone: there it waits, or hears why not. Each is written with its own fence compared, or not at all.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -20,10 +21,6 @@ ROLE = "limner_worker"
 LANES = 2  # one organization's writes keep to one, so that they do not lock each other's wallets out
 BATCH = 64
 BOUND = 100_000  # a worker's slots bound it long before
-
-
-def _ctx(row: dict[str, Any]) -> str:
-    return str(row["ctx"])
 
 
 class SharedWrites:
@@ -61,21 +58,11 @@ class SharedWrites:
 
     async def _send(self, batch: Sequence[tuple[str, Lease, dict[str, Any]]]) -> Sequence[Any]:
         answers: list[Any] = [None] * len(batch)
-        signed = {lease.org_id: self._db.sign(lease.org_id) for _, lease, _ in batch}
-        rows = [
-            {
-                "place": place,
-                "verb": verb,
-                "ctx": signed[lease.org_id],
-                "job": lease.job_id,
-                "fence": lease.fence,
-                "args": args,
-            }
-            for place, (verb, lease, args) in enumerate(batch)
-        ]
-        rows.sort(key=_ctx)  # each organization is entered once  # fmt: skip
+        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for place, (verb, lease, args) in enumerate(batch):
+            rows[verb].append({"place": place, "org": lease.org_id, "job": lease.job_id, "fence": lease.fence, **args})
         try:
-            async with self._db.shared_single(signed, ROLE) as tx:
+            async with self._db.shared_single({lease.org_id for _, lease, _ in batch}, ROLE) as tx:
                 for place, answer in await runs.work_many(tx, rows):
                     answers[place] = answer
         except (psycopg.Error, DatabaseUnavailable):  # written whole or not at all: each asks for itself

@@ -97,16 +97,9 @@ async def _shared(db: Database, tenant: Tenant) -> None:
     intent = {"step": "main", "provider": "local", "provider_model": "m", "rule": "first"}
     ended = runs.closing_args(closing) | {"transfer": ids.new(), "event": ids.new()}
     for verb, args in (("start", {"event": ids.new()}), ("intend", intent), ("finish", ended)):
-        row = {
-            "place": 0,
-            "verb": verb,
-            "ctx": db.sign(tenant.org_id),
-            "job": job_id,
-            "fence": held.fence,
-            "args": args,
-        }
+        row = {"place": 0, "org": tenant.org_id, "job": job_id, "fence": held.fence, **args}
         async with db.shared_single([tenant.org_id], "limner_worker") as tx:
-            assert await runs.work_many(tx, [row])
+            assert await runs.work_many(tx, {verb: [row]})
 
 
 async def _others(db: Database, tenant: Tenant) -> None:

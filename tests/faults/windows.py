@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -78,13 +78,12 @@ def _die() -> None:
 def _bend(plan: Plan) -> None:
     work_many = runs.work_many
 
-    async def killed(tx: Tx, rows: Sequence[Any]) -> list[tuple[int, Any]]:
-        verbs = {row["verb"] for row in rows}
+    async def killed(tx: Tx, verbs: Mapping[str, Sequence[Any]]) -> list[tuple[int, Any]]:
         if (plan.window == "before the intent" and "intend" in verbs) or (
             plan.window == "stored" and "finish" in verbs
         ):
             _die()
-        answers = await work_many(tx, rows)
+        answers = await work_many(tx, verbs)
         if plan.window == "finished" and "finish" in verbs:
             _die()
         return answers

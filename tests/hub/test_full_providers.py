@@ -6,7 +6,7 @@ from uuid import UUID
 
 import psycopg
 
-from limner.hub import catalog
+from limner.hub import catalog, runs
 from limner.hub.executor import Run
 from limner.hub.providers.base import ProviderError
 from limner.hub.runs import Lease
@@ -31,12 +31,11 @@ async def _fill(shop: Shop, name: str) -> Lease:
     await _cap(shop, name, 1)
     job_id = await shop.submit(priority=1)
     held = await shop.lease(job_id, 600)
+    await acts.start(shop.db, held)
     async with shop.db.tenant_tx(held.org_id, "limner_worker") as tx:
         row = await tx.get("SELECT p.id FROM limner.provider p WHERE p.org_id = %s AND p.name = %s", [tx.org_id, name])
-    await acts.start(shop.db, held)
-    shared = await shop.resources.shared.intend(held, "main", name, "m", "first", provider_id=row["id"])
-    assert shared is not None
-    assert shared.decision == "send"
+        intent = await runs.intend(tx, held, "main", name, "m", "first", provider_id=row["id"])
+    assert intent.decision == "send"
     return held
 
 

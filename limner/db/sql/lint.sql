@@ -18,7 +18,6 @@ allowed (rule, name, why) AS (VALUES
   ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),
   ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'),
   ('L15', 'job_queue limner_dispatch', 'the dispatcher writes leases: columns only, never a payload or an amount'),
-  ('L20', 'limner.work_many(json)', 'each row of its batch carries a context, and the loop enters it before anything is read'),
   ('L17', 'job_queue_deferred', 'the dispatcher''s cross-tenant scan of rows that become due'),
   ('L17', 'job_queue_leased', 'the dispatcher''s cross-tenant scan of leases'),
   ('L17', 'job_queue_places', 'places at a provider are counted over all organizations'),

@@ -17,7 +17,8 @@ BEGIN
   END LOOP;
   -- a batch may touch what it writes, of the organizations it was signed for. The coalesce keeps this from being used as an index's
   -- condition: the rows are found by their own keys.
-  FOREACH t IN ARRAY ARRAY['end_user', 'wallet', 'rate_counter', 'job', 'transfer', 'job_queue'] LOOP
+  FOREACH t IN ARRAY ARRAY['end_user', 'wallet', 'rate_counter', 'job', 'transfer', 'job_queue', 'provider_call', 'usage_record', 'event',
+                           'job_input', 'leftover'] LOOP
     EXECUTE format('CREATE POLICY batch ON limner.%I TO limner_batch
         USING (coalesce(org_id = ANY ((SELECT current_setting(''limner.batch'')::uuid[])::uuid[]), false))
         WITH CHECK (coalesce(org_id = ANY ((SELECT current_setting(''limner.batch'')::uuid[])::uuid[]), false))', t);

@@ -28,30 +28,25 @@ BEGIN
       org uuid, job uuid, app uuid, external text, route text, model_id uuid, model text, kind text, unit_price bigint, hold bigint,
       priority int, key text, hash bytea, input jsonb, wait int, deadline_s int, max_runs int, request_id text, traceparent text,
       run_at timestamptz, user_rate int, app_rate int)) WITH ORDINALITY b),
-  known AS MATERIALIZED (                      -- whose user is there and whose key is new
+  known AS MATERIALIZED (                      -- whose user is there and whose key is new, and whose wallet and bucket are free
     SELECT a.*, u.id AS user_id, coalesce(u.id, a.app) AS principal, coalesce(u.id, a.org) AS payer,
            limner._step(CASE WHEN u.id IS NOT NULL THEN a.user_rate END, 1) AS user_step,
            limner._step(a.app_rate, limner._shards(a.app_rate)) AS app_step,
+           w.available_mc, w.version, greatest(w.rate_tat, now()) AS user_tat, c.shard, greatest(c.tat, now()) AS app_tat,
            row_number() OVER (PARTITION BY a.org, a.app, a.external, a.route, a.key ORDER BY a.ordinality) AS copy
       FROM asked a
-      LEFT JOIN limner.end_user u ON u.org_id = a.org AND u.app_id = a.app AND u.external_id = a.external AND u.is_active
+      LEFT JOIN LATERAL (SELECT u.id FROM limner.end_user u WHERE u.org_id = a.org AND u.app_id = a.app AND u.external_id = a.external
+                            AND u.is_active LIMIT 1) u ON true
       LEFT JOIN LATERAL (SELECT true AS seen FROM limner.job j WHERE a.key IS NOT NULL AND j.org_id = a.org
                             AND j.principal_id = coalesce(u.id, a.app) AND j.route = a.route AND j.idem_key = a.key LIMIT 1) r ON true
-     WHERE (a.external IS NULL OR u.id IS NOT NULL) AND r.seen IS NULL),
-  purse AS MATERIALIZED (
-    SELECT w.org_id, w.id, w.available_mc, w.version, w.rate_tat
-      FROM (SELECT DISTINCT k.org, k.payer FROM known k) d JOIN limner.wallet w ON w.org_id = d.org AND w.id = d.payer
-     WHERE w.lots_end IS NULL AND w.owed_mc = 0 FOR NO KEY UPDATE OF w SKIP LOCKED),
-  bucket AS MATERIALIZED (
-    SELECT c.org_id, c.subject_id, c.shard, c.tat
-      FROM (SELECT DISTINCT k.org, k.app, k.app_rate FROM known k WHERE k.app_rate IS NOT NULL) d
-      JOIN limner.rate_counter c ON c.org_id = d.org AND c.subject_id = d.app AND c.shard = dice % limner._shards(d.app_rate)
-       FOR UPDATE OF c SKIP LOCKED),
+      JOIN LATERAL (SELECT w.available_mc, w.version, w.rate_tat FROM limner.wallet w WHERE w.org_id = a.org AND w.id = coalesce(u.id, a.org)
+                       AND w.lots_end IS NULL AND w.owed_mc = 0 FOR NO KEY UPDATE SKIP LOCKED) w ON true
+      LEFT JOIN LATERAL (SELECT c.shard, c.tat FROM limner.rate_counter c WHERE c.org_id = a.org AND c.subject_id = a.app
+                            AND c.shard = dice % limner._shards(a.app_rate) FOR UPDATE SKIP LOCKED) c ON true
+     WHERE (a.external IS NULL OR u.id IS NOT NULL) AND r.seen IS NULL AND (a.app_rate IS NULL OR c.shard IS NOT NULL)),
   asking AS MATERIALIZED (                     -- in their order: what each and those before it would take
-    SELECT k.*, p.available_mc, p.version, greatest(p.rate_tat, now()) AS user_tat, c.shard, greatest(c.tat, now()) AS app_tat,
-           sum(k.hold) OVER payer AS holds, row_number() OVER payer AS of_payer, row_number() OVER app AS of_app
-      FROM known k JOIN purse p ON p.org_id = k.org AND p.id = k.payer LEFT JOIN bucket c ON c.org_id = k.org AND c.subject_id = k.app
-     WHERE (k.app_rate IS NULL OR c.shard IS NOT NULL) AND (k.key IS NULL OR k.copy = 1)
+    SELECT k.*, sum(k.hold) OVER payer AS holds, row_number() OVER payer AS of_payer, row_number() OVER app AS of_app
+      FROM known k WHERE k.key IS NULL OR k.copy = 1
     WINDOW payer AS (PARTITION BY k.org, k.payer ORDER BY k.ordinality), app AS (PARTITION BY k.org, k.app ORDER BY k.ordinality)),
   taken AS MATERIALIZED (                      -- those for whom there is enough, counted again among themselves
     SELECT a.*, (a.available_mc - sum(a.hold) OVER payer)::bigint AS left_mc, a.version + row_number() OVER payer AS debit_version,

@@ -253,24 +253,18 @@ RESET ROLE;
 GRANT CREATE ON SCHEMA limner TO limner_lookup;
 SET ROLE limner_lookup;
 -- for a job that is about to move to another provider than it has its place at: 'free' (no cap, or room, and nobody else gets a place
--- there before this transaction ends), 'full', or, unless p_wait, 'busy' when somebody else gives out places there
-CREATE FUNCTION limner.find_place(p_org uuid, p_provider uuid, p_wait boolean) RETURNS text
+-- there before this transaction ends) or 'full'
+CREATE FUNCTION limner.find_place(p_org uuid, p_provider uuid) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE most int;
 BEGIN
   SELECT p.max_running INTO most FROM limner.provider p WHERE p.org_id IN (p_org, limner.platform()) AND p.id = p_provider;
   IF most IS NULL THEN RETURN 'free'; END IF;
-  IF p_wait THEN
-    SELECT p.max_running INTO most FROM limner.provider p WHERE p.org_id IN (p_org, limner.platform()) AND p.id = p_provider FOR NO KEY UPDATE;
-  ELSE
-    SELECT p.max_running INTO most FROM limner.provider p WHERE p.org_id IN (p_org, limner.platform()) AND p.id = p_provider
-       FOR NO KEY UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN RETURN 'busy'; END IF;
-  END IF;
+  SELECT p.max_running INTO most FROM limner.provider p WHERE p.org_id IN (p_org, limner.platform()) AND p.id = p_provider FOR NO KEY UPDATE;
   RETURN CASE WHEN (SELECT count(*) FROM limner.job_queue q WHERE q.provider_id = p_provider AND q.phase = 'leased') >= most
               THEN 'full' ELSE 'free' END;
 END $$;
-GRANT EXECUTE ON FUNCTION limner.find_place(uuid, uuid, boolean) TO limner_owner;
+GRANT EXECUTE ON FUNCTION limner.find_place(uuid, uuid) TO limner_owner;
 
 -- the providers that have a cap, and how many places are taken there: for operators
 CREATE FUNCTION limner.provider_facts() RETURNS TABLE (org_id uuid, name text, is_enabled boolean, max_running int, running bigint)

@@ -56,10 +56,9 @@ BEGIN
 END $$;
 
 -- What an earlier run left decides: send, resume (accepted), reuse (done), or uncertain, which the adapter's class resolves. A job that
--- has a place at a provider has to get one wherever it goes; full: there is none. No row: somebody else is at that provider, and `p_wait` is
--- false.
+-- has a place at a provider has to get one wherever it goes; full: there is none.
 CREATE FUNCTION limner._intend(t uuid, q limner.job_queue, p_step text, p_provider text, p_provider_model text, p_rule text, p_resend boolean,
-                               p_provider_id uuid, p_wait boolean)
+                               p_provider_id uuid)
 RETURNS TABLE (decision text, send_no int, idem_key text, provider_task_id text, outputs jsonb, cost_micro_usd bigint)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -92,9 +91,11 @@ BEGIN
       RAISE EXCEPTION 'the lease on job % was lost', q.job_id USING ERRCODE = 'LM409', DETAIL = 'stale_fence';
     END IF;
     IF q.provider_id <> p_provider_id THEN
-      decision := limner.find_place(t, p_provider_id, p_wait);
-      IF decision = 'full' THEN RETURN NEXT; END IF;
-      IF decision <> 'free' THEN RETURN; END IF;
+      decision := limner.find_place(t, p_provider_id);
+      IF decision = 'full' THEN
+        RETURN NEXT;
+        RETURN;
+      END IF;
       UPDATE limner.job_queue x SET provider_id = p_provider_id WHERE x.org_id = t AND x.job_id = q.job_id;
     END IF;
   END IF;
@@ -112,7 +113,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE t uuid := limner.enter(p_ctx);
 BEGIN
   RETURN QUERY SELECT * FROM limner._intend(t, limner._own(t, p_job, p_fence), p_step, p_provider, p_provider_model, p_rule, p_resend,
-                                              p_provider_id, true);
+                                              p_provider_id);
 END $$;
 
 CREATE FUNCTION limner.call_result(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_send_no int, p_state text,
@@ -269,51 +270,6 @@ BEGIN
   RETURN p_outcome;
 END $$;
 
--- Starts, intents and finishes of a worker's runs that share a commit, of any organizations, each under its own context. Like
--- submit_jobs it never waits and never refuses: a job whose row or wallet somebody holds, or a place at a provider that somebody gives
--- out, or whose lease was lost, is left out, and the worker asks for it alone.
-CREATE FUNCTION limner.work_many(p_batch json) RETURNS TABLE (place int, answer jsonb)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-  s record;
-  t uuid;
-  v_ctx text;
-  q limner.job_queue;
-BEGIN
-  FOR s IN SELECT * FROM json_to_recordset(p_batch) AS b (place int, verb text, ctx text, job uuid, fence bigint, args jsonb) LOOP
-    IF v_ctx IS DISTINCT FROM s.ctx THEN
-      t := limner.enter(s.ctx);
-      v_ctx := s.ctx;
-    END IF;
-    SELECT * INTO q FROM limner.job_queue x WHERE x.org_id = t AND x.job_id = s.job FOR UPDATE SKIP LOCKED;
-    CONTINUE WHEN NOT FOUND OR q.fence <> s.fence OR q.lease_owner IS NULL;
-    CONTINUE WHEN s.verb = 'intend' AND q.provider_id IS NOT NULL AND q.phase <> 'leased';
-    place := s.place;
-    IF s.verb = 'start' THEN
-      SELECT to_jsonb(x) INTO answer FROM limner._start(t, q, (s.args ->> 'event')::uuid) x;
-    ELSIF s.verb = 'intend' THEN
-      SELECT to_jsonb(x) INTO answer FROM limner._intend(t, q, s.args ->> 'step', s.args ->> 'provider', s.args ->> 'provider_model',
-                                                         s.args ->> 'rule', false, (s.args ->> 'provider_id')::uuid, false) x;
-      CONTINUE WHEN NOT FOUND;
-    ELSIF s.verb = 'finish' THEN
-      PERFORM 1 FROM limner.job j JOIN limner.wallet w ON w.org_id = j.org_id AND w.id = j.wallet_id
-        WHERE j.org_id = t AND j.id = s.job FOR NO KEY UPDATE SKIP LOCKED;
-      CONTINUE WHEN NOT FOUND;
-      IF jsonb_typeof(s.args -> 'call') = 'object' THEN
-        PERFORM limner._delivered(t, s.job, s.args -> 'call', s.args -> 'outputs');
-      END IF;
-      PERFORM limner._close(t, s.job, s.fence, s.args ->> 'outcome', (s.args ->> 'amount')::bigint, nullif(s.args -> 'outputs', 'null'),
-                            s.args ->> 'error_code', left(s.args ->> 'error_message', 2000), s.args ->> 'provider',
-                            nullif(s.args -> 'usage', 'null'), (s.args ->> 'transfer')::uuid, (s.args ->> 'event')::uuid);
-      answer := s.args -> 'outcome';
-    ELSE
-      RAISE EXCEPTION 'not something a worker does: %', s.verb USING ERRCODE = 'LM422';
-    END IF;
-    RETURN NEXT;
-  END LOOP;
-END $$;
-
 -- what was asked of closed jobs of an app, and what they delivered, is erased; money and usage stay. The app remembers how far it is.
 CREATE FUNCTION limner.erase_jobs(p_ctx text, p_app uuid, p_jobs uuid[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -358,7 +314,7 @@ END $$;
 GRANT EXECUTE ON FUNCTION limner.submit_job, limner.cancel_job, limner.grant_credits,
   limner.grant_batch TO limner_api;
 GRANT EXECUTE ON FUNCTION limner.start_job, limner.release_job, limner.call_intent, limner.call_result, limner.finish_job,
-  limner.work_many, limner.erase_jobs TO limner_worker;
+  limner.erase_jobs TO limner_worker;
 GRANT EXECUTE ON FUNCTION limner.top_up, limner.adjust_credits, limner.claw_back, limner.grant_allowances, limner.grant_own_allowance,
   limner.expire_lots, limner.close_books, limner.refund_job, limner.create_organization, limner.cancel_job, limner.grant_credits TO limner_operator;
 RESET ROLE;
