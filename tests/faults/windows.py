@@ -15,6 +15,8 @@ from limner import worker
 from limner.cli import serve
 from limner.db.tx import Tx
 from limner.hub import runs
+from limner.hub.endings import Finish
+from limner.hub.executor import Run
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.local.adapter import LocalAdapter
 from tests.emulators import provider
@@ -76,7 +78,7 @@ def _die() -> None:
 
 
 def _bend(plan: Plan) -> None:
-    work_many = runs.work_many
+    work_many, finish = runs.work_many, Run._finish
 
     async def killed(tx: Tx, verbs: Mapping[str, Sequence[Any]]) -> list[tuple[int, Any]]:
         if (plan.window == "before the intent" and "intend" in verbs) or (
@@ -84,9 +86,16 @@ def _bend(plan: Plan) -> None:
         ):
             _die()
         answers = await work_many(tx, verbs)
-        if plan.window == "finished" and "finish" in verbs:
+        finishes = {row["place"] for row in verbs.get("finish", ())}
+        if plan.window == "finished" and finishes & {place for place, _ in answers}:
             _die()
         return answers
+
+    async def finished_alone(run: Run, ending: Finish) -> None:
+        """The batch left it out: somebody held the wallet."""
+        await finish(run, ending)
+        if plan.window == "finished":
+            _die()
 
     class Far(LocalAdapter):
         """An adapter as a provider's would be; the local one's name, so that its routes lead here."""
@@ -114,4 +123,5 @@ def _bend(plan: Plan) -> None:
             return ProviderResult((Output(0, "image", data=picture),))
 
     crash.vars_of(runs, work_many=killed)
+    crash.vars_of(Run, _finish=finished_alone)
     crash.vars_of(worker, LocalAdapter=Far, CpuPool=crash.NoPool)
