@@ -150,10 +150,6 @@ class Database:
         """
         return _SingleStatement(self._pools[role], org_id, self._signer.sign(org_id))
 
-    def sign(self, org_id: UUID) -> str:
-        """A context for a row of `shared_single`'s statement."""
-        return self._signer.sign(org_id)
-
     def shared_single(self, org_ids: Iterable[UUID], role: str = "limner_api") -> "_SingleStatement":
         """One statement for several organizations, which it carries in one context: for functions that enter them all."""
         return _SingleStatement(self._pools[role], None, self._signer.sign(*org_ids))

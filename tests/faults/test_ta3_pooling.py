@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
+from limner.db.context import ContextSigner
 from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.hub import jobs
@@ -151,11 +152,14 @@ async def test_ta3_interleaved_tenants_on_one_server_connection_never_meet(
     print(f"{dict(turns.count)}, {len(turns.pids)} server processes one after the other")
 
 
-async def test_ta3_a_context_set_for_the_session_would_be_found(pooled: Database, make_tenant: MakeTenant) -> None:
+async def test_ta3_a_context_set_for_the_session_would_be_found(
+    server: Server, pooled: Database, make_tenant: MakeTenant
+) -> None:
     """The control: everybody shares one server connection, and what a session keeps is there for the next."""
     tenant = await make_tenant()
+    signed = ContextSigner(server.root, pooled.clock).sign(tenant.org_id)
     async with pooled.tenant_tx(tenant.org_id) as tx:
-        await tx.find("SELECT set_config('limner.ctx', %s, false)", [pooled.sign(tenant.org_id)])
+        await tx.find("SELECT set_config('limner.ctx', %s, false)", [signed])
     turns = Turns(pooled, [tenant])
 
     with pytest.raises(pytest.fail.Exception):

@@ -41,7 +41,7 @@ BEGIN
                             AND j.principal_id = coalesce(u.id, a.app) AND j.route = a.route AND j.idem_key = a.key LIMIT 1) r ON true
       JOIN LATERAL (SELECT w.available_mc, w.version, w.rate_tat FROM limner.wallet w WHERE w.org_id = a.org AND w.id = coalesce(u.id, a.org)
                        AND w.lots_end IS NULL AND w.owed_mc = 0 FOR NO KEY UPDATE SKIP LOCKED) w ON true
-      LEFT JOIN LATERAL (SELECT c.shard, c.tat FROM limner.rate_counter c WHERE c.org_id = a.org AND c.subject_id = a.app
+      LEFT JOIN LATERAL (SELECT c.shard, c.tat FROM limner.rate_counter c WHERE a.app_rate IS NOT NULL AND c.org_id = a.org AND c.subject_id = a.app
                             AND c.shard = dice % limner._shards(a.app_rate) FOR UPDATE SKIP LOCKED) c ON true
      WHERE (a.external IS NULL OR u.id IS NOT NULL) AND r.seen IS NULL AND (a.app_rate IS NULL OR c.shard IS NOT NULL)),
   asking AS MATERIALIZED (                     -- in their order: what each and those before it would take
