@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from psycopg import AsyncConnection, OperationalError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -27,6 +28,12 @@ POOL_WAIT_S = 4.0
 
 class DatabaseUnavailable(Exception):
     """No connection could be had in time."""
+
+
+AWAY = (
+    DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.IdleInTransactionSessionTimeout,
+)  # fmt: skip
+"""What is raised where the database is away: no answer says whether a commit under way arrived."""
 
 
 def runtime_conninfo(url: str, role: str, root: crypto.RootKey) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import psycopg
 
-from limner.db.pools import Database, DatabaseUnavailable
+from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.hub import catalog, endings, outputs, pricing, routing, runs
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
@@ -34,9 +34,6 @@ MAX_OUTPUTS = 16  # kept of a call whose request names no number
 MAX_DEFERRAL_S = 3600.0
 MAX_COST_MICRO_USD = 10**12  # a million dollars for one call is no cost but a mistake
 EXPIRED_CONTEXT = "LM001"
-AWAY = (
-    psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.IdleInTransactionSessionTimeout, DatabaseUnavailable,
-)  # fmt: skip
 Phase = Literal["preparing", "calling", "keeping", "ending"]
 T = TypeVar("T")
 log = logs.get("run")

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import psycopg
 
-from limner.db.pools import Database, DatabaseUnavailable
+from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.db.wake import CHANNEL
 from limner.hub import executor, runs
@@ -203,7 +203,7 @@ class WorkerLoop:
             if active.why == "lost":
                 metrics.LEASES_LOST.inc()
             return run.stopped(active.why)
-        except executor.AWAY as error:
+        except AWAY as error:
             log.warning("run.interrupted", job=lease.job_id, error=str(error) or type(error).__name__)
             return run.without_database()
         except Exception:
@@ -213,7 +213,7 @@ class WorkerLoop:
     async def _end(self, run: Run, ending: Ending) -> None:
         try:
             await run.end(ending)
-        except (refusals.StaleLease, *executor.AWAY):
+        except (refusals.StaleLease, *AWAY):
             raise
         except Exception:  # what the database refuses to store: the job must end all the same
             log.exception("run.crashed", job=run.lease.job_id, org=run.lease.org_id)

@@ -4,13 +4,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import SimpleNamespace
 
-import psycopg
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from limner.db.pools import DatabaseUnavailable
+from limner.db.pools import AWAY
 from limner.kit import ids
 from limner.telemetry import logs, metrics
 from limner.web.errors import ApiError, render
@@ -81,7 +80,7 @@ class Edge:
             error = ApiError(raised.status_code, _code(raised.status_code), str(raised.detail), headers=raised.headers)
         except ClientDisconnect:
             error = ApiError(400, "client_disconnected", "The request ended before its body did.")
-        except (DatabaseUnavailable, psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout):
+        except AWAY:
             error = ApiError(
                 503, "unavailable", "The service is busy; try again. With an idempotency key nothing is done twice.",
                 headers={"retry-after": "2"},

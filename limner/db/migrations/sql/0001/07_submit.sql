@@ -8,7 +8,8 @@ CREATE FUNCTION limner._shards(p_rate int) RETURNS int LANGUAGE sql IMMUTABLE AS
 CREATE FUNCTION limner._step(p_rate int, p_pieces int) RETURNS interval LANGUAGE sql IMMUTABLE AS $$
   SELECT make_interval(secs => trunc(60.0 * p_pieces / p_rate, 6)::float8) $$;
 
--- internal: takes one token of an app's or organization's bucket; when it is full again, or NULL when it is empty
+-- Internal: takes one token of an app's or organization's bucket; when it is full again, or NULL when it is empty. The clock is asked,
+-- not the transaction's time: who waited for a piece began before the one it waited for.
 CREATE FUNCTION limner._take_token(t uuid, p_subject uuid, p_rate int) RETURNS timestamptz
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -18,12 +19,12 @@ DECLARE
   v_tat timestamptz;
 BEGIN
   FOR i IN 0..n LOOP
-    UPDATE limner.rate_counter c SET tat = greatest(c.tat, now()) + step
-     WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard = piece AND greatest(c.tat, now()) + step <= now() + interval '1 minute'
+    UPDATE limner.rate_counter c SET tat = greatest(c.tat, clock_timestamp()) + step
+     WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard = piece AND greatest(c.tat, clock_timestamp()) + step <= clock_timestamp() + interval '1 minute'
     RETURNING c.tat INTO v_tat;
     IF FOUND THEN RETURN v_tat; END IF;
     IF i = 0 THEN                                    -- the first request of all makes the pieces, and looks again
-      INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) SELECT t, p_subject, s, now() FROM generate_series(0, n - 1) s
+      INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) SELECT t, p_subject, s, clock_timestamp() FROM generate_series(0, n - 1) s
       ON CONFLICT DO NOTHING;
     ELSE
       piece := (piece + 1) % n;
@@ -42,8 +43,8 @@ DECLARE
                                            WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard < n));
 BEGIN
   RAISE EXCEPTION 'too many requests' USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', p_limit, 'size', p_rate, 'window_s', 60,
-    'retry_after_s', greatest(extract(epoch FROM full_at + step - interval '1 minute' - now()), 0.001),
-    'full_after_s', extract(epoch FROM full_at - now()));
+    'retry_after_s', greatest(extract(epoch FROM full_at + step - interval '1 minute' - clock_timestamp()), 0.001),
+    'full_after_s', extract(epoch FROM full_at - clock_timestamp()));
 END $$;
 
 -- Internal, the end of every submit: the hold first, whose row lock orders everybody who spends this wallet, then job, transfer

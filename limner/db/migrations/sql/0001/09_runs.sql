@@ -13,34 +13,27 @@ BEGIN
   RETURN q;
 END $$;
 
--- internal, under the queue row's lock
-CREATE FUNCTION limner._start(t uuid, q limner.job_queue, p_event uuid)
-RETURNS TABLE (app_id uuid, model_id uuid, model text, kind text, input jsonb, unit_price_mc bigint, price_hold_mc bigint,
-               request_id text, traceparent text)
-LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-  v_now timestamptz := clock_timestamp();
-  first boolean;
-BEGIN
-  UPDATE limner.job j SET state = 'running', started_at = coalesce(j.started_at, v_now), runs = q.runs
-   WHERE j.org_id = t AND j.id = q.job_id
-  RETURNING j.app_id, j.model_id, j.model, j.kind, j.input, j.unit_price_mc, j.price_hold_mc, j.request_id, j.traceparent, j.started_at = v_now
-       INTO app_id, model_id, model, kind, input, unit_price_mc, price_hold_mc, request_id, traceparent, first;
-  IF first THEN                                              -- once: a run given back may start again
-    INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
-    VALUES (t, p_event, q.app_id, 'job.started', q.job_id, json_build_object('job_id', q.job_id));
-  END IF;
-  RETURN NEXT;
-END $$;
-
 CREATE FUNCTION limner.start_job(p_ctx text, p_job uuid, p_fence bigint, p_event uuid)
 RETURNS TABLE (app_id uuid, model_id uuid, model text, kind text, input jsonb, unit_price_mc bigint, price_hold_mc bigint,
                request_id text, traceparent text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE t uuid := limner.enter(p_ctx);
+#variable_conflict use_column
+DECLARE
+  t uuid := limner.enter(p_ctx);
+  v_now timestamptz := clock_timestamp();
+  q limner.job_queue;
+  first boolean;
 BEGIN
-  RETURN QUERY SELECT * FROM limner._start(t, limner._own(t, p_job, p_fence), p_event);
+  q := limner._own(t, p_job, p_fence);
+  UPDATE limner.job j SET state = 'running', started_at = coalesce(j.started_at, v_now), runs = q.runs
+   WHERE j.org_id = t AND j.id = p_job
+  RETURNING j.app_id, j.model_id, j.model, j.kind, j.input, j.unit_price_mc, j.price_hold_mc, j.request_id, j.traceparent, j.started_at = v_now
+       INTO app_id, model_id, model, kind, input, unit_price_mc, price_hold_mc, request_id, traceparent, first;
+  IF first THEN                                              -- once: a run given back may start again
+    INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
+    VALUES (t, p_event, q.app_id, 'job.started', p_job, json_build_object('job_id', p_job));
+  END IF;
+  RETURN NEXT;
 END $$;
 
 CREATE FUNCTION limner.release_job(p_ctx text, p_job uuid, p_fence bigint, p_delay_s double precision, p_counts boolean)
@@ -57,16 +50,20 @@ END $$;
 
 -- What an earlier run left decides: send, resume (accepted), reuse (done), or uncertain, which the adapter's class resolves. A job that
 -- has a place at a provider has to get one wherever it goes; full: there is none.
-CREATE FUNCTION limner._intend(t uuid, q limner.job_queue, p_step text, p_provider text, p_provider_model text, p_rule text, p_resend boolean,
-                               p_provider_id uuid)
+CREATE FUNCTION limner.call_intent(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_provider_model text,
+                                   p_rule text, p_resend boolean, p_provider_id uuid DEFAULT NULL)
 RETURNS TABLE (decision text, send_no int, idem_key text, provider_task_id text, outputs jsonb, cost_micro_usd bigint)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
-DECLARE c limner.provider_call;
+DECLARE
+  t uuid := limner.enter(p_ctx);
+  q limner.job_queue;
+  c limner.provider_call;
 BEGIN
-  idem_key := q.job_id::text || ':' || p_step || ':' || p_provider;      -- the same over every run
+  q := limner._own(t, p_job, p_fence);
+  idem_key := p_job::text || ':' || p_step || ':' || p_provider;      -- the same over every run
   SELECT * INTO c FROM limner.provider_call x
-   WHERE x.org_id = t AND x.job_id = q.job_id AND x.step = p_step AND x.provider = p_provider ORDER BY x.send_no DESC LIMIT 1;
+   WHERE x.org_id = t AND x.job_id = p_job AND x.step = p_step AND x.provider = p_provider ORDER BY x.send_no DESC LIMIT 1;
   send_no := c.send_no;
   provider_task_id := c.provider_task_id;
   IF c.state IN ('accepted', 'done') THEN
@@ -78,7 +75,7 @@ BEGIN
   END IF;
   IF c.state = 'intent' THEN
     UPDATE limner.provider_call x SET state = 'unknown', finished_at = clock_timestamp()
-     WHERE x.org_id = t AND x.job_id = q.job_id AND x.step = p_step AND x.provider = p_provider AND x.send_no = c.send_no;
+     WHERE x.org_id = t AND x.job_id = p_job AND x.step = p_step AND x.provider = p_provider AND x.send_no = c.send_no;
   END IF;
   IF c.state IN ('intent', 'unknown') AND NOT p_resend THEN
     decision := 'uncertain';
@@ -88,7 +85,7 @@ BEGIN
   send_no := coalesce(c.send_no, 0) + 1;
   IF q.provider_id IS NOT NULL AND p_provider_id IS NOT NULL THEN
     IF q.phase <> 'leased' THEN                             -- the lease ran out, and its place with it
-      RAISE EXCEPTION 'the lease on job % was lost', q.job_id USING ERRCODE = 'LM409', DETAIL = 'stale_fence';
+      RAISE EXCEPTION 'the lease on job % was lost', p_job USING ERRCODE = 'LM409', DETAIL = 'stale_fence';
     END IF;
     IF q.provider_id <> p_provider_id THEN
       decision := limner.find_place(t, p_provider_id);
@@ -96,24 +93,14 @@ BEGIN
         RETURN NEXT;
         RETURN;
       END IF;
-      UPDATE limner.job_queue x SET provider_id = p_provider_id WHERE x.org_id = t AND x.job_id = q.job_id;
+      UPDATE limner.job_queue x SET provider_id = p_provider_id WHERE x.org_id = t AND x.job_id = p_job;
     END IF;
   END IF;
   INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, idem_key)
-  VALUES (t, q.job_id, p_step, p_provider, send_no, q.runs, q.fence, p_provider_model, p_rule, idem_key);
+  VALUES (t, p_job, p_step, p_provider, send_no, q.runs, q.fence, p_provider_model, p_rule, idem_key);
   decision := 'send';
   provider_task_id := NULL;
   RETURN NEXT;
-END $$;
-
-CREATE FUNCTION limner.call_intent(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_provider_model text,
-                                   p_rule text, p_resend boolean, p_provider_id uuid DEFAULT NULL)
-RETURNS TABLE (decision text, send_no int, idem_key text, provider_task_id text, outputs jsonb, cost_micro_usd bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE t uuid := limner.enter(p_ctx);
-BEGIN
-  RETURN QUERY SELECT * FROM limner._intend(t, limner._own(t, p_job, p_fence), p_step, p_provider, p_provider_model, p_rule, p_resend,
-                                              p_provider_id);
 END $$;
 
 CREATE FUNCTION limner.call_result(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_send_no int, p_state text,
@@ -229,20 +216,6 @@ BEGIN
   END IF;
 END $$;
 
--- internal, under the queue row's lock: how a call went that brought the job's outputs; it was open, or there is no such call
-CREATE FUNCTION limner._delivered(t uuid, p_job uuid, p_call jsonb, p_outputs jsonb) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-  UPDATE limner.provider_call x
-     SET state = 'done', provider_task_id = coalesce(p_call ->> 'task', x.provider_task_id), cost_micro_usd = (p_call ->> 'cost')::bigint,
-         latency_ms = (p_call ->> 'latency_ms')::int, outputs = p_outputs, finished_at = clock_timestamp()
-   WHERE x.org_id = t AND x.job_id = p_job AND x.step = p_call ->> 'step' AND x.provider = p_call ->> 'provider'
-     AND x.send_no = (p_call ->> 'send_no')::int AND x.state IN ('intent', 'accepted');
-  IF NOT FOUND THEN
-    RAISE EXCEPTION 'no open call to %', p_call ->> 'provider' USING ERRCODE = 'LM409';
-  END IF;
-END $$;
-
 -- 'already' when this very fence closed the job with this very outcome: a commit whose answer was lost. `p_call`: the provider call
 -- that brought the outputs, recorded in the same commit: {"step", "provider", "send_no", "task", "cost", "latency_ms"}.
 CREATE FUNCTION limner.finish_job(p_ctx text, p_job uuid, p_fence bigint, p_outcome text, p_amount bigint, p_outputs jsonb,
@@ -263,7 +236,14 @@ BEGIN
     RAISE EXCEPTION 'the lease on job % was lost', p_job USING ERRCODE = 'LM409', DETAIL = 'stale_fence';
   END IF;
   IF p_call IS NOT NULL THEN
-    PERFORM limner._delivered(t, p_job, p_call, p_outputs);
+    UPDATE limner.provider_call x
+       SET state = 'done', provider_task_id = coalesce(p_call ->> 'task', x.provider_task_id), cost_micro_usd = (p_call ->> 'cost')::bigint,
+           latency_ms = (p_call ->> 'latency_ms')::int, outputs = p_outputs, finished_at = clock_timestamp()
+     WHERE x.org_id = t AND x.job_id = p_job AND x.step = p_call ->> 'step' AND x.provider = p_call ->> 'provider'
+       AND x.send_no = (p_call ->> 'send_no')::int AND x.state IN ('intent', 'accepted');
+    IF NOT FOUND THEN                                  -- it was open, or there is no such call
+      RAISE EXCEPTION 'no open call to %', p_call ->> 'provider' USING ERRCODE = 'LM409';
+    END IF;
   END IF;
   PERFORM limner._close(t, p_job, p_fence, p_outcome, p_amount, p_outputs, p_error_code, left(p_error_message, 2000), p_provider,
                         p_usage, p_transfer, p_event);
