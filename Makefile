@@ -12,7 +12,7 @@ demo: .venv/ready
 	$(RUN)/limner demo $(IMAGE)
 
 test: .venv/ready
-	$(RUN)/pytest -q
+	$(RUN)/pytest -q --durations=40 --durations-min=2
 
 test-long: .venv/ready
 	$(RUN)/pytest -q -m long

@@ -34,7 +34,7 @@ DEAD = """
 SELECT s.n_dead_tup AS dead, s.n_tup_ins + s.n_tup_upd AS written, pg_total_relation_size(s.relid)::bigint AS bytes
   FROM pg_stat_user_tables s WHERE s.schemaname = 'limner' AND s.relname = 'job_queue'
 """
-PROBE = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM limner.claim_jobs('probe', 64, 1)"
+PROBE = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM limner.claim_jobs('probe', 64, 1, NULL, 120)"
 OLD = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'idle in transaction' AND backend_xmin IS NOT NULL)"
 
 

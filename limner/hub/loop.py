@@ -5,6 +5,7 @@ their leases must run out. The heartbeat has its own connection.
 """
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -31,6 +32,8 @@ CROWDED_POLL_S = 0.02
 CLAIM_BATCH = 100
 CLAIM_PAUSE_S = 0.01
 CLAIM_TIMEOUT_S = 10.0
+BACK_S = 120.0  # of the leases that ran out, those of so many seconds are looked for at each claim,
+LOOK_EVERY_S = 60.0  # and all of them so often
 AHEAD = 4  # pieces of CPU work a worker has waiting for each of its processes
 RARELY = 0.1  # pieces of CPU work a run
 REMEMBERED = 20  # runs
@@ -86,6 +89,7 @@ class WorkerLoop:
         # by job and fence: a worker may lose a job and claim it again
         self._active: dict[tuple[UUID, int], _Active] = {}
         self._cpu_use = CpuUse(resources.pool.calls)
+        self._looked_at = -math.inf
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
@@ -139,15 +143,20 @@ class WorkerLoop:
         return min(free, ahead - waiting)
 
     async def _claim(self, room: int) -> list[Lease]:
+        began = time.monotonic()
+        back_s = BACK_S if began - self._looked_at < LOOK_EVERY_S else None
         try:
             async with (
                 asyncio.timeout(CLAIM_TIMEOUT_S),
                 self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx,
             ):
-                return await runs.claim(tx, self.owner, room, self._settings.lease_s, self._settings.org_cap)
+                leases = await runs.claim(tx, self.owner, room, self._settings.lease_s, self._settings.org_cap, back_s)
         except (DatabaseUnavailable, psycopg.Error, TimeoutError) as error:
             log.warning("claim.failed", error=str(error) or type(error).__name__)
             return []
+        if back_s is None and len(leases) < room:  # else there may be more of them
+            self._looked_at = began
+        return leases
 
     def _begin(self, lease: Lease) -> None:
         if lease.run == 1:

@@ -88,12 +88,17 @@ class Closing:
     delivery: Delivery | None = None
 
 
-async def claim(tx: Tx, owner: str, limit: int, lease_s: float, org_cap: int | None = None) -> list[Lease]:
+async def claim(
+    tx: Tx, owner: str, limit: int, lease_s: float, org_cap: int | None = None, back_s: float | None = None
+) -> list[Lease]:
     """Lease up to `limit` jobs: overdue first, then shared between organizations and their apps by weight.
 
-    `org_cap`: how many jobs of one organization may run at once, where it has no cap of its own.
+    `org_cap`: how many jobs of one organization may run at once, where it has no cap of its own. `back_s`: leases that
+    ran out longer ago are not looked for this time; None: all are.
     """
-    rows = await tx.all("SELECT * FROM limner.claim_jobs(%s, %s, %s, %s::int)", [owner, limit, lease_s, org_cap])
+    rows = await tx.all(
+        "SELECT * FROM limner.claim_jobs(%s, %s, %s, %s::int, %s::float8)", [owner, limit, lease_s, org_cap, back_s]
+    )
     return [Lease(**row) for row in rows]
 
 

@@ -68,12 +68,15 @@ END $$;
 -- then the claim. Overdue rows first. The rest goes to organizations by weighted fair sharing of the places they take: who has fewer jobs running
 -- for its weight is served first, drawing lots (by weight) among equals; inside an organization the same between its apps; inside an app
 -- by priority, then age. A paused or full organization or app, or a full provider, holds nobody up behind it.
-CREATE FUNCTION limner.claim_jobs(p_owner text, p_n int, p_lease_s double precision, p_cap int DEFAULT NULL)
+-- `p_back_s`: of the leases that ran out only those of so many seconds are looked for (NULL: all). While a transaction of somebody else's
+-- stays open, the index still has every lease there was since, and each is walked past.
+CREATE FUNCTION limner.claim_jobs(p_owner text, p_n int, p_lease_s double precision, p_cap int DEFAULT NULL, p_back_s double precision DEFAULT NULL)
 RETURNS TABLE (org_id uuid, job_id uuid, app_id uuid, fence bigint, run int, exhausted text, deadline_in_s double precision, waited_ms double precision)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := clock_timestamp();   -- a value: a function that moves cannot bound a scan of an index
+  v_from timestamptz := coalesce(v_now - make_interval(secs => p_back_s), '-infinity');
   mine uuid[];             -- of the organizations with a cap, or an app with one: those this claim may serve under it
   capped boolean := p_cap IS NOT NULL OR EXISTS (SELECT 1 FROM limner.queue_policy p WHERE p.max_running IS NOT NULL);
   gated uuid[];            -- models that a provider with a cap serves; NULL: no provider has one, nor has anything in line been sorted
@@ -89,7 +92,7 @@ BEGIN
     SELECT d.org_id, d.job_id FROM limner.job_queue d WHERE d.phase = 'deferred' AND d.claimable_at <= v_now
      ORDER BY d.claimable_at LIMIT 500 FOR UPDATE SKIP LOCKED),
   expired AS (
-    SELECT l.org_id, l.job_id FROM limner.job_queue l WHERE l.phase = 'leased' AND l.claimable_at <= v_now
+    SELECT l.org_id, l.job_id FROM limner.job_queue l WHERE l.phase = 'leased' AND l.claimable_at > v_from AND l.claimable_at <= v_now
      ORDER BY l.claimable_at LIMIT 500 FOR UPDATE SKIP LOCKED)
   UPDATE limner.job_queue q SET phase = 'ready' FROM (SELECT * FROM deferred UNION ALL SELECT * FROM expired) due
    WHERE q.org_id = due.org_id AND q.job_id = due.job_id;
@@ -119,12 +122,13 @@ BEGIN
     SELECT q.org_id, q.job_id FROM limner.job_queue q
      WHERE q.deadline_at < v_now AND q.claimable_at <= v_now
      ORDER BY q.deadline_at LIMIT least(20, p_n) FOR UPDATE SKIP LOCKED),
-  lane AS (               -- a loose index scan: the distinct (organization, app) pairs that have something ready
-    (SELECT q.org_id, q.app_id FROM limner.job_queue q WHERE q.phase = 'ready' ORDER BY q.org_id, q.app_id LIMIT 1)
+  lane AS (               -- a loose index scan: the distinct (organization, app) pairs that have something ready, and the first of each
+    (SELECT q.org_id, q.app_id, q.priority, q.job_id FROM limner.job_queue q WHERE q.phase = 'ready'
+      ORDER BY q.org_id, q.app_id, q.priority, q.job_id LIMIT 1)
     UNION ALL
-    SELECT n.org_id, n.app_id FROM lane l CROSS JOIN LATERAL (
-      SELECT q.org_id, q.app_id FROM limner.job_queue q
-       WHERE q.phase = 'ready' AND (q.org_id, q.app_id) > (l.org_id, l.app_id) ORDER BY q.org_id, q.app_id LIMIT 1) n),
+    SELECT n.* FROM lane l CROSS JOIN LATERAL (
+      SELECT q.org_id, q.app_id, q.priority, q.job_id FROM limner.job_queue q
+       WHERE q.phase = 'ready' AND (q.org_id, q.app_id) > (l.org_id, l.app_id) ORDER BY q.org_id, q.app_id, q.priority, q.job_id LIMIT 1) n),
   line AS (               -- beside those the lines by model, each as far as there is room for its jobs
     SELECT m.* FROM unnest(lines.orgs, lines.apps, lines.models, lines.gives) m (org_id, app_id, model_id, gives)
      WHERE m.gives IS NULL OR m.gives > 0),
@@ -157,9 +161,10 @@ BEGIN
       FROM (SELECT x.*, x.org_n < x.org_weight * v.height AS low FROM open_lane x CROSS JOIN level v) l),
   near AS (               -- each with all that its turn depends on: joined to `share` later, every organization's would be sorted anew
     SELECT l.*, r.job_id, r.priority, NULL::uuid AS model_id
-      FROM sized l CROSS JOIN LATERAL (
-        SELECT q.job_id, q.priority FROM limner.job_queue q
-         WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND q.deadline_at >= v_now
+      FROM sized l JOIN lane f ON f.org_id = l.org_id AND f.app_id = l.app_id CROSS JOIN LATERAL (
+        SELECT q.job_id, q.priority FROM limner.job_queue q         -- from the first on: what is dead before it was walked past once
+         WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND (q.priority, q.job_id) >= (f.priority, f.job_id)
+           AND q.deadline_at >= v_now
          ORDER BY q.priority, q.job_id
          LIMIT least(l.room, l.depth)
            FOR UPDATE SKIP LOCKED) r
