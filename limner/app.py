@@ -15,8 +15,10 @@ from starlette.responses import HTMLResponse
 
 from limner.db.pools import Address, Database
 from limner.hub import api as hub_api
-from limner.hub import catalog, inputs, users_api
+from limner.hub import catalog, inputs, live_api, users_api
 from limner.hub.limits import SubmitLimits
+from limner.hub.live import LiveBoard
+from limner.hub.live_api import StreamLimits
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey
@@ -60,11 +62,12 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.ReadLimit(settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
+    board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await db.open()
-        background = [asyncio.create_task(submitter.waker.run()), asyncio.create_task(db.keep_time())]
+        background = [asyncio.create_task(work) for work in (submitter.waker.run(), db.keep_time(), board.run())]
         yield
         for task in background:
             task.cancel()
@@ -78,6 +81,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
+    app.include_router(live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)))
     app.include_router(users_api.router(hub))
     app.include_router(media_api.router(store, urls))
     app.include_router(health.router(db, VERSION))
@@ -86,6 +90,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
     direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}
     edge = Edge(app, settings.max_body_bytes, limits, direct)
+    app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
 

@@ -9,9 +9,12 @@ import threading
 from prometheus_client import start_http_server
 
 from limner.db.pools import Address, Database
+from limner.db.wake import Herald
+from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
 from limner.hub import executor, retention
 from limner.hub.loop import LoopSettings, WorkerLoop
+from limner.hub.progress import News
 from limner.hub.providers.base import Adapter
 from limner.hub.providers.local.adapter import LocalAdapter
 from limner.kit.cpu import CpuPool
@@ -35,7 +38,11 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     adapters: dict[str, Adapter] = {adapter.name: adapter for adapter in (LocalAdapter(pool),)}
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     await db.open()
-    resources = executor.resources(db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s)
+    herald = Herald(db, "limner_dispatch")
+    relay = Relay(db, herald)
+    resources = executor.resources(
+        db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s, News(relay.wake, herald.tell)
+    )
     loop = WorkerLoop(
         resources,
         LoopSettings(
@@ -65,7 +72,10 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         running.add_signal_handler(signum, stop)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr=settings.host)
-    background = [asyncio.create_task(chores.run_forever(db, duties)), asyncio.create_task(db.keep_time())]
+    background = [
+        asyncio.create_task(work)
+        for work in (chores.run_forever(db, duties), db.keep_time(), relay.run(), herald.run())
+    ]
     try:
         await loop.run()
     finally:
