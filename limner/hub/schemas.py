@@ -284,7 +284,7 @@ class Problem(BaseModel):
     required: int | None = None
     owed: int | None = None
     retry_after: int | None = None
-    limit: Literal["user", "app", "organization", "open_jobs", "reads"] | None = None
+    limit: Literal["user", "app", "organization", "open_jobs", "reads", "checks"] | None = None
     limit_size: int | None = None
     request_id: UUID
 
