@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # loaded by name, below
         ledger,
         models,
         orgs,
+        proofread,
         providers,
         queue,
         routes,
@@ -49,6 +50,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "models": ("limner.cli.models:app", "Models: what is sold, at what price."),
     "providers": ("limner.cli.providers:app", "Providers: who runs the models."),
     "routes": ("limner.cli.routes:app", "Routes: which provider serves which model, in what order."),
+    "check": ("limner.cli.proofread:app", "Check a text: grammar, spelling, style; works offline."),
     "events": ("limner.cli.events:app", "The catalogue of events: types and what each means."),
 }
 

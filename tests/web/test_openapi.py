@@ -40,6 +40,7 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("post", "/api/v1/jobs/{job_id}/cancel"), ("get", "/api/v1/jobs/{job_id}/receipt"), ("get", "/api/v1/models"),
         ("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics"),
         ("post", "/api/v1/users/tokens/batch"), ("get", "/api/v1/users/{external_id}/transactions"),
+        ("post", "/api/v1/check"), ("get", "/api/v1/events"), ("get", "/api/v1/jobs/{job_id}/events"),
     }  # fmt: skip
 
 

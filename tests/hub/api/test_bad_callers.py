@@ -94,7 +94,7 @@ NEEDS = [
     ("POST", GENERATE, GOOD, "jobs:create"), ("GET", "/api/v1/jobs", None, "jobs:read"),
     ("GET", f"/api/v1/jobs/{uuid4()}", None, "jobs:read"), ("GET", f"/api/v1/jobs/{uuid4()}/receipt", None, "jobs:read"),
     ("POST", f"/api/v1/jobs/{uuid4()}/cancel", None, "jobs:create"), ("GET", "/api/v1/users/ann", None, "users:read"),
-    ("POST", GRANT, {"amount": 1}, "tokens:grant"),
+    ("POST", GRANT, {"amount": 1}, "tokens:grant"), ("POST", "/api/v1/check", {"text": "a hare"}, "jobs:create"),
 ]  # fmt: skip
 
 
