@@ -13,6 +13,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def catalogue(as_json: Json = False) -> None:
     """The catalogue of events: types and what each means."""
     if as_json:
-        printing.document({"events": [{"type": name, "meaning": words} for name, words in events.CATALOGUE.items()]})
+        printing.document({"events": [{"type": name, "meaning": words} for name, words in events.ANNOUNCED.items()]})
     else:
-        printing.table(("type", "meaning"), events.CATALOGUE.items(), empty="")
+        printing.table(("type", "meaning"), events.ANNOUNCED.items(), empty="")

@@ -3,6 +3,8 @@
 Payloads carry ids and facts, never a prompt or an output.
 """
 
+from limner.events import catalogue
+
 JOB_STARTED = "job.started"
 JOB_ATTEMPT_FAILED = "job.attempt_failed"
 JOB_COMPLETED = "job.completed"
@@ -17,3 +19,6 @@ CATALOGUE: dict[str, str] = {
     JOB_CANCELLED: "The job was cancelled; the hold was released.",
 }
 """Event types and what each means; docs/reference/events.md says more."""
+
+ANNOUNCED: dict[str, str] = {**CATALOGUE, **catalogue.CATALOGUE}
+"""Everything that is announced, by whomever: what a webhook may ask for."""

@@ -131,6 +131,12 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
         ("INSERT INTO limner.queue_policy (org_id, app_id) VALUES (%s, %s)", [tenant.org_id, subject]),
         ("INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) VALUES (%s, %s, 0, now())", [tenant.org_id, subject]),
         ("INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (%s, now(), %s)", [tenant.org_id, subject]),
+        ("INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind, url, secret) VALUES (%s, %s, %s, 'extra', %s, '\\x00')",
+         [tenant.org_id, subject, tenant.app.id, f"https://hooks.example.com/{subject}"]),
+        ("INSERT INTO limner.webhook_delivery (org_id, id, endpoint_id, event_id) SELECT org_id, %s, %s, id FROM limner.event"
+         " WHERE org_id = %s LIMIT 1", [subject, subject, tenant.org_id]),
+        ("INSERT INTO limner.webhook_attempt (org_id, delivery_id, n, outcome, latency_ms) VALUES (%s, %s, 1, 'timeout', 1)",
+         [tenant.org_id, subject]),
     ):  # fmt: skip
         superuser.execute(statement, values)
 
