@@ -14,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from limner.db.pools import Address, Database
+from limner.egress.untrusted import UntrustedDoor
+from limner.events import endpoints
 from limner.hub import api as hub_api
-from limner.hub import catalog, inputs, users_api
+from limner.hub import catalog, inputs, users_api, webhooks_api
 from limner.hub.limits import SubmitLimits
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
-from limner.kit.crypto import RootKey
+from limner.kit.crypto import RootKey, Sealer
 from limner.media import api as media_api
 from limner.media.store import ObjectStore
 from limner.media.urls import MediaUrls
@@ -60,6 +62,10 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.ReadLimit(settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
+    webhooks = webhooks_api.WebhooksApi(
+        db, authenticate, Sealer(root, endpoints.PURPOSE), UntrustedDoor.of(settings), settings.webhooks_per_app,
+        settings.webhook_secret_overlap_s,
+    )  # fmt: skip
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -79,6 +85,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
     app.include_router(users_api.router(hub))
+    app.include_router(webhooks_api.router(webhooks))
     app.include_router(media_api.router(store, urls))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
