@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # loaded by name, below
         serve,
         up,
         users,
+        webhooks,
     )
 
 NOUNS: dict[str, tuple[str, str]] = {
@@ -49,6 +50,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "models": ("limner.cli.models:app", "Models: what is sold, at what price."),
     "providers": ("limner.cli.providers:app", "Providers: who runs the models."),
     "routes": ("limner.cli.routes:app", "Routes: which provider serves which model, in what order."),
+    "webhooks": ("limner.cli.webhooks:app", "Webhooks: where apps hear of their events, and what was sent."),
     "events": ("limner.cli.events:app", "The catalogue of events: types and what each means."),
 }
 
