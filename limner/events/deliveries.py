@@ -104,9 +104,16 @@ class Span:
     last: UUID | None
 
 
-async def claim(tx: Tx, owner: str, limit: int, lease_s: float, at_once: int) -> list[Lease]:
-    """Lease up to `limit` deliveries that are due, endpoint after endpoint, at most `at_once` of each."""
-    rows = await tx.all("SELECT * FROM limner.claim_deliveries(%s, %s, %s, %s)", [owner, limit, lease_s, at_once])
+async def claim(
+    tx: Tx, owner: str, limit: int, lease_s: float, at_once: int, back_s: float | None = None
+) -> list[Lease]:
+    """Lease up to `limit` deliveries that are due, endpoint after endpoint, at most `at_once` of each.
+
+    `back_s`: endpoints whose turn came longer ago are not looked for this time; None: all are.
+    """
+    rows = await tx.all(
+        "SELECT * FROM limner.claim_deliveries(%s, %s, %s, %s, %s::float8)", [owner, limit, lease_s, at_once, back_s]
+    )
     return [Lease(**row) for row in rows]
 
 

@@ -6,6 +6,7 @@ out: the delivery is sent again under the same id. Each worker process has one l
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import socket
@@ -28,6 +29,8 @@ from limner.telemetry import logs, metrics
 DISPATCH = "limner_dispatch"
 WORKER = "limner_worker"
 POLL_S = 1.0
+BACK_S = 120.0  # of the turns that came, those of so many seconds are looked for at each claim,
+LOOK_EVERY_S = 60.0  # and all of them so often
 LEASE_S = 60.0  # four times the longest a receiver may take
 SEND_WITHIN_S = 20.0  # the door's own limits end a try sooner
 RECORD_WITHIN_S = 30.0
@@ -86,6 +89,7 @@ class DeliveryLoop:
         self._compose = compose
         self._settings = settings
         self._active: set[asyncio.Task[None]] = set()
+        self._looked_at = -math.inf
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
@@ -136,13 +140,17 @@ class DeliveryLoop:
         self._wake.set()
 
     async def _claim(self, room: int) -> list[Lease]:
-        settings = self._settings
+        began = time.monotonic()
+        back_s = BACK_S if began - self._looked_at < LOOK_EVERY_S else None
         try:
             async with self._db.system_tx(DISPATCH, "claims reach over organizations, ids and leases only") as tx:
-                return await deliveries.claim(tx, self.owner, room, LEASE_S, settings.endpoint_slots)
+                found = await deliveries.claim(tx, self.owner, room, LEASE_S, self._settings.endpoint_slots, back_s)
         except (DatabaseUnavailable, psycopg.Error) as error:
             log.warning("webhooks.claim_failed", error=str(error) or type(error).__name__)
             return []
+        if back_s is None and not found:  # else there may be more of them
+            self._looked_at = began
+        return found
 
     async def _guard(self, lease: Lease) -> None:
         """One try, whatever happens inside it."""

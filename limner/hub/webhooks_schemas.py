@@ -5,6 +5,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from limner.events import signing
 from limner.events.deliveries import Delivery, Outcome
@@ -56,7 +57,7 @@ SPAN: dict[str, Any] = {
     "required": ["since"],
     "additionalProperties": False,
 }
-MADE = {
+MADE: JsonDict = {
     "id": "019a1f85-126f-701c-b732-d9e071145302", "kind": "extra", "url": "https://hooks.example.com/limner",
     "description": "", "event_types": [], "enabled": True, "created_at": "2026-11-20T12:00:00Z",
     "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=",

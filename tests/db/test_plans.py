@@ -189,7 +189,7 @@ async def _webhooks(db: Database, tenant: Tenant) -> None:
         events = [event.id for event in await log.list_of_subject(tx, job_id)]
     async with db.system_tx("limner_dispatch", "a test places events") as tx:
         await tx.all("SELECT limner.queue_deliveries(%s::uuid[], %s::uuid[])", [[tenant.org_id] * len(events), events])
-    mine = []
+    mine: list[deliveries.Lease] = []
     while not mine:
         async with db.system_tx("limner_dispatch", "a test claims") as tx:
             mine = [held for held in await deliveries.claim(tx, "w", 64, 600, 4) if held.org_id == tenant.org_id]

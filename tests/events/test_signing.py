@@ -68,6 +68,7 @@ def test_the_official_python_library_refuses_what_is_not_ours() -> None:
             verify(body, sent)
 
 
+@pytest.mark.long
 @node.needed
 def test_mj16_the_official_node_library_verifies_also_during_a_rotation() -> None:
     cases = [(secret, _headers(*live)) for live in ((NEW,), (NEW, OLD)) for secret in live]

@@ -144,20 +144,22 @@ GRANT EXECUTE ON FUNCTION limner._next_turn(uuid, uuid, int) TO limner_dispatch;
 GRANT EXECUTE ON FUNCTION limner._new_id(), limner._wanted(text, text[], text, boolean) TO limner_lookup;
 
 -- Cross-tenant, run as limner_dispatch: the endpoints whose turn has come, in order, and of each what is due, while it has room. An
--- endpoint that somebody else is at is passed over; a stuck one has its places taken and costs the others nothing.
-CREATE FUNCTION limner.claim_deliveries(p_owner text, p_n int, p_lease_s double precision, p_most int)
+-- endpoint that somebody else is at is passed over; a stuck one has its places taken and costs the others nothing. p_back_s: turns that
+-- came longer ago are not looked for this time (NULL: all are): the index still has what died while somebody's transaction stayed open.
+CREATE FUNCTION limner.claim_deliveries(p_owner text, p_n int, p_lease_s double precision, p_most int, p_back_s double precision DEFAULT NULL)
 RETURNS TABLE (org_id uuid, delivery_id uuid, fence bigint, tries int)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := clock_timestamp();
+  v_from timestamptz := coalesce(v_now - make_interval(secs => p_back_s), '-infinity');
   turns record;
   still int := p_n;
   room int;
   taken int;
 BEGIN
   SELECT array_agg(x.org_id) AS orgs, array_agg(x.id) AS endpoints, array_agg(x.own) AS own INTO turns FROM (
-    SELECT e.org_id, e.id, e.is_enabled AND e.has_url AS own FROM limner.webhook_endpoint e WHERE e.turn_at <= v_now
+    SELECT e.org_id, e.id, e.is_enabled AND e.has_url AS own FROM limner.webhook_endpoint e WHERE e.turn_at > v_from AND e.turn_at <= v_now
      ORDER BY e.turn_at LIMIT 64 FOR NO KEY UPDATE SKIP LOCKED) x;
   FOR i IN 1..coalesce(cardinality(turns.endpoints), 0) LOOP
     EXIT WHEN still <= 0;
@@ -184,7 +186,7 @@ BEGIN
      WHERE e.org_id = turns.orgs[i] AND e.id = turns.endpoints[i];
   END LOOP;
 END $$;
-GRANT EXECUTE ON FUNCTION limner.claim_deliveries(text, int, double precision, int) TO limner_dispatch;
+GRANT EXECUTE ON FUNCTION limner.claim_deliveries TO limner_dispatch;
 RESET ROLE;
 
 GRANT CREATE ON SCHEMA limner TO limner_lookup;
