@@ -18,8 +18,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 from bench import rig
 from limner.db.pools import Address, Database, runtime_conninfo
+from limner.db.wake import Herald
+from limner.events.relay import Relay
 from limner.hub import catalog, executor, jobs
 from limner.hub.loop import LoopSettings, WorkerLoop
+from limner.hub.progress import News
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderResult
 from limner.kit import crypto, ids
 from limner.kit.cpu import CpuPool
@@ -103,10 +106,16 @@ async def drain(url: str, home: Path, slots: int, delay_s: float) -> None:
     db = Database(Address(url), root, WORKER_ROLES, size=8)
     await db.open()
     pool = CpuPool(1, 2 << 30, 30.0)
-    made = executor.resources(db, {NoOp.name: NoOp(delay_s)}, ObjectStore(None, home), pool, 3, 5.0)
+    herald = Herald(db, "limner_dispatch")
+    relay = Relay(db, herald)
+    news = News(relay.wake, herald.tell)
+    made = executor.resources(db, {NoOp.name: NoOp(delay_s)}, ObjectStore(None, home), pool, 3, 5.0, news)
     loop = WorkerLoop(made, LoopSettings(slots=slots, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0))
     asyncio.get_running_loop().add_signal_handler(15, loop.stop)
+    aside = [asyncio.create_task(work) for work in (relay.run(), herald.run())]
     await loop.run()
+    for task in aside:
+        task.cancel()
     await db.close()
 
 

@@ -17,8 +17,10 @@ from limner.db.pools import Address, Database
 from limner.egress.untrusted import UntrustedDoor
 from limner.events import endpoints
 from limner.hub import api as hub_api
-from limner.hub import catalog, inputs, users_api, webhooks_api
+from limner.hub import catalog, inputs, live_api, users_api, webhooks_api
 from limner.hub.limits import SubmitLimits
+from limner.hub.live import LiveBoard
+from limner.hub.live_api import StreamLimits
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
@@ -66,11 +68,12 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         db, authenticate, Sealer(root, endpoints.PURPOSE), UntrustedDoor.of(settings), settings.webhooks_per_app,
         settings.webhook_secret_overlap_s,
     )  # fmt: skip
+    board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await db.open()
-        background = [asyncio.create_task(submitter.waker.run()), asyncio.create_task(db.keep_time())]
+        background = [asyncio.create_task(work) for work in (submitter.waker.run(), db.keep_time(), board.run())]
         yield
         for task in background:
             task.cancel()
@@ -84,6 +87,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
+    app.include_router(live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)))
     app.include_router(users_api.router(hub))
     app.include_router(webhooks_api.router(webhooks))
     app.include_router(media_api.router(store, urls))
@@ -93,6 +97,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
     direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}
     edge = Edge(app, settings.max_body_bytes, limits, direct)
+    app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
 

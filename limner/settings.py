@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     user_jobs_per_min: int = Field(default=30, ge=0, le=6000)
     app_jobs_per_min: int = Field(default=1000, ge=0, le=1_000_000)
     reads_per_min: int = Field(default=600, ge=0)
+    max_streams: PositiveInt = 5000
+    max_streams_per_app: PositiveInt = 2500
+    stream_heartbeat_s: PositiveFloat = 15.0
+    stream_life_s: PositiveFloat = 3600.0
     max_run_at_s: PositiveInt = 30 * 86_400
     org_max_running: int = Field(default=0, ge=0)
     keep_days: int = Field(default=0, ge=0, le=36_500)

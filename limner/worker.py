@@ -9,12 +9,15 @@ import threading
 from prometheus_client import start_http_server
 
 from limner.db.pools import Address, Database
+from limner.db.wake import Herald
 from limner.egress.untrusted import UntrustedDoor
 from limner.events import endpoints
 from limner.events.delivering import DeliveryLoop, DeliverySettings
+from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
 from limner.hub import executor, retention, webhook_bodies
 from limner.hub.loop import LoopSettings, WorkerLoop
+from limner.hub.progress import News
 from limner.hub.providers.base import Adapter
 from limner.hub.providers.local.adapter import LocalAdapter
 from limner.kit.cpu import CpuPool
@@ -39,7 +42,12 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     adapters: dict[str, Adapter] = {adapter.name: adapter for adapter in (LocalAdapter(pool),)}
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     await db.open()
-    resources = executor.resources(db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s)
+    herald = Herald(db, "limner_dispatch")
+    delivering = _delivering(settings, root, db)
+    relay = Relay(db, herald, delivering.wake)
+    resources = executor.resources(
+        db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s, News(relay.wake, herald.tell)
+    )
     loop = WorkerLoop(
         resources,
         LoopSettings(
@@ -60,8 +68,6 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
     ]
 
-    delivering = _delivering(settings, root, db)
-
     def stop() -> None:
         loop.stop()
         delivering.stop()
@@ -72,7 +78,10 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         running.add_signal_handler(signum, stop)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr=settings.host)
-    background = [asyncio.create_task(chores.run_forever(db, duties)), asyncio.create_task(db.keep_time())]
+    background = [
+        asyncio.create_task(work)
+        for work in (chores.run_forever(db, duties), db.keep_time(), relay.run(), herald.run())
+    ]
     sending = asyncio.create_task(delivering.run())
     try:
         await loop.run()

@@ -1,13 +1,14 @@
 """limner's own processes, started as an operator would, over the test run's database."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,29 @@ class Client:
 
     async def generate(self, model: str = "local/describe", **fields: Any) -> Answer:
         return await self.call("POST", "/api/v1/generate", {"model": model, **fields})
+
+    async def follow(
+        self, job_id: str, last_id: str | None = None
+    ) -> AsyncGenerator[tuple[str | None, str, Any], None]:
+        """(id, event, data) of a job's stream as they arrive, by the rules of WHATWG HTML 9.2.6; a comment as (None, ":", text)."""
+        sent = {"X-API-Key": self.api_key or "", "X-User-ID": self.user or ""}
+        if last_id is not None:
+            sent["Last-Event-ID"] = last_id
+        url = f"{self.url}/api/v1/jobs/{job_id}/events"
+        async with self.http.get(url, headers=sent, timeout=aiohttp.ClientTimeout(total=None)) as got:
+            assert (got.status, got.headers["content-type"]) == (200, "text/event-stream; charset=utf-8"), got.status
+            fields: dict[str, str] = {}
+            async for raw in got.content:
+                line = raw.decode().rstrip("\n")
+                if line.startswith(":"):
+                    yield None, ":", line[1:].strip()
+                elif line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                else:
+                    if "data" in fields:
+                        yield fields.get("id"), fields["event"], json.loads(fields["data"])
+                    fields = {}
 
     async def finished(self, job_id: str, timeout_s: float = 30) -> Any:
         """The job's body once it is closed."""

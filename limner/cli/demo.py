@@ -15,6 +15,7 @@ from limner.cli import demo_jobs, demo_picture, printing, receipt, session, supe
 from limner.cli.demo_jobs import DemoFailed, Step
 from limner.cli.demo_picture import Picture
 from limner.cli.supervisor import Facts, Instance, StopRequest
+from limner.client import CLOSED
 from limner.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -114,7 +115,7 @@ class _Bars:
             task = self.progress.tasks[row]
             if step.job_id is not None and not task.started:
                 self.progress.start_task(row)
-            ended = step.status in demo_jobs.CLOSED
+            ended = step.status in CLOSED
             done = step.status == "succeeded"
             stage = Text(f"✓ {step.verb}", "green") if done else Text(_stage(step), "red" if ended else "dim")
             took = f"{task.elapsed:.1f} s" if task.elapsed is not None else ""

@@ -9,12 +9,10 @@ from typing import Any
 from limner.cli import demo_picture
 from limner.cli.demo_picture import Picture
 from limner.cli.supervisor import Facts
-from limner.egress.loopback import ApiRefused, ApiUnreachable, LoopbackClient
+from limner.client import CLOSED, Limner, LimnerError, Progress, Unreachable
 
-POLL_S = 0.4  # four jobs at that pace stay within a key's reads a minute for ever
 WITHIN_S = 300.0
 CANCEL_WITHIN_S = 3.0
-CLOSED = ("succeeded", "failed", "cancelled")
 STYLE = "watercolour"
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
@@ -40,10 +38,6 @@ class Step:
     file: Path | None = None
     receipt: dict[str, Any] | None = None
 
-    @property
-    def open(self) -> bool:
-        return self.job_id is not None and self.status not in CLOSED
-
 
 def steps(picture: Picture, mask: bytes) -> list[Step]:
     """Describe, stylise, upscale, inpaint."""
@@ -58,81 +52,80 @@ def steps(picture: Picture, mask: bytes) -> list[Step]:
 
 
 async def run(facts: Facts, todo: list[Step], folder: Path, stem: str, shown: Callable[[], None]) -> None:
-    """Submit all, follow them to their ends, fetch outputs and receipts; calls `shown` after each change.
+    """Submit all, follow them live to their ends, fetch outputs and receipts; calls `shown` after each change.
 
     What the API refuses is kept in the step. Jobs that are still open when this is cancelled are cancelled too.
     Raises DemoFailed.
     """
-    headers = {"X-API-Key": facts.api_key or "", "X-User-ID": facts.end_user or ""}
-    async with LoopbackClient(facts.local_url, headers) as api:
+    async with Limner(facts.local_url, facts.api_key or "", user=facts.end_user) as limner:
         try:
             async with asyncio.timeout(WITHIN_S):
                 for step in todo:
-                    await _submit(api, step)
+                    await _submit(limner, step)
                     shown()
-                while any(step.open for step in todo):
-                    for step in todo:
-                        await _follow(api, step)
-                    shown()
-                    await asyncio.sleep(POLL_S)
+                await asyncio.gather(*(_follow(limner, step, shown) for step in todo))
                 for step in todo:
-                    await _collect(api, step, folder, stem)
+                    await _collect(limner, step, folder, stem)
         except TimeoutError:
-            await _cancel(api, todo)
+            await _cancel(limner, todo)
             raise DemoFailed(f"the jobs did not end within {WITHIN_S:g} s: is a worker running?") from None
         except asyncio.CancelledError:
-            await _cancel(api, todo)
+            await _cancel(limner, todo)
             raise
-        except (ApiUnreachable, ApiRefused) as error:
+        except (Unreachable, LimnerError) as error:
             raise DemoFailed(f"the API at {facts.local_url} does not answer as it should: {error}") from None
 
 
-async def _submit(api: LoopbackClient, step: Step) -> None:
+async def _submit(limner: Limner, step: Step) -> None:
     try:
-        accepted = await api.call("POST", "/api/v1/generate", {"model": step.model, "input": step.input})
-    except ApiRefused as refused:
+        accepted = await limner.generate(step.model, step.input)
+    except LimnerError as refused:
         step.status = "failed"
-        step.error = {"code": refused.body.get("code"), "message": _message(refused)}
+        step.error = {"code": refused.code, "message": _message(refused)}
         return
-    step.job_id, step.status = accepted["job_id"], accepted["status"]
+    step.job_id, step.status = accepted.job_id, "queued"
 
 
-async def _follow(api: LoopbackClient, step: Step) -> None:
-    if not step.open:
-        return
-    job = await api.call("GET", f"/api/v1/jobs/{step.job_id}")
-    step.status, step.error = job["status"], job.get("error")
-    step.percent, step.stage = job["progress"]["percent"], job["progress"]["stage"]
-    if job.get("outputs"):
-        step.output = job["outputs"][0]
-
-
-async def _collect(api: LoopbackClient, step: Step, folder: Path, stem: str) -> None:
+async def _follow(limner: Limner, step: Step, shown: Callable[[], None]) -> None:
     if step.job_id is None:
         return
-    step.receipt = await api.call("GET", f"/api/v1/jobs/{step.job_id}/receipt")
-    if url := step.output.get("url"):
-        # signed for the installation's public address, which this machine may not be able to reach
-        data = await api.download(api.origin + url[url.index("/media/") :])
+    async for news in limner.follow(step.job_id):
+        if isinstance(news, Progress):
+            step.percent, step.stage = news.percent, news.stage
+        elif news.type == "job.started":
+            step.status = "running"
+        shown()
+    job = await limner.job(step.job_id)
+    step.status, step.error = job.status, job.body.get("error")
+    step.percent, step.stage = job.progress.percent, job.progress.stage
+    if job.outputs:
+        step.output = dict(job.outputs[0])
+    shown()
+
+
+async def _collect(limner: Limner, step: Step, folder: Path, stem: str) -> None:
+    if step.job_id is None:
+        return
+    step.receipt = await limner.receipt(step.job_id)
+    if "url" in step.output:
         step.file = folder / f"{stem}-{step.name}.{EXTENSIONS[step.output['media_type']]}"
-        step.file.write_bytes(data)
+        step.file.write_bytes(await limner.download(step.output))
 
 
-async def _cancel(api: LoopbackClient, todo: list[Step]) -> None:
+async def _cancel(limner: Limner, todo: list[Step]) -> None:
     """Nobody waits for these any more: give their credits back."""
     try:
         async with asyncio.timeout(CANCEL_WITHIN_S):
             for step in todo:
-                if step.open:
-                    await api.call("POST", f"/api/v1/jobs/{step.job_id}/cancel")
-    except (TimeoutError, ApiRefused, ApiUnreachable):
+                if step.job_id is not None and step.status not in CLOSED:
+                    await limner.cancel(step.job_id)
+    except (TimeoutError, LimnerError, Unreachable):
         return  # it ended meanwhile, or the API went first: then its worker finishes or gives back
 
 
-def _message(refused: ApiRefused) -> str:
-    message = str(refused.body.get("error"))
+def _message(refused: LimnerError) -> str:
     if refused.status == 402:
-        return (f"{message} (balance {refused.body.get('balance')}, needed {refused.body.get('required')}; "
+        return (f"{refused.message} (balance {refused.body.get('balance')}, needed {refused.body.get('required')}; "
                 "limner user grant gives more)")  # fmt: skip
-    details = "; ".join(f"{at}: {', '.join(words)}" for at, words in (refused.body.get("details") or {}).items())
-    return f"{message} {details}" if details else message
+    details = "; ".join(f"{at}: {', '.join(words)}" for at, words in refused.details.items())
+    return f"{refused.message} {details}" if details else refused.message

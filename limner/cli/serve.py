@@ -12,6 +12,7 @@ import psycopg
 import typer
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from limner import app as api_app
 from limner import worker as worker_app
@@ -48,7 +49,7 @@ def api(
         application = api_app.build(config, root, session.address(config, url))
         gc.freeze()  # what is loaded by now stays: the collector need not look at it again
         gc.set_threshold(50_000, 20, 20)
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 application, log_config=None, access_log=False, loop="uvloop", http=BoundedHead, server_header=False,
                 timeout_graceful_shutdown=int(config.shutdown_s), proxy_headers=False, lifespan="on",
@@ -81,6 +82,16 @@ def worker() -> None:
             uvloop.run(worker_app.run(config, root, session.address(config, url)))
         except (DatabaseUnavailable, psycopg.OperationalError) as error:
             printing.fail(f"the database cannot be reached: {error}")
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams before it waits for what is under way: they would not end by themselves."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        application = self.config.app
+        assert isinstance(application, FastAPI)
+        application.state.close_streams()
+        await super().shutdown(sockets)
 
 
 def _listener(config: Settings) -> socket.socket:

@@ -79,6 +79,7 @@ def _upgrade(url: str, root: crypto.RootKey) -> None:
         raw = connection.connection.driver_connection
         assert raw is not None
         _store_context_key(raw, root)  # in the migrations' own commit: no schema is ever at head without its key
+        raw.execute("SET ROLE limner_owner; SELECT limner.adopt_events(); RESET ROLE")
         connection.exec_driver_sql("GRANT SELECT ON limner.alembic_version TO " + ", ".join(roles.RUNTIME))
         connection.commit()
 

@@ -33,9 +33,10 @@ SELECT d.id, d.endpoint_id, d.event_id, v.type AS event, d.per_request, d.phase,
 """
 ORDER = """
 SELECT d.endpoint_id, d.attempts, CASE WHEN d.per_request THEN v.deliver_to ELSE e.url END AS url, e.secret IS NULL AS unsigned,
-       v.id, v.type, v.subject_id, v.payload, v.created_at
+       v.id, v.type, v.subject_id, v.payload, v.created_at, o.seq
   FROM limner.webhook_delivery d JOIN limner.event v ON v.org_id = d.org_id AND v.id = d.event_id
   JOIN limner.webhook_endpoint e ON e.org_id = d.org_id AND e.id = d.endpoint_id
+  LEFT JOIN limner.event_order o ON o.org_id = v.org_id AND o.subject_id = v.subject_id AND o.event_id = v.id
  WHERE d.org_id = %s AND d.id = %s AND d.phase = 'leased' AND d.fence = %s AND e.removed_at IS NULL AND (d.per_request OR e.is_enabled)
 """
 
@@ -122,7 +123,7 @@ async def find_order(tx: Tx, lease: Lease) -> Order | None:
     row = await tx.find(ORDER, [tx.org_id, lease.delivery_id, lease.fence])
     if row is None or row["url"] is None:
         return None
-    event = Event(**{name: row.pop(name) for name in ("id", "type", "subject_id", "payload", "created_at")})
+    event = Event(**{name: row.pop(name) for name in ("id", "type", "subject_id", "payload", "created_at", "seq")})
     return Order(**row, event=event)
 
 

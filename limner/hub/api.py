@@ -103,6 +103,8 @@ class JobEndpoints:
         job = await _job(self._api, caller, job_id, scope="jobs:create")
         async with self._api.db.tenant_single(caller.org_id) as tx:
             outcome = await jobs.cancel(tx, caller.app_id, job.id, job.end_user_id)
+        if outcome == "cancelled":
+            self._api.submitter.waker.wake(event=True)
         if outcome in {"already_succeeded", "already_failed"}:
             raise ApiError(409, outcome, f"The job has {outcome.removeprefix('already_')} already.")
         return answer({"job_id": job.id, "status": outcome}, 202 if outcome == "requested" else 200)
@@ -111,7 +113,7 @@ class JobEndpoints:
         caller = await self._api.authenticate(request)
         caller.require("jobs:read")
         async with self._api.db.tenant_tx(caller.org_id) as tx:
-            return answer(await receipts.build(tx, await _load(tx, caller, job_id)))
+            return answer(await receipts.build(tx, await load_job(tx, caller, job_id)))
 
     async def list_models(self, request: Request) -> Response:
         caller = await self._api.authenticate(request)
@@ -146,10 +148,11 @@ async def admit_user(tx: Tx, caller: Caller) -> None:
 async def _job(api: HubApi, caller: Caller, job_id: str, scope: str = "jobs:read") -> jobs.Job:
     caller.require(scope)
     async with api.db.tenant_tx(caller.org_id) as tx:
-        return await _load(tx, caller, job_id)
+        return await load_job(tx, caller, job_id)
 
 
-async def _load(tx: Tx, caller: Caller, job_id: str) -> jobs.Job:
+async def load_job(tx: Tx, caller: Caller, job_id: str) -> jobs.Job:
+    """The caller's own job, and its user's when it names one. Raises ApiError 404; 403 for a deactivated user."""
     await admit_user(tx, caller)
     parsed = ids.parse(job_id)
     if parsed is None:

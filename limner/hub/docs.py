@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from starlette.responses import Response
+
 from limner.hub import jobs, schemas
 from limner.hub.schema import BATCH, ENVELOPE, GRANT, GRANT_ROW
 from limner.ledger import statements
@@ -73,6 +75,16 @@ LIMITS = {
 RETRY_AFTER = _header("Seconds; while the job is open.", "integer")
 REPLAYED = _header("`true` when this answer was given before for the same idempotency key.")
 
+_STREAM = """retry: 2000
+
+id: 17
+event: job.started
+data: {"id":"019a…","seq":17,"type":"job.started","timestamp":"2026-11-20T10:00:00Z","data":{"job_id":"019a…"}}
+
+event: progress
+data: {"job_id":"019a…","percent":40,"stage":"painting"}
+
+"""
 GENERATE: dict[str, Any] = {
     "summary": "Submit a job",
     "description": "Holds the price, stores the job and queues it, all in one commit; a worker does the rest. With `dry_run=1`"
@@ -125,6 +137,43 @@ LIST_JOBS: dict[str, Any] = {
             _query("status", {"type": "string", "enum": list(jobs.STATES)}, "Only jobs in this state."),
             _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
             _query("cursor", {"type": "string", "format": "uuid"}, "`next_cursor` of the page before."),
+        ]
+    },
+}
+LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "The `id` of the last event that arrived: what came after it is sent. Browsers send it by themselves.",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+    "example": "17",
+}
+FOLLOW_JOB: dict[str, Any] = {
+    "summary": "Follow a job",
+    "description": "Server-sent events until the job ends: `job.started`, `job.attempt_failed`, then `job.completed`, `job.failed`"
+    " or `job.cancelled` with the whole `job`; `progress` in between, at most twice a second. A comment is sent where nothing"
+    " was new. A stream that broke is taken up again with `Last-Event-ID`; 204 where nothing is left to tell.",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The stream.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _STREAM}},
+        },
+        204: {"description": "The client has been told all there is: it need not come back."},
+        **_errors(404, 429),
+    },
+    "openapi_extra": {"parameters": [USER_ID, LAST_EVENT_ID]},
+}
+LIST_EVENTS: dict[str, Any] = {
+    "summary": "List events",
+    "description": "The app's log, in its order, behind the position `after`. A page may be short, even empty, although `more` is"
+    " true: ask on with `next_after`. Whoever has read up to there has missed nothing.",
+    "response_model": schemas.EventPage,
+    "responses": _errors(429),
+    "openapi_extra": {
+        "parameters": [
+            _query("after", {"type": "integer", "minimum": 0, "default": 0}, "`next_after` of the page before."),
+            _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Events on a page."),
         ]
     },
 }

@@ -17,7 +17,7 @@ from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.hub import catalog, endings, outputs, pricing, routing, runs
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
-from limner.hub.progress import ProgressBoard
+from limner.hub.progress import NOBODY, News, ProgressBoard
 from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
 from limner.hub.runs import Delivery, Lease, Work
 from limner.hub.sharing import SharedWrites
@@ -52,15 +52,16 @@ class Resources:
     shared: SharedWrites
     routes: catalog.RouteCache
     progress: ProgressBoard
+    news: News
 
 
 def resources(
-    db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float
-) -> Resources:
+    db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float,
+    news: News = NOBODY,
+) -> Resources:  # fmt: skip
     """One worker's resources, with a batch of its own for what shares a commit."""
-    return Resources(
-        db, adapters, store, pool, max_runs, backoff_s, SharedWrites(db), catalog.RouteCache(), ProgressBoard(db)
-    )
+    shared, routes, progress = SharedWrites(db), catalog.RouteCache(), ProgressBoard(db, news)
+    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,7 @@ class Run:
                 return await runs.start(tx, self.lease)
 
             work = await self._insist("start", start)
+        self._resources.news.committed()
         self._model = work.model
         images: Mapping[str, Blob] = {}
         if any(field in work.input for field in ("images", "mask")):
@@ -310,6 +312,7 @@ class Run:
             return True
 
         await self._insist("record", write, arrived=True)
+        self._resources.news.committed()
 
     def _without_result(self, failures: Sequence[Failure]) -> Ending:
         last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
@@ -331,6 +334,7 @@ class Run:
                 return await runs.finish(tx, self.lease, ending)
 
             await self._insist("finish", write)
+        self._resources.news.committed()
         took_s = time.monotonic() - self._began
         metrics.JOBS.labels(self._model, ending.outcome, ending.code or "").inc()
         metrics.JOB_SECONDS.labels(self._model).observe(took_s)

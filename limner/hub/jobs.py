@@ -19,7 +19,7 @@ OPEN = ("queued", "running")
 
 SUBMIT = """
 SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s, %s, %s,
-                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int)
+                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s)
 """
 SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])"
 SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s, %s::text::json)"
@@ -75,6 +75,7 @@ class Submission:
     traceparent: str | None = None
     run_at: datetime | None = None
     limits: Limits = NO_LIMITS
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
         request.idempotency_key, request.request_hash, orjson.dumps(request.input).decode(), request.wait_s,
         request.deadline_s, request.max_runs, request.request_id, request.traceparent, again,
         request.run_at, limits.user_per_min, limits.app_per_min, limits.org_per_min, limits.max_open,
+        request.webhook_url,
     ]  # fmt: skip
     query = SUBMIT
     if request.images:
@@ -187,7 +189,7 @@ async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) ->
             "hold": one.hold_mc, "priority": one.priority, "key": one.idempotency_key,
             "hash": "\\x" + one.request_hash.hex(), "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
             "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
-            "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min,
+            "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min, "webhook_url": one.webhook_url,
         }
         for org_id, job_id, one in batch
     ]  # fmt: skip

@@ -17,7 +17,7 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.db.wake import CHANNEL
+from limner.db.wake import CHANNEL, EVENT
 from limner.hub import executor, runs
 from limner.hub.endings import Ending
 from limner.hub.executor import Run
@@ -273,8 +273,10 @@ class WorkerLoop:
                 async with conn:
                     await conn.execute(f"LISTEN {CHANNEL}")
                     self._wake.set()
-                    async for _ in conn.notifies():
+                    async for notice in conn.notifies():
                         self._wake.set()
+                        if notice.payload == EVENT:
+                            self._resources.news.committed()
             except Exception as error:  # nothing may end the listening but the worker itself
                 log.warning("listen.lost", error=str(error) or type(error).__name__)
             await asyncio.sleep(POLL_S)

@@ -4,6 +4,9 @@ A run that ends before its first word would be written costs nothing.
 """
 
 import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from uuid import UUID
 
 import psycopg
 
@@ -14,11 +17,23 @@ from limner.hub.runs import Lease
 EVERY_S = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """Who is told: `committed` after a commit with an event in it, `moved` of the jobs whose progress was written."""
+
+    committed: Callable[[], None] = lambda: None
+    moved: Callable[[Iterable[UUID]], None] = lambda _: None
+
+
+NOBODY = News()
+
+
 class ProgressBoard:
     """One for each worker process."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, news: News) -> None:
         self._db = db
+        self._news = news
         self._latest: dict[Lease, tuple[int, str]] = {}
         self._writing: asyncio.Task[None] | None = None
 
@@ -45,3 +60,4 @@ class ProgressBoard:
                     await runs.report_many(tx, reports)
             except (psycopg.Error, DatabaseUnavailable):
                 continue  # progress is a courtesy; the runs go on
+            self._news.moved([lease.job_id for lease, _, _ in reports])

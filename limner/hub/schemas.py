@@ -254,6 +254,22 @@ class Event(BaseModel):
     at: datetime
 
 
+class LogEvent(BaseModel):
+    """`seq`: its place in the log; `data` as the catalogue of events describes it for the type."""
+
+    id: UUID
+    seq: int
+    type: str
+    timestamp: datetime
+    data: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    events: list[LogEvent]
+    next_after: int
+    more: bool
+
+
 class Receipt(BaseModel):
     """What happened to a job and what it cost. `rule` is why the provider that delivered was chosen."""
 
@@ -286,7 +302,7 @@ class Problem(BaseModel):
     required: int | None = None
     owed: int | None = None
     retry_after: int | None = None
-    limit: Literal["user", "app", "organization", "open_jobs", "reads"] | None = None
+    limit: Literal["user", "app", "organization", "open_jobs", "reads", "streams", "streams_per_app"] | None = None
     limit_size: int | None = None
     request_id: UUID
 

@@ -27,6 +27,12 @@ RESENDS = Counter(
 ABSURD_COSTS = Counter("limner_provider_absurd_costs", "Costs a provider stated that cannot be true", ["provider"])
 RUNS_RELEASED = Counter("limner_runs_released", "Runs given back", ["reason"])
 LEASES_LOST = Counter("limner_leases_lost", "Runs whose lease another worker took")
+EVENTS_PLACED = Counter("limner_events_placed", "Events given their place in the log")
+EVENT_LAG = Histogram(
+    "limner_event_lag_seconds", "From an event to its place in the log, of the oldest placed together",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 300),
+)  # fmt: skip
+STREAMS = Gauge("limner_streams_open", "Clients that follow a job", multiprocess_mode="livesum")
 QUEUE_DEPTH = Gauge("limner_queue_depth", "Jobs waiting to be claimed", multiprocess_mode="mostrecent")
 QUEUE_RUNNING = Gauge("limner_queue_running", "Jobs under a live lease", multiprocess_mode="mostrecent")
 QUEUE_DEFERRED = Gauge("limner_queue_deferred", "Jobs whose time has not come", multiprocess_mode="mostrecent")

@@ -1,5 +1,6 @@
 """Who an API key stands for, remembered for at most a minute, so that revoking works everywhere by then."""
 
+import math
 import time
 from collections import OrderedDict
 
@@ -12,6 +13,8 @@ from limner.web.caller import Caller, Quotas
 from limner.web.errors import ApiError, invalid
 
 CACHE_ENTRIES = 50_000
+BELIEVED_S = 15.0
+"""How old an answer may be for a request that goes on and on."""
 
 
 class KeyAuthenticator:
@@ -30,28 +33,39 @@ class KeyAuthenticator:
         """Raises ApiError 401 `missing_api_key`, `invalid_api_key`; 403 `app_disabled`, `organization_inactive`; 429 for a
         GET beyond the key's reads a minute.
         """
+        caller = await self._caller(request, math.inf)
+        if request.method == "GET":
+            self._reads.take(caller.key_id)
+        return caller
+
+    async def again(self, request: Request) -> Caller:
+        """The same for a request that is still being answered: it counts as no read, and nothing old is believed.
+
+        Raises what `__call__` raises, but for 429.
+        """
+        return await self._caller(request, BELIEVED_S)
+
+    async def _caller(self, request: Request, max_age_s: float) -> Caller:
         presented = parsing.one_header(request, "X-API-Key")
         if not presented:
             raise ApiError(401, "missing_api_key", "Send your API key in the X-API-Key header.")
         key_hash = api_keys.digest(presented)
-        key = await self._resolve(key_hash) if key_hash is not None else None
+        key = await self._resolve(key_hash, max_age_s) if key_hash is not None else None
         if key is None or not key.live:
             raise ApiError(401, "invalid_api_key", "This API key is not valid.")
         if not key.org_active:
             raise ApiError(403, "organization_inactive", "This organization is deactivated.")
         if not key.app_enabled:
             raise ApiError(403, "app_disabled", "This app is disabled.")
-        if request.method == "GET":
-            self._reads.take(key.key_id)
         external_id = _external_id(request)
         request.state.log = {"org": key.org_id, "app": key.app_id, "user": external_id}
         quotas = Quotas(key.user_jobs_per_min, key.app_jobs_per_min, key.org_jobs_per_min, key.org_max_open)
         return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id, quotas)
 
-    async def _resolve(self, key_hash: bytes) -> api_keys.ResolvedKey | None:
+    async def _resolve(self, key_hash: bytes, max_age_s: float) -> api_keys.ResolvedKey | None:
         remembered = self._cache.get(key_hash)
         now = time.monotonic()
-        if remembered is not None and remembered[0] > now:
+        if remembered is not None and remembered[0] > now + max(self._cache_s - max_age_s, 0):
             return remembered[1]
         async with self._db.system_tx("limner_api", "a key names its organization: none is known yet") as tx:
             key = await api_keys.resolve(tx, key_hash)

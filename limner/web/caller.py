@@ -1,7 +1,7 @@
 """Who is calling, as plain data; tenancy fills it."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from starlette.requests import Request
@@ -39,5 +39,11 @@ class Caller:
             raise ApiError(403, "missing_scope", f"This API key lacks the scope {scope}.")
 
 
-Authenticate = Callable[[Request], Awaitable[Caller]]
-"""Raises ApiError 401 (missing, malformed or dead key) or 403 (disabled app, inactive organization)."""
+class Authenticate(Protocol):
+    """Raises ApiError 401 (missing, malformed or dead key), 403 (disabled app, inactive organization), 429 (too many reads)."""
+
+    async def __call__(self, request: Request) -> Caller: ...
+
+    async def again(self, request: Request) -> Caller:
+        """For a request that is still being answered: no read is counted, and the answer is fresh."""
+        ...

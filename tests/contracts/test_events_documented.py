@@ -29,4 +29,4 @@ def test_every_event_has_its_heading_and_every_heading_is_an_event() -> None:
 
 
 def test_the_catalogue_says_what_each_event_means() -> None:
-    assert all(words.endswith(".") and len(words.split()) > 3 for words in ANNOUNCED.values())
+    assert all(one.meaning.endswith(".") and len(one.meaning.split()) > 3 for one in ANNOUNCED.values())

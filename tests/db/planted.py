@@ -130,6 +130,8 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
          " VALUES (%s, '2020-02-29', 'issuance', 'grant', %s, 0, 1)", [tenant.org_id, amount_mc]),
         ("INSERT INTO limner.queue_policy (org_id, app_id) VALUES (%s, %s)", [tenant.org_id, subject]),
         ("INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) VALUES (%s, %s, 0, now())", [tenant.org_id, subject]),
+        ("INSERT INTO limner.event_order (org_id, seq, event_id, subject_id) VALUES (%s, %s, %s, %s)",
+         [tenant.org_id, amount_mc, lot, subject]),
         ("INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (%s, now(), %s)", [tenant.org_id, subject]),
         ("INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind, url, secret) VALUES (%s, %s, %s, 'extra', %s, '\\x00')",
          [tenant.org_id, subject, tenant.app.id, f"https://hooks.example.com/{subject}"]),

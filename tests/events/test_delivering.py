@@ -32,9 +32,10 @@ async def test_mj16_a_job_that_ended_is_told_signed_and_verifiable(office: Offic
     assert " v1a," in got.headers["webhook-signature"]
     assert (told["type"], told["event"], told["job_id"]) == ("job.completed", "job.completed", str(job_id))
     assert (told["status"], told["user_id"], told["tokens_charged"], told["outputs"]) == ("succeeded", "ann", 1, [])
-    assert told["completed_at"] == told["data"]["completed_at"]
-    assert told["data"]["model"] == "test/painter"
+    assert told["data"] == {"job_id": str(job_id), "status": "succeeded", "tokens_charged": 1}
+    assert (told["id"], told["model"]) == (str(event_id), "test/painter")
     assert told["timestamp"].endswith("Z")
+    assert told["completed_at"].endswith("Z")
 
 
 async def test_an_app_hears_of_a_jobs_ends_unless_it_asks_for_more(office: Office) -> None:
@@ -208,7 +209,7 @@ async def test_a_body_of_a_jobs_course_says_what_the_event_knew(office: Office) 
         await office.settled(endpoint)
 
     told = json.loads(office.receiver.of("hook")[0].body)
-    assert (told["type"], told["status"], told["data"]["status"]) == ("job.started", "running", "running")
+    assert (told["type"], told["status"], told["data"]) == ("job.started", "running", {"job_id": str(job_id)})
     assert "outputs" not in told
 
 

@@ -11,14 +11,15 @@ from uuid import uuid4
 from limner.cli import serve
 from limner.db.tx import Tx
 from limner.egress.untrusted import UntrustedDoor
-from limner.events import deliveries
+from limner.events import deliveries, delivering, relay
 from limner.events.deliveries import Ended, Lease, Order
+from limner.events.delivering import DeliveryLoop
 from limner.hub.loop import WorkerLoop
 from tests.emulators.receiver import SENDER
 from tests.faults import crash
 
 Window = Literal["owed", "claimed", "asked", "answered", "recorded"]
-"""The event is committed, nothing was placed for it; claimed, nothing sent; the receiver has the request, no answer; the answer is
+"""The event is committed, the relay's commit is not sent; claimed, nothing sent; the receiver has the request, no answer; the answer is
 here, nothing recorded; recorded, and nothing known of it."""
 WINDOWS: tuple[Window, ...] = get_args(Window)
 
@@ -96,11 +97,17 @@ def _bend(window: Window | None) -> None:
         return []
 
     async def asked(tx: Tx, query: str, params: Any = None) -> Any:
-        if window == "owed" and "queue_deliveries" in query:
-            _die()
-        return await find(tx, query, params)
+        row = await find(tx, query, params)
+        if window == "owed" and "relay_events" in query and row and row["placed"]:
+            _die()  # before the commit: neither the order nor what is owed is written
+        return row
 
+    # nobody wakes these: the jobs end elsewhere; and it is the one that is to die over it that places most
+    crash.vars_of(relay, POLL_S=0.02 if window == "owed" else 0.2)
+    crash.vars_of(delivering, POLL_S=0.05)
     crash.vars_of(deliveries, find_order=found, end=ended)
     crash.vars_of(UntrustedDoor, post=posted)
     crash.vars_of(Tx, find=asked)
     crash.vars_of(WorkerLoop, _claim=nothing)  # jobs are the test's
+    if window == "owed":  # it dies before it has sent anything
+        crash.vars_of(DeliveryLoop, _claim=nothing)

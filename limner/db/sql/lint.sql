@@ -12,10 +12,12 @@ first_column AS (
 allowed (rule, name, why) AS (VALUES
   ('L04', 'alembic_version', 'the schema''s own revision'),
   ('L04', 'chore', 'installation-wide duties, no tenant''s data'),
+  ('L04', 'event_relay', 'how far the log is put in order: a position, no tenant''s data'),
   ('L11', 'route_provider_org_provider_id_fkey', 'a CHECK binds provider_org to the row''s organization or the platform'),
   ('L12', 'api_key_key_hash_key', 'a key is looked up before its organization is known; 256 random bits reveal nothing'),
   ('L12', 'organization_slug_key', 'operators name organizations; a slug is no tenant''s secret'),
   ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),
+  ('L17', 'event_unread', 'the relay''s cross-tenant scan of new events'),
   ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'),
   ('L15', 'job_queue limner_dispatch', 'the dispatcher writes leases: columns only, never a payload or an amount'),
   ('L17', 'job_queue_deferred', 'the dispatcher''s cross-tenant scan of rows that become due'),

@@ -90,6 +90,7 @@ CREATE TABLE limner.job (
   finished_fence bigint,
   request_id     text,
   traceparent    text,
+  webhook_url    text,
   created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
   started_at     timestamptz,
   finished_at    timestamptz,
@@ -258,19 +259,21 @@ CREATE TABLE limner.usage_record (
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON limner.usage_record
   FOR EACH ROW EXECUTE FUNCTION limner.refuse_change();
 
--- the ordered log's rows; `seq` is given by the relay once nothing older can still commit
+-- the log's rows; their place in it is given by the relay (11_events.sql) once nothing older can still commit. `deliver_to`: where the
+-- job's request asked to be told.
 CREATE TABLE limner.event (
   org_id     uuid NOT NULL,
   id         uuid NOT NULL,
   xid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
-  seq        bigint,
   app_id     uuid,
   type       text NOT NULL,
   subject_id uuid NOT NULL,
   payload    jsonb NOT NULL,
+  deliver_to text,
   created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (org_id, id)
 );
+CREATE INDEX event_unread ON limner.event (xid, id);
 CREATE UNIQUE INDEX one_terminal_event_per_job ON limner.event (org_id, subject_id)
   WHERE type IN ('job.completed', 'job.failed', 'job.cancelled');
 CREATE INDEX event_of_subject ON limner.event (org_id, subject_id, id);

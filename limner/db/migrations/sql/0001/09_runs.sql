@@ -204,9 +204,9 @@ BEGIN
     VALUES (t, p_job, n + 1, j.app_id, j.end_user_id, j.model, p_provider, u ->> 'kind', (u ->> 'quantity')::bigint, u ->> 'unit',
             CASE WHEN n = 0 THEN amount ELSE 0 END, CASE WHEN n = 0 THEN (u ->> 'cost_micro_usd')::bigint END);
   END LOOP;
-  INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
+  INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload, deliver_to)
   VALUES (t, p_event, j.app_id, CASE p_outcome WHEN 'succeeded' THEN 'job.completed' ELSE 'job.' || p_outcome END, p_job,
-          json_build_object('job_id', p_job, 'status', p_outcome, 'charged_mc', amount, 'error_code', p_error_code));
+          json_build_object('job_id', p_job, 'status', p_outcome, 'charged_mc', amount, 'error_code', p_error_code), j.webhook_url);
   DELETE FROM limner.job_queue q WHERE q.org_id = t AND q.job_id = p_job;
   IF j.input ?| ARRAY['images', 'mask'] THEN
     DELETE FROM limner.job_input i WHERE i.org_id = t AND i.job_id = p_job;

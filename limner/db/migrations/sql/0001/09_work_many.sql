@@ -76,7 +76,7 @@ BEGIN
         JOIN LATERAL (SELECT 1 FROM limner.job_queue q
                        WHERE q.org_id = a.org AND q.job_id = a.job AND q.fence = a.fence AND q.lease_owner IS NOT NULL
                          FOR UPDATE SKIP LOCKED) q ON true
-        JOIN LATERAL (SELECT j.app_id, j.end_user_id, j.model, j.wallet_id, j.price_hold_mc, j.input ?| ARRAY['images', 'mask'] AS pictures
+        JOIN LATERAL (SELECT j.app_id, j.end_user_id, j.model, j.wallet_id, j.price_hold_mc, j.webhook_url, j.input ?| ARRAY['images', 'mask'] AS pictures
                         FROM limner.job j WHERE j.org_id = a.org AND j.id = a.job AND NOT j.drew_lots
                          AND (a.outcome <> 'succeeded' OR a.amount = 0
                               OR (a.amount BETWEEN 0 AND j.price_hold_mc AND jsonb_array_length(a.usage) > 0))
@@ -117,9 +117,10 @@ BEGIN
              CASE u.n WHEN 1 THEN k.charge_mc ELSE 0 END, CASE u.n WHEN 1 THEN (u.v ->> 'cost_micro_usd')::bigint END
         FROM closing k CROSS JOIN LATERAL jsonb_array_elements(k.usage) WITH ORDINALITY u (v, n)),
     told AS (
-      INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
+      INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload, deliver_to)
       SELECT k.org, k.event, k.app_id, CASE k.outcome WHEN 'succeeded' THEN 'job.completed' ELSE 'job.' || k.outcome END, k.job,
-             jsonb_build_object('job_id', k.job, 'status', k.outcome, 'charged_mc', k.charge_mc, 'error_code', k.error_code) FROM closing k),
+             jsonb_build_object('job_id', k.job, 'status', k.outcome, 'charged_mc', k.charge_mc, 'error_code', k.error_code),
+             k.webhook_url FROM closing k),
     gone AS (DELETE FROM limner.job_queue q USING closing k WHERE q.org_id = k.org AND q.job_id = k.job),
     erased AS (DELETE FROM limner.job_input i USING closing k WHERE k.pictures AND i.org_id = k.org AND i.job_id = k.job),
     left_over AS (                                           -- runs may have left objects that nobody refers to

@@ -100,7 +100,6 @@ GRANT SELECT ON limner.webhook_endpoint, limner.webhook_delivery, limner.webhook
 GRANT UPDATE (url, description, event_types, secret, previous_secret, previous_until, signing_key, public_key, is_enabled, disabled_reason,
               failing_since, turn_at, removed_at) ON limner.webhook_endpoint TO limner_api, limner_operator;
 GRANT UPDATE (secret) ON limner.webhook_endpoint TO limner_worker;
-GRANT SELECT (org_id, id, app_id, type, subject_id, payload, deliver_to, created_at) ON limner.event TO limner_worker;
 GRANT SELECT (org_id, id, external_id) ON limner.end_user TO limner_worker;
 GRANT SELECT (org_id, id, has_url, is_enabled, removed_at, turn_at), UPDATE (turn_at) ON limner.webhook_endpoint TO limner_dispatch;
 GRANT SELECT (org_id, id, endpoint_id, per_request, phase, tries, next_at, lease_owner, lease_until, fence),
