@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     worker_slots: PositiveInt = 200
     shutdown_s: PositiveFloat = 30.0
 
+    webhook_slots: PositiveInt = 64
+    webhook_endpoint_slots: PositiveInt = 4
+    webhooks_per_app: PositiveInt = 20
+    webhook_secret_overlap_s: int = Field(default=86_400, ge=0, le=30 * 86_400)
+    webhook_off_after_s: PositiveInt = 5 * 86_400
+
     cpu_processes: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 1)
     cpu_memory_bytes: PositiveInt = 2048 * MIB
     cpu_time_limit_s: PositiveFloat = 60.0

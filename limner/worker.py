@@ -10,17 +10,21 @@ from prometheus_client import start_http_server
 
 from limner.db.pools import Address, Database
 from limner.db.wake import Herald
+from limner.egress.untrusted import UntrustedDoor
+from limner.events import endpoints
+from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
-from limner.hub import executor, retention
+from limner.hub import executor, retention, webhook_bodies
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
 from limner.hub.providers.base import Adapter
 from limner.hub.providers.local.adapter import LocalAdapter
 from limner.kit.cpu import CpuPool
-from limner.kit.crypto import RootKey
+from limner.kit.crypto import RootKey, Sealer
 from limner.ledger import chores as ledger_chores
 from limner.media.store import ObjectStore
+from limner.media.urls import MediaUrls
 from limner.settings import Settings
 from limner.tasks import chores
 from limner.telemetry import logs
@@ -39,7 +43,8 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     await db.open()
     herald = Herald(db, "limner_dispatch")
-    relay = Relay(db, herald)
+    delivering = _delivering(settings, root, db)
+    relay = Relay(db, herald, delivering.wake)
     resources = executor.resources(
         db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s, News(relay.wake, herald.tell)
     )
@@ -65,6 +70,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
 
     def stop() -> None:
         loop.stop()
+        delivering.stop()
         _leave_by(settings.shutdown_s)
 
     running = asyncio.get_running_loop()
@@ -76,9 +82,12 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         asyncio.create_task(work)
         for work in (chores.run_forever(db, duties), db.keep_time(), relay.run(), herald.run())
     ]
+    sending = asyncio.create_task(delivering.run())
     try:
         await loop.run()
+        await sending  # stopped with the loop: it ends by itself
     finally:
+        background.append(sending)
         for task in background:
             task.cancel()
         await asyncio.wait(background, timeout=CLOSE_S)
@@ -86,6 +95,15 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
             async with asyncio.timeout(CLOSE_S):
                 await pool.aclose()
         await db.close()
+
+
+def _delivering(settings: Settings, root: RootKey, db: Database) -> DeliveryLoop:
+    """Webhooks: bodies are the hub's, the way out is the door for addresses that nobody vouches for."""
+    bodies = webhook_bodies.Bodies(MediaUrls(root, db.clock, settings.base_url, webhook_bodies.URL_LIFE_S))
+    limits = DeliverySettings(
+        settings.webhook_slots, settings.webhook_endpoint_slots, settings.webhook_off_after_s, settings.shutdown_s / 3
+    )
+    return DeliveryLoop(db, UntrustedDoor.of(settings), Sealer(root, endpoints.PURPOSE), bodies.compose, limits)
 
 
 def _leave_by(seconds: float) -> None:

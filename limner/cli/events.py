@@ -12,7 +12,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def catalogue(as_json: Json = False) -> None:
     """The catalogue of events: types, what each means, and the JSON Schema of what it carries (--json)."""
-    declared = events.CATALOGUE.values()
+    declared = events.ANNOUNCED.values()
     if as_json:
         printing.document(
             {"events": [{"type": one.type, "meaning": one.meaning, "data": one.data} for one in declared]}

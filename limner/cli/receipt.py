@@ -11,14 +11,23 @@ from rich.text import Text
 from limner.cli import printing
 
 AMOUNTS = ("before", "held", "charged", "refunded", "after")
-COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "done": "green", "error": "red"}
+COLOURS = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "done": "green",
+    "error": "red",
+    "delivered": "green",
+}
 Receipt = Mapping[str, Any]
 
 
 def show(receipts: Sequence[Receipt], *, title: str = "Receipt") -> None:
-    """Two tables: credits, with a total when there are several receipts, and attempts."""
+    """Tables: credits, with a total when there are several receipts, attempts, and webhooks where there are any."""
     printing.show(_credits(receipts, title), prose=True)
     printing.show(_attempts(receipts), prose=True)
+    if any(receipt["webhooks"] for receipt in receipts):
+        printing.show(_webhooks(receipts), prose=True)
 
 
 def _credits(receipts: Sequence[Receipt], title: str) -> Table:
@@ -60,6 +69,19 @@ def _attempts(receipts: Sequence[Receipt]) -> Table:
                 printing.clean(receipt["model"]), str(attempt["run"]), printing.clean(attempt["provider"]), outcome,
                 took, printing.clean(attempt["rule"]),
             )  # fmt: skip
+    return table
+
+
+def _webhooks(receipts: Sequence[Receipt]) -> Table:
+    table = _table("Webhooks")
+    for name in ("event", "delivery", "status", "tries"):
+        table.add_column(name, no_wrap=True)
+    for receipt in receipts:
+        for sent in receipt["webhooks"]:
+            tries = ", ".join(
+                a["outcome"] + (f" {a['status']}" if a["status"] is not None else "") for a in sent["attempts"]
+            )
+            table.add_row(printing.clean(sent["event"]), str(sent["delivery_id"]), _state(sent["status"]), tries or "–")
     return table
 
 

@@ -5,6 +5,7 @@ Payloads carry ids and facts, never a prompt or an output.
 
 from typing import Any
 
+from limner.events import catalogue
 from limner.events.declared import Declared
 from limner.events.log import Event
 from limner.kit import money
@@ -43,6 +44,8 @@ _DECLARED = (
 )
 CATALOGUE: dict[str, Declared] = {one.type: one for one in _DECLARED}
 """Event types, what each means and carries; docs/reference/events.md says more."""
+ANNOUNCED: dict[str, Declared] = {**CATALOGUE, **catalogue.CATALOGUE}
+"""Everything that is announced, by whomever: what a log tells, and what a webhook may ask for."""
 
 
 def data(event: Event) -> dict[str, Any]:

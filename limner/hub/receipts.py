@@ -3,7 +3,8 @@
 from typing import Any
 
 from limner.db.tx import Row, Tx
-from limner.events import log
+from limner.events import deliveries, log
+from limner.events.deliveries import Delivery
 from limner.hub.jobs import Job
 from limner.kit import money
 
@@ -32,6 +33,7 @@ async def build(tx: Tx, job: Job) -> dict[str, Any]:
     transfers = await tx.all(TRANSFERS, {"org": tx.org_id, "job": job.id})
     usage = await tx.all(USAGE, key)
     history = await log.list_of_subject(tx, job.id)
+    sent = await deliveries.list_of_subject(tx, job.id)
     before_mc = next((t["debit_available_mc"] + t["amount_mc"] for t in transfers if t["kind"] == "hold"), None)
     after_mc = next((_available(t) for t in reversed(transfers)), None)
     receipt: dict[str, Any] = {
@@ -56,6 +58,7 @@ async def build(tx: Tx, job: Job) -> dict[str, Any]:
         "transfers": [_transfer(row) for row in transfers],
         "usage": [_usage(row, costs=costs) for row in usage],
         "events": [{"type": event.type, "at": event.created_at} for event in history],
+        "webhooks": [_webhook(delivery) for delivery in sent],
         "request_id": job.request_id,
     }
     if costs:
@@ -111,3 +114,15 @@ def _usage(row: Row, *, costs: bool) -> dict[str, Any]:
         "credits": _credits(row["price_mc"]),
     }
     return usage | ({"cost_micro_usd": row["cost_micro_usd"]} if costs else {})
+
+
+def _webhook(delivery: Delivery) -> dict[str, Any]:
+    return {
+        "delivery_id": delivery.id,
+        "webhook_id": delivery.endpoint_id,
+        "to": "request" if delivery.per_request else "webhook",
+        "event": delivery.event,
+        "status": delivery.status,
+        "attempts": delivery.attempts,
+        "next_attempt_at": delivery.next_at,
+    }

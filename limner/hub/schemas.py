@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from limner.hub.catalog import Model
 from limner.hub.dry_run import Foreseen
 from limner.hub.jobs import Job, Submission
+from limner.hub.webhooks_schemas import ReceiptWebhook
 from limner.kit import money
 from limner.ledger.statements import Line
 from limner.media.urls import MediaUrls
@@ -286,6 +287,7 @@ class Receipt(BaseModel):
     transfers: list[Transfer]
     usage: list[Usage]
     events: list[Event]
+    webhooks: list[ReceiptWebhook]
     request_id: str | None
     provider_cost_micro_usd: int | None = None
 
@@ -341,7 +343,7 @@ def job_body(job: Job, urls: MediaUrls) -> dict[str, Any]:
     if job.is_erased:
         body |= {"erased": True, "provider_used": job.provider_used}
     elif job.state == "succeeded":
-        body["outputs"] = [_output(item, urls) for item in job.outputs or []]
+        body["outputs"] = [output_body(item, urls) for item in job.outputs or []]
         body["provider_used"] = job.provider_used
     elif job.state in {"failed", "cancelled"}:
         body["error"] = {"code": job.error_code, "message": job.error_message}
@@ -356,7 +358,7 @@ def _progress(job: Job) -> dict[str, Any]:
     return {"percent": 100 if job.state == "succeeded" else 0, "stage": job.state}
 
 
-def _output(item: dict[str, Any], urls: MediaUrls) -> dict[str, Any]:
+def output_body(item: dict[str, Any], urls: MediaUrls) -> dict[str, Any]:
     shown = {name: value for name, value in item.items() if name not in {"key", "sha256"} and value is not None}
     if "key" in item:
         shown["url"] = urls.sign(item["key"])

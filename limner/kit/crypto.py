@@ -10,10 +10,16 @@ import hmac
 import secrets
 from dataclasses import dataclass
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 BLOCK = 64  # SHA-256's block, in bytes: HMAC pads are this long (RFC 2104)
+KID = 1  # the root key a sealed value names; another one is for the day the root key is changed
+KID_BYTES = 2
+NONCE_BYTES = 12  # the 96 bits that GCM is made for (NIST SP 800-38D, 8.2)
+TAG_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,46 @@ def same(left: bytes, right: bytes) -> bool:
 
 def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+class SealBroken(ValueError):
+    """A sealed value does not open here: it was changed, moved from another row, cut, or sealed under another key."""
+
+
+class Sealer:
+    """Seals small secrets for one purpose: AES-256-GCM under a key of its own, bound to the row they are kept in.
+
+    Sealed: key id (2 bytes, big-endian), nonce (12), ciphertext, tag (16). `bound` names the row, e.g. organization and
+    id: it is authenticated with the purpose and the key id, so that a value copied into another row does not open.
+    """
+
+    def __init__(self, root: RootKey, purpose: str) -> None:
+        self._purpose = purpose
+        self._aead = AESGCM(root.derive(f"seal:{purpose}"))
+
+    def __repr__(self) -> str:
+        return f"Sealer({self._purpose!r})"
+
+    def seal(self, plain: bytes, *bound: object) -> bytes:
+        """Another nonce each time: the same secret twice gives two values."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return KID.to_bytes(KID_BYTES, "big") + nonce + self._aead.encrypt(nonce, plain, self._context(KID, bound))
+
+    def open(self, sealed: bytes, *bound: object) -> bytes:
+        """What was sealed for this row. Raises SealBroken."""
+        if len(sealed) < KID_BYTES + NONCE_BYTES + TAG_BYTES:
+            raise SealBroken("too short to be a sealed value")
+        kid = int.from_bytes(sealed[:KID_BYTES], "big")
+        if kid != KID:
+            raise SealBroken(f"sealed under the key {kid}, which is not here")
+        nonce, rest = sealed[KID_BYTES : KID_BYTES + NONCE_BYTES], sealed[KID_BYTES + NONCE_BYTES :]
+        try:
+            return self._aead.decrypt(nonce, rest, self._context(kid, bound))
+        except InvalidTag:
+            raise SealBroken("sealed for another row or under another root key, or changed since") from None
+
+    def _context(self, kid: int, bound: tuple[object, ...]) -> bytes:
+        return "|".join([self._purpose, *map(str, bound), str(kid)]).encode()
 
 
 def hmac_pads(key: bytes) -> tuple[bytes, bytes]:

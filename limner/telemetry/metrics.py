@@ -40,6 +40,16 @@ QUEUE_OLDEST = Gauge("limner_queue_oldest_seconds", "Age of the oldest waiting j
 QUEUE_OVERDUE = Gauge("limner_queue_overdue", "Open jobs past their deadline", multiprocess_mode="mostrecent")
 OPEN_HOLDS = Gauge("limner_open_holds", "Holds not yet settled", multiprocess_mode="mostrecent")
 HELD_CREDITS = Gauge("limner_held_credits", "Credits on hold", multiprocess_mode="mostrecent")
+WEBHOOK_ATTEMPTS = Counter("limner_webhook_attempts", "Tries to deliver a webhook", ["outcome"])
+WEBHOOK_LAG_SECONDS = Histogram(
+    "limner_webhook_lag_seconds", "From an event to the first try to deliver it",
+    buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30, 300),
+)  # fmt: skip
+WEBHOOK_DUE = Gauge(
+    "limner_webhook_due_seconds", "How long the webhook has waited whose turn came first",
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+WEBHOOKS_FAILING = Gauge("limner_webhooks_failing", "Webhooks whose last try failed", multiprocess_mode="mostrecent")
 VIOLATIONS = Gauge(
     "limner_invariant_violations", "Broken invariants at the last check (0 is right)", multiprocess_mode="mostrecent"
 )

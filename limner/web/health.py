@@ -68,13 +68,16 @@ async def _database_answers(db: Database) -> bool:
 
 async def _measure(db: Database) -> None:
     """What only the database knows: the queue now, and what the last check of the books found."""
-    async with db.system_tx("limner_api", "four numbers of the whole queue, no tenant's") as tx:
+    async with db.system_tx("limner_api", "a few numbers of everybody's queues, no tenant's") as tx:
         queue = await tx.get("SELECT * FROM limner.queue_facts()")
+        webhooks = await tx.get("SELECT * FROM limner.webhook_facts()")
     metrics.QUEUE_DEPTH.set(queue["depth"])
     metrics.QUEUE_RUNNING.set(queue["running"])
     metrics.QUEUE_DEFERRED.set(queue["deferred"])
     metrics.QUEUE_OVERDUE.set(queue["overdue"])
     metrics.QUEUE_OLDEST.set(queue["oldest_s"])
+    metrics.WEBHOOK_DUE.set(webhooks["due_s"])
+    metrics.WEBHOOKS_FAILING.set(webhooks["failing"])
     books = (await chores.last_results(db)).get("check_books", {})
     if "violations" in books:
         metrics.VIOLATIONS.set(books["violations"])

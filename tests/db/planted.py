@@ -133,6 +133,12 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
         ("INSERT INTO limner.event_order (org_id, seq, event_id, subject_id) VALUES (%s, %s, %s, %s)",
          [tenant.org_id, amount_mc, lot, subject]),
         ("INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (%s, now(), %s)", [tenant.org_id, subject]),
+        ("INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind, url, secret) VALUES (%s, %s, %s, 'extra', %s, '\\x00')",
+         [tenant.org_id, subject, tenant.app.id, f"https://hooks.example.com/{subject}"]),
+        ("INSERT INTO limner.webhook_delivery (org_id, id, endpoint_id, event_id) SELECT org_id, %s, %s, id FROM limner.event"
+         " WHERE org_id = %s LIMIT 1", [subject, subject, tenant.org_id]),
+        ("INSERT INTO limner.webhook_attempt (org_id, delivery_id, n, outcome, latency_ms) VALUES (%s, %s, 1, 'timeout', 1)",
+         [tenant.org_id, subject]),
     ):  # fmt: skip
         superuser.execute(statement, values)
 

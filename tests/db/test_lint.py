@@ -11,8 +11,8 @@ from limner.db.pools import Database
 DEFECTS = {
     "L01 off": "ALTER TABLE limner.job DISABLE ROW LEVEL SECURITY",
     "L01 not forced": "ALTER TABLE limner.wallet NO FORCE ROW LEVEL SECURITY",
-    "L02": "DROP POLICY tenant ON limner.event; DROP POLICY entered ON limner.event; DROP POLICY audit ON limner.event;"
-    " DROP POLICY batch ON limner.event",
+    "L02": "DROP POLICY tenant ON limner.usage_record; DROP POLICY entered ON limner.usage_record;"
+    " DROP POLICY audit ON limner.usage_record; DROP POLICY batch ON limner.usage_record",
     "L03": "CREATE POLICY x ON limner.job FOR ALL TO limner_api USING (org_id = (SELECT limner.org()))",
     "L04": "CREATE TABLE limner.x (id int)",
     "L05": "CREATE VIEW limner.x AS SELECT * FROM limner.job",

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import psycopg
@@ -10,8 +11,10 @@ import pytest
 import pytest_asyncio
 
 from limner.db.pools import Address, Database
+from limner.events import deliveries, endpoints, log
 from limner.hub import catalog, jobs, queue, runs
 from limner.kit import ids
+from limner.kit.crypto import RootKey, Sealer
 from limner.kit.money import MC
 from limner.ledger import invariants
 from tests import acts
@@ -20,7 +23,10 @@ from tests.conftest import ROLES, MakeTenant, Server, Tenant
 
 __all__ = ["db_alone", "server_alone", "superuser_alone"]
 
-LARGE = ("job", "job_queue", "transfer", "wallet", "event", "usage_record", "provider_call", "end_user")
+LARGE = (
+    "job", "job_queue", "transfer", "wallet", "event", "usage_record", "provider_call", "end_user", "webhook_endpoint",
+    "webhook_delivery", "webhook_attempt",
+)  # fmt: skip
 SCHEMA = {"type": "object", "additionalProperties": False, "properties": {}}
 SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'limner' AND relname = ANY (%s)"
 
@@ -51,6 +57,18 @@ async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connec
         " FROM generate_series(1, 3000) n RETURNING org_id, id)"
         " INSERT INTO limner.wallet (org_id, id, owner) SELECT org_id, id, 'end_user' FROM u",
         [other.org_id, other.app.id],
+    )
+    endpoint = ids.new()
+    superuser.execute(
+        "INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind, url, secret, turn_at)"
+        " SELECT %s, CASE n WHEN 0 THEN %s ELSE gen_random_uuid() END, %s, 'extra', 'https://hooks.example.com/' || n, '\\x00', now()"
+        " FROM generate_series(0, 500) n",
+        [other.org_id, endpoint, other.app.id],
+    )
+    superuser.execute(
+        "INSERT INTO limner.webhook_delivery (org_id, id, endpoint_id, event_id) SELECT org_id, gen_random_uuid(), %s, id"
+        " FROM limner.event WHERE org_id = %s",
+        [endpoint, other.org_id],
     )
     # a small table is read whole because that is cheap: here it is read whole only where no index would do
     name = superuser.info.dbname
@@ -159,7 +177,38 @@ async def _capped(db: Database, tenant: Tenant) -> None:
         assert {one.name: one.running for one in await queue.list_capped(tx)} == {"narrow": 1, "wide": 3}
 
 
-@pytest.mark.parametrize("work", [_life, _shared, _others, _capped], ids=["alone", "shared", "others", "capped"])
+async def _webhooks(db: Database, tenant: Tenant) -> None:
+    """An event to a webhook, among many that wait elsewhere: placed, claimed, failed, listed, sent again."""
+    sealer = Sealer(RootKey(b"r" * 32), endpoints.PURPOSE)
+    job_id = (await acts.submit(db, tenant)).job_id
+    async with db.tenant_tx(tenant.org_id) as tx:
+        await endpoints.ensure_default(tx, sealer, tenant.app.id)
+        made = await endpoints.create(tx, sealer, tenant.app.id, "https://hooks.example.com/", most=20)
+    await acts.work(db, job_id)
+    async with db.tenant_tx(tenant.org_id) as tx:
+        events = [event.id for event in await log.list_of_subject(tx, job_id)]
+    async with db.system_tx("limner_dispatch", "a test places events") as tx:
+        await tx.all("SELECT limner.queue_deliveries(%s::uuid[], %s::uuid[])", [[tenant.org_id] * len(events), events])
+    mine: list[deliveries.Lease] = []
+    while not mine:
+        async with db.system_tx("limner_dispatch", "a test claims") as tx:
+            mine = [held for held in await deliveries.claim(tx, "w", 64, 600, 4) if held.org_id == tenant.org_id]
+    async with db.tenant_tx(tenant.org_id, "limner_worker") as tx:
+        assert await deliveries.find_order(tx, mine[0])
+        await endpoints.keys(tx, sealer, made.id)
+        await deliveries.end(tx, mine[0], deliveries.Ended("timeout", None, 1, 60.0), 1.0)
+    now = datetime.now(UTC)
+    async with db.tenant_tx(tenant.org_id) as tx:
+        assert len(await deliveries.list_of_endpoint(tx, made.id, status="waiting")) == 1
+        assert len(await deliveries.list_of_subject(tx, job_id)) == 1
+        assert await deliveries.redeliver(tx, tenant.app.id, mine[0].delivery_id) == "waiting"
+        hour = timedelta(hours=1)
+        assert (await deliveries.redeliver_span(tx, tenant.app.id, made.id, now - hour, now + hour)).queued == 1
+
+
+@pytest.mark.parametrize(
+    "work", [_life, _shared, _others, _capped, _webhooks], ids=["alone", "shared", "others", "capped", "webhooks"]
+)
 async def test_mj18_no_hot_statement_reads_a_table_from_end_to_end(
     server: Server, crowd: Tenant, superuser: psycopg.Connection, work: Callable[[Database, Tenant], Awaitable[object]]
 ) -> None:

@@ -23,6 +23,7 @@ import psycopg
 from limner import app, worker
 from limner.cli import serve, session
 from limner.db.pools import Database
+from limner.events.delivering import DeliveryLoop
 from limner.hub import loop
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.local.adapter import LocalAdapter
@@ -102,8 +103,8 @@ def enter(plan: Plan) -> None:
     sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
-def idle() -> None:
-    """What runs by the clock would make every count another; what a start checks takes time."""
+def idle(*, webhooks: bool = False) -> None:
+    """What runs by the clock would make every count another; what a start checks takes time. `webhooks`: those go on."""
 
     async def nothing(*_: Any) -> None:
         return None
@@ -111,6 +112,8 @@ def idle() -> None:
     vars_of(chores, run_forever=nothing)
     vars_of(session, refuse_unsafe=lambda *_: None)  # asks the catalog, at every one of a hundred starts
     vars_of(Database, keep_time=nothing)
+    if not webhooks:
+        vars_of(DeliveryLoop, run=nothing)
 
 
 def _main(plan: Plan) -> None:

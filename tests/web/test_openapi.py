@@ -41,6 +41,11 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics"),
         ("post", "/api/v1/users/tokens/batch"), ("get", "/api/v1/users/{external_id}/transactions"),
         ("post", "/api/v1/check"), ("get", "/api/v1/events"), ("get", "/api/v1/jobs/{job_id}/events"),
+        ("post", "/api/v1/webhooks"), ("get", "/api/v1/webhooks"), ("get", "/api/v1/webhooks/{webhook_id}"),
+        ("patch", "/api/v1/webhooks/{webhook_id}"), ("delete", "/api/v1/webhooks/{webhook_id}"),
+        ("post", "/api/v1/webhooks/{webhook_id}/rotate"), ("get", "/api/v1/webhooks/{webhook_id}/secret"),
+        ("get", "/api/v1/webhooks/{webhook_id}/deliveries"), ("post", "/api/v1/webhooks/{webhook_id}/redeliver"),
+        ("post", "/api/v1/webhooks/deliveries/{delivery_id}/redeliver"),
     }  # fmt: skip
 
 

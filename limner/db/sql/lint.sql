@@ -22,6 +22,7 @@ allowed (rule, name, why) AS (VALUES
   ('L15', 'job_queue limner_dispatch', 'the dispatcher writes leases: columns only, never a payload or an amount'),
   ('L17', 'job_queue_deferred', 'the dispatcher''s cross-tenant scan of rows that become due'),
   ('L17', 'job_queue_leased', 'the dispatcher''s cross-tenant scan of leases'),
+  ('L17', 'webhook_endpoint_turn', 'the dispatcher''s cross-tenant scan of endpoints whose turn has come'),
   ('L17', 'job_queue_places', 'places at a provider are counted over all organizations'),
   ('L22', 'queue_policy operator_lists', 'operators see how the queue is shared; no tenant''s data stands there'),
   ('L22', 'model platform', 'the platform''s catalog is everybody''s to read'),

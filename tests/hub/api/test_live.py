@@ -39,7 +39,7 @@ async def test_a_stream_tells_a_jobs_life_and_ends_with_the_whole_job(client: Cl
     assert [name for _, name, _ in told] == LIVED
     for position, name, body in told:
         assert (int(position or 0), name) == (body["seq"], body["type"])
-        jsonschema_rs.validate(dict(events.CATALOGUE[name].data), body["data"])
+        jsonschema_rs.validate(dict(events.ANNOUNCED[name].data), body["data"])
     ended = told[-1][2]
     job = (await client.call("GET", f"/api/v1/jobs/{job_id}")).json
     assert (ended["data"]["status"], ended["data"]["tokens_charged"]) == ("succeeded", job["tokens_charged"])

@@ -17,10 +17,12 @@ import psycopg
 import pytest
 
 from limner.db.pools import Database
+from limner.events import deliveries, endpoints, log
 from limner.hub import catalog, runs
+from limner.kit.crypto import Sealer
 from limner.tenancy import api_keys, end_users
 from tests import acts
-from tests.conftest import MakeTenant, Tenant
+from tests.conftest import MakeTenant, Server, Tenant
 from tests.hub.api.test_reading import second_app
 from tests.running import Answer, Api, Client
 from tests.web import document, stored
@@ -43,7 +45,20 @@ class Victim:
     job_id: str
     external_id: str
     key: str
+    webhook_id: str
+    delivery_id: str
     canaries: list[str] = field(default_factory=list)
+
+    @property
+    def values(self) -> dict[str, str]:
+        """By the name of the parameter that carries it."""
+        return {
+            "job_id": self.job_id,
+            "external_id": self.external_id,
+            "key": self.key,
+            "webhook_id": self.webhook_id,
+            "delivery_id": self.delivery_id,
+        }
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,10 @@ class Probe:
         path = self.template
         for name in re.findall(r"\{(\w+)\}", path):
             path = path.replace(f"{{{name}}}", quote(values[name], safe=""))
-        if self.parameter == "cursor" or (self.parameter == "job_id" and "{job_id}" not in self.template):
-            path += f"?{self.parameter}={values['job_id']}"
+        if (self.parameter == "cursor" and self.method == "GET") or (
+            self.parameter == "job_id" and "{job_id}" not in self.template
+        ):
+            path += f"?{self.parameter}={values['delivery_id' if 'webhook' in path else 'job_id']}"
         headers = {"X-User-ID": values["external_id"]} if self.parameter == "X-User-ID" else {}
         if self.parameter == "Idempotency-Key":
             headers = {"Idempotency-Key": values["key"], "X-User-ID": values["external_id"]}
@@ -83,7 +100,19 @@ def probes() -> list[Probe]:
             body = {name: value for name, value in body.items() if name != "idempotency_key"} if body else None
             names = [*(p["name"] for p in described.get("parameters", [])), *(body or {})]
             ids_of = [
-                n for n in names if n in {"job_id", "external_id", "X-User-ID", "cursor", "Idempotency-Key", "grants"}
+                n
+                for n in names
+                if n
+                in {
+                    "job_id",
+                    "external_id",
+                    "X-User-ID",
+                    "cursor",
+                    "Idempotency-Key",
+                    "grants",
+                    "webhook_id",
+                    "delivery_id",
+                }
             ]
             found += [Probe(method.upper(), template, name, body) for name in ids_of or [""]]
     # reads first: a grant makes a namesake of the foreign user, which would hide the foreign one
@@ -91,7 +120,7 @@ def probes() -> list[Probe]:
 
 
 async def planted(
-    db: Database, tenant: Tenant, name: str, key: str | None = None, app_id: UUID | None = None
+    db: Database, server: Server, tenant: Tenant, name: str, key: str | None = None, app_id: UUID | None = None
 ) -> Victim:
     """Fill an app: a job with prompt, output, progress of its own, a user with metadata, a grant with a reason."""
     app_id = app_id or tenant.app.id
@@ -118,10 +147,36 @@ async def planted(
                 "name": f"own/{canary}", "display_name": canary, "kind": "image", "price_mc": 1000,
                 "input_schema": {"type": "object", "additionalProperties": False},
             })  # fmt: skip
+    webhook_id, delivery_id = await hooked(db, server, tenant, app_id, submitted.job_id, canary)
     known = [canary, str(submitted.job_id), str(queued.job_id), str(user.id), str(app_id), "7654320", "7654319"]
+    known += [webhook_id, delivery_id]
     if key is None:
         known.append(str(tenant.org_id))
-    return Victim(tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", known)
+    return Victim(tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", webhook_id, delivery_id, known)
+
+
+async def hooked(
+    db: Database, server: Server, tenant: Tenant, app_id: UUID, job_id: UUID, canary: str
+) -> tuple[str, str]:
+    """A webhook of the app, to which the job's end is owed: its id and the delivery's."""
+    async with db.tenant_tx(tenant.org_id) as tx:
+        made = await endpoints.create(
+            tx,
+            Sealer(server.root, endpoints.PURPOSE),
+            app_id,
+            f"https://hooks.example.com/{canary}",
+            most=20,
+            description=canary,
+        )
+        events = await log.list_of_subject(tx, job_id)
+    async with db.system_tx("limner_dispatch", "a test places events") as tx:
+        await tx.all(
+            "SELECT limner.queue_deliveries(%s::uuid[], %s::uuid[])",
+            [[tenant.org_id] * len(events), [event.id for event in events]],
+        )
+    async with db.tenant_tx(tenant.org_id) as tx:
+        [delivery] = await deliveries.list_of_endpoint(tx, made.id)
+    return str(made.id), str(delivery.id)
 
 
 def shown(answer: Answer, sent: dict[str, str]) -> tuple[int, str, dict[str, str]]:
@@ -141,13 +196,15 @@ def absent_like(victim: Victim) -> dict[str, str]:
         "job_id": str(UUID(int=UUID(victim.job_id).int + 1)),
         "external_id": external_id,
         "key": long[: len(victim.key)],
+        "webhook_id": str(UUID(int=UUID(victim.webhook_id).int + 1)),
+        "delivery_id": str(UUID(int=UUID(victim.delivery_id).int + 1)),
     }
 
 
 async def crawl(client: Client, victim: Victim, absent: dict[str, str]) -> set[tuple[str, str]]:
     """Every probe against one victim; the operations that were called."""
     called = set()
-    foreign = {"job_id": victim.job_id, "external_id": victim.external_id, "key": victim.key}
+    foreign = victim.values
     for probe in probes():
         answers = []
         for values in (foreign, absent):
@@ -170,12 +227,20 @@ async def crawl(client: Client, victim: Victim, absent: dict[str, str]) -> set[t
     "roles", [("every scope",), pytest.param(("every scope", "reads", "none"), marks=pytest.mark.long)]
 )
 async def test_ta1_no_operation_shows_or_touches_what_is_somebody_elses(
-    client: Client, db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection, roles: tuple[str, ...]
+    client: Client,
+    db: Database,
+    server: Server,
+    make_tenant: MakeTenant,
+    superuser: psycopg.Connection,
+    roles: tuple[str, ...],
 ) -> None:
     acts.empty_queue(superuser)
     caller, other = await make_tenant(credits=5000, wallet_credits=500), await make_tenant(wallet_credits=500)
     sibling, _ = await second_app(db, caller)
-    victims = [await planted(db, other, "org"), await planted(db, caller, "app", key="sibling", app_id=sibling.id)]
+    victims = [
+        await planted(db, server, other, "org"),
+        await planted(db, server, caller, "app", key="sibling", app_id=sibling.id),
+    ]
     operations = {
         (method.upper(), template) for template, found in document.document()["paths"].items() for method in found
     }
@@ -202,12 +267,14 @@ def rows_of_victim(superuser: psycopg.Connection, victim: Victim) -> Any:
     return own, whole
 
 
-async def test_ta1_the_crawler_would_notice(client: Client, db: Database, make_tenant: MakeTenant) -> None:
+async def test_ta1_the_crawler_would_notice(
+    client: Client, db: Database, server: Server, make_tenant: MakeTenant
+) -> None:
     """The control: with the victim's own key the canaries do appear, in every operation that shows objects."""
     tenant = await make_tenant()
-    victim = await planted(db, tenant, "self")
+    victim = await planted(db, server, tenant, "self")
     client.api_key = tenant.api_key
-    values = {"job_id": victim.job_id, "external_id": victim.external_id, "key": victim.key}
+    values = victim.values
 
     showing = set()
     for probe in probes():
@@ -220,21 +287,22 @@ async def test_ta1_the_crawler_would_notice(client: Client, db: Database, make_t
 
     assert showing == {
         "/api/v1/jobs", "/api/v1/jobs/{job_id}", "/api/v1/jobs/{job_id}/receipt", "/api/v1/models",
-        "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions",
+        "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions", "/api/v1/webhooks",
+        "/api/v1/webhooks/{webhook_id}", "/api/v1/webhooks/{webhook_id}/deliveries",
     }  # fmt: skip
 
 
 @pytest.mark.long
 async def test_ta1_foreign_and_absent_take_the_same_time(
     client: Client, db: Database, make_tenant: MakeTenant, http: aiohttp.ClientSession, api: Api,
-    record_property: Any,
+    record_property: Any, server: Server,
 ) -> None:  # fmt: skip
     """Medians of 200 interleaved pairs. A real difference shows in every round, noise does not: the best of three."""
     caller, other = await make_tenant(), await make_tenant()
     sibling, _ = await second_app(db, caller)
     victims = {
-        "org": await planted(db, other, "org"),
-        "app": await planted(db, caller, "app", key="s", app_id=sibling.id),
+        "org": await planted(db, server, other, "org"),
+        "app": await planted(db, server, caller, "app", key="s", app_id=sibling.id),
     }
     plain = Client(http, api.url, caller.api_key, user=None)
 
@@ -248,8 +316,8 @@ async def test_ta1_foreign_and_absent_take_the_same_time(
     for kind, victim in victims.items():
         nobody = absent_like(victim)
         for name, path in (("job", "/api/v1/jobs/{job_id}"), ("receipt", "/api/v1/jobs/{job_id}/receipt"),
-                           ("user", "/api/v1/users/{external_id}")):  # fmt: skip
-            foreign = path.format(job_id=victim.job_id, external_id=victim.external_id)
+                           ("user", "/api/v1/users/{external_id}"), ("webhook", "/api/v1/webhooks/{webhook_id}")):  # fmt: skip
+            foreign = path.format(**victim.values)
             absent = path.format(**nobody)
             ratios = []
             for _ in range(3):

@@ -21,7 +21,9 @@ import uvicorn
 from limner import app
 from limner.db.pools import Address, Database
 from limner.db.tx import Params, Row, Tx
+from limner.events import endpoints
 from limner.hub import catalog
+from limner.kit.crypto import Sealer
 from tests import acts
 from tests.conftest import MakeTenant, Server, Tenant
 from tests.running import Api, Client, free_port
@@ -39,6 +41,7 @@ COMPARED = (
     "usage_record",
     "model",
     "organization",
+    "webhook_endpoint",
 )
 
 
@@ -104,28 +107,40 @@ class Scene:
     my_job: UUID
     their_job: UUID
     their_open_job: UUID
+    my_webhook: UUID
+    their_webhook: UUID
 
 
 @pytest_asyncio.fixture
-async def scene(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection) -> Scene:
+async def scene(db: Database, server: Server, make_tenant: MakeTenant, superuser: psycopg.Connection) -> Scene:
     acts.empty_queue(superuser)
     mine, theirs = await make_tenant(), await make_tenant()
     await acts.grant(db, theirs, 77_000, user="only-theirs")
-    made = {}
+    made, hooks = {}, {}
     for tenant in (mine, theirs):
         done = (await acts.submit(db, tenant, body=f"prompt of {tenant.slug}")).job_id
         await acts.work(db, done)
         made[tenant.slug] = done
+        async with db.tenant_tx(tenant.org_id) as tx:
+            sealer = Sealer(server.root, endpoints.PURPOSE)
+            url = f"https://{tenant.slug}.example.com/"
+            hooks[tenant.slug] = (await endpoints.create(tx, sealer, tenant.app.id, url, most=20)).id
         async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
             await catalog.put_model(tx, {
                 "name": f"own/{tenant.slug}", "display_name": "Own", "kind": "image", "price_mc": 1000,
                 "input_schema": {"type": "object", "additionalProperties": False},
             })  # fmt: skip
     opened = (await acts.submit(db, theirs, body="open")).job_id
-    return Scene(mine, theirs, made[mine.slug], made[theirs.slug], opened)
+    return Scene(mine, theirs, made[mine.slug], made[theirs.slug], opened, hooks[mine.slug], hooks[theirs.slug])
 
 
-READS = ("/api/v1/jobs", "/api/v1/jobs?status=succeeded", "/api/v1/jobs?limit=1", "/api/v1/models")
+READS = (
+    "/api/v1/jobs",
+    "/api/v1/jobs?status=succeeded",
+    "/api/v1/jobs?limit=1",
+    "/api/v1/models",
+    "/api/v1/webhooks",
+)
 
 
 def paths(scene: Scene) -> list[tuple[str, str]]:
@@ -134,10 +149,17 @@ def paths(scene: Scene) -> list[tuple[str, str]]:
     ]
     mine = [f"/api/v1/jobs/{scene.my_job}", f"/api/v1/jobs/{scene.my_job}/receipt"]
     users = [f"/api/v1/users/{user}{rest}" for user in ("ann", "only-theirs") for rest in ("", "/transactions")]
+    hooks = [
+        f"/api/v1/webhooks/{webhook}{rest}"
+        for webhook in (scene.my_webhook, scene.their_webhook)
+        for rest in ("", "/secret", "/deliveries")
+    ]
     return [
-        *(("GET", path) for path in (*READS, *theirs, *mine, *users)),
+        *(("GET", path) for path in (*READS, *theirs, *mine, *users, *hooks)),
         ("POST", f"/api/v1/jobs/{scene.their_job}/cancel"),
         ("POST", f"/api/v1/jobs/{scene.their_open_job}/cancel"),
+        ("POST", f"/api/v1/webhooks/{scene.their_webhook}/rotate"),
+        ("DELETE", f"/api/v1/webhooks/{scene.their_webhook}"),
     ]
 
 
@@ -172,9 +194,10 @@ async def test_ta2_the_api_without_its_own_tenant_filters_shows_nothing_foreign(
         "only-theirs",
         scene.theirs.slug,
         str(scene.theirs.org_id),
+        str(scene.their_webhook),
     ]
     shown = {name: str(answer) for name, answer in without.items() if answer[0] == 200}
-    assert len(shown) == 16
+    assert len(shown) == 24
     assert not [(name, word) for name, text in shown.items() for word in foreign if word in text]
 
 
@@ -214,8 +237,10 @@ async def test_ta2_without_row_security_the_same_journey_would_leak(
     user = await client.call("GET", "/api/v1/users/only-theirs")
     listed = await client.call("GET", "/api/v1/jobs")
     models = await client.call("GET", "/api/v1/models")
+    webhook = await client.call("GET", f"/api/v1/webhooks/{scene.their_webhook}")
 
     assert rewriting.count > 0
+    assert webhook.status == 200
     assert (job.status, user.status, user.json["token_balance"]) == (200, 200, 77)
     assert {str(scene.their_job), str(scene.my_job)} <= {job["job_id"] for job in listed.json["jobs"]}
     assert f"own/{scene.theirs.slug}" in {model["name"] for model in models.json["models"]}

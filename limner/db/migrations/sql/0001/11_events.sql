@@ -72,6 +72,9 @@ BEGIN
   placed := last.placed;
   subjects := last.subjects;
   lag_s := last.lag_s;
+  IF placed > 0 THEN
+    PERFORM limner.queue_deliveries(last.orgs, last.events);
+  END IF;
   IF last.xid IS NOT NULL THEN
     UPDATE limner.event_relay r SET xid = last.xid, id = last.id WHERE r.only_one;
   END IF;
