@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,14 +16,20 @@ from starlette.responses import HTMLResponse
 
 from limner.db.pools import Address, Database
 from limner.hub import api as hub_api
-from limner.hub import catalog, inputs, users_api
+from limner.hub import catalog, inputs, uploads_api, users_api
 from limner.hub.limits import SubmitLimits
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey
 from limner.media import api as media_api
+from limner.media import presigning, receiving
+from limner.media.processing import Bounds, Processor
+from limner.media.sandbox import Sandbox
 from limner.media.store import ObjectStore
+from limner.media.tickets import TokenTickets
+from limner.media.uploads import Quota
 from limner.media.urls import MediaUrls
+from limner.media.variants import Variants
 from limner.settings import Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
@@ -48,9 +55,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     submitter = Submitter(
         db,
         catalog.ModelCache(),
-        pool,
+        inputs.ImageInputs(db, store, pool, images),
         SubmitLimits(
-            images,
             settings.max_runs,
             settings.submit_backlog,
             settings.user_jobs_per_min,
@@ -60,6 +66,20 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.ReadLimit(settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
+    tokens = TokenTickets(root, settings.base_url)
+    bucket = presigning.find_bucket(settings.store_url, os.environ)
+    quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
+    bounds = Bounds(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    brought = uploads_api.UploadsApi(
+        db,
+        authenticate,
+        store,
+        Processor(db, "limner_api", store, Sandbox(), bounds, quota),
+        presigning.BucketTickets(*bucket, db.clock) if bucket else tokens,
+        urls,
+        quota,
+        settings.max_image_bytes,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -79,10 +99,12 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
     app.include_router(users_api.router(hub))
-    app.include_router(media_api.router(store, urls))
+    app.include_router(uploads_api.router(brought))
+    app.include_router(receiving.router(db, store, tokens))
+    app.include_router(media_api.router(store, urls, Variants(store, pool, settings.home / "locks")))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
-    limits = {"/api/v1/generate": settings.max_generate_body_bytes}
+    limits = {"/api/v1/generate": settings.max_generate_body_bytes, receiving.PREFIX: settings.max_image_bytes}
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
     direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}
     edge = Edge(app, settings.max_body_bytes, limits, direct)

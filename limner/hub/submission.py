@@ -13,13 +13,13 @@ from starlette.requests import Request
 from limner.db.pools import Database
 from limner.db.wake import Waker
 from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
+from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
 from limner.hub.limits import SubmitLimits
 from limner.hub.providers.base import Blob
 from limner.hub.schema import ENVELOPE, InputSchema
 from limner.hub.waits import Order, WaitEstimates
 from limner.kit import money
-from limner.kit.cpu import CpuPool
 from limner.ledger import refusals
 from limner.tenancy import end_users
 from limner.web import parsing
@@ -43,10 +43,10 @@ class Accepted:
 class Submitter:
     """Takes `POST /api/v1/generate` requests of authenticated callers."""
 
-    def __init__(self, db: Database, models: catalog.ModelCache, pool: CpuPool, limits: SubmitLimits) -> None:
+    def __init__(self, db: Database, models: catalog.ModelCache, images: ImageInputs, limits: SubmitLimits) -> None:
         self._db = db
         self._models = models
-        self._pool = pool
+        self._images = images
         self._limits = limits
         self._envelope = InputSchema(ENVELOPE)
         self._waits = WaitEstimates(db)
@@ -88,7 +88,7 @@ class Submitter:
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
-            recorded, blobs = await inputs.take(parsed, self._limits.images, self._pool)
+            recorded, blobs = await self._images.take(caller, parsed)
         canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at)
         bounds = self._limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])

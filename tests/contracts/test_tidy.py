@@ -26,6 +26,7 @@ ENTRY_PATTERNS = {
     r"limner\.db\.migrations\.versions\..*": "Alembic finds revisions by file",
     r"limner\.cli\.\w+": "limner.cli.main loads a command's module when its name is typed",
     r"limner\.media\.images": "the CPU pool's child processes load it by name",
+    r"limner\.media\.sandboxed": "a process of its own: media.sandbox starts it by name",
     r"limner\.hub\.providers\.\w+(\.\w+)?": "adapters and their CPU work are loaded by name, in a child process",
 }
 

@@ -108,6 +108,11 @@ def _mark_the_rest(superuser: psycopg.Connection, tenant: Tenant, queued: UUID, 
         "INSERT INTO limner.job_input (org_id, job_id, name, media_type, width, height, data) VALUES (%s, %s, 'mask', %s, 1, 1, %s)",
         [tenant.org_id, queued, mark, mark.encode()],
     )
+    superuser.execute(
+        "INSERT INTO limner.upload (org_id, id, app_id, external_id, kind, name, state, size_bytes, sha256, counted_bytes, request_hash,"
+        " expires_at, error_code, error_message) VALUES (%s, %s, %s, %s, 'image', %s, 'rejected', 1, sha256(''), 0, sha256(''), now(), %s, %s)",
+        [tenant.org_id, ids.new(), tenant.app.id, mark, mark, mark, mark],
+    )
     for statement in (
         "UPDATE limner.app SET name = %s, description = %s WHERE org_id = %s",
         "UPDATE limner.api_key SET name = %s, prefix = %s WHERE org_id = %s",
@@ -130,6 +135,7 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
          " VALUES (%s, '2020-02-29', 'issuance', 'grant', %s, 0, 1)", [tenant.org_id, amount_mc]),
         ("INSERT INTO limner.queue_policy (org_id, app_id) VALUES (%s, %s)", [tenant.org_id, subject]),
         ("INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) VALUES (%s, %s, 0, now())", [tenant.org_id, subject]),
+        ("INSERT INTO limner.upload_usage (org_id, used_bytes) VALUES (%s, %s)", [tenant.org_id, amount_mc]),
         ("INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (%s, now(), %s)", [tenant.org_id, subject]),
     ):  # fmt: skip
         superuser.execute(statement, values)

@@ -16,6 +16,7 @@ allowed (rule, name, why) AS (VALUES
   ('L12', 'api_key_key_hash_key', 'a key is looked up before its organization is known; 256 random bits reveal nothing'),
   ('L12', 'organization_slug_key', 'operators name organizations; a slug is no tenant''s secret'),
   ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),
+  ('L17', 'upload_due', 'the dispatcher''s cross-tenant scan of uploads to look after'),
   ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'),
   ('L15', 'job_queue limner_dispatch', 'the dispatcher writes leases: columns only, never a payload or an amount'),
   ('L17', 'job_queue_deferred', 'the dispatcher''s cross-tenant scan of rows that become due'),

@@ -1,0 +1,158 @@
+"""Strangers' pictures are decoded in a process of their own: one picture, one process, and nothing it could take along.
+
+The process gets the bytes on its standard input and an empty environment; it inherits no descriptor and knows no key, no database and
+no store. It limits itself before it reads a byte (address space, processor time, no files, nice 19, no network where the system lets
+it give that up: `media.sandboxed`), and is watched from here: resident memory and time.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import orjson
+import psutil
+
+from limner.media import sniffing
+from limner.media.sniffing import ImageRejected
+
+RESIDENT_BYTES = 512 * 1024 * 1024
+WALL_S = 15.0
+WATCH_EVERY_S = 0.01
+MAX_WAITING = 64
+HEAD_BYTES = 64 * 1024
+TYPES = ("image/png", "image/jpeg", "image/webp")
+COLOUR = re.compile(r"#[0-9a-f]{6}")
+COMMAND = ("-I", "-m", "limner.media.sandboxed")
+"""Isolated: neither the working folder nor the environment says what is imported."""
+ENVIRONMENT = {"VIPS_CONCURRENCY": "1", "LC_ALL": "C.UTF-8"}
+
+
+class SandboxBusy(Exception):
+    """MAX_WAITING pictures wait already, or no process can be started now: come again later."""
+
+
+class SandboxFailed(Exception):
+    """The process ended without an answer: a decoder crashed, or somebody killed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A picture as limner encoded it. Sizes in pixels, `colour` "#rrggbb", `resident_bytes`: the most that the process had."""
+
+    data: bytes
+    media_type: str
+    width: int
+    height: int
+    has_alpha: bool
+    sha256: str
+    thumbhash: bytes
+    colour: str
+    resident_bytes: int
+
+
+class Sandbox:
+    """One picture at a time; the others wait their turn."""
+
+    def __init__(self) -> None:
+        self._turns = anyio.CapacityLimiter(1)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for one's turn, and have it until the block ends: no file is held in memory before. Raises SandboxBusy."""
+        if self._turns.statistics().tasks_waiting >= MAX_WAITING:
+            raise SandboxBusy(f"{MAX_WAITING} pictures wait already")
+        async with self._turns:
+            yield
+
+    async def prepare(self, data: bytes, max_bytes: int, max_pixels: int, max_side: int) -> Prepared:
+        """The picture, encoded afresh into at most `max_bytes`; in one's turn. Raises ImageRejected, SandboxFailed, SandboxBusy."""
+        arguments = map(str, (max_bytes, max_pixels, max_side))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *COMMAND, *arguments, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=ENVIRONMENT, cwd="/",
+                close_fds=True, start_new_session=True, limit=HEAD_BYTES,
+            )  # fmt: skip
+        except OSError as error:
+            raise SandboxBusy(f"no process can be started: {error}") from error
+        try:
+            return await _answer(process, data, max_bytes)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await asyncio.shield(process.wait())
+
+
+async def _answer(process: asyncio.subprocess.Process, data: bytes, max_bytes: int) -> Prepared:
+    watch = asyncio.create_task(_watch(process.pid))
+    talk = asyncio.create_task(_talk(process, data, max_bytes))
+    try:
+        await asyncio.wait({watch, talk}, timeout=WALL_S, return_when=asyncio.FIRST_COMPLETED)
+        if talk.done():
+            return talk.result()
+        words = "more memory" if watch.done() and watch.result() else "more time"
+        raise ImageRejected("unreadable_image", f"The picture needs {words} to be decoded than is allowed.")
+    finally:
+        watch.cancel()
+        talk.cancel()
+        await asyncio.gather(watch, talk, return_exceptions=True)
+
+
+async def _watch(pid: int) -> bool:
+    """Returns True once the process has more resident memory than it may; waits for ever where it does not."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        while process.memory_info().rss <= RESIDENT_BYTES:  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(WATCH_EVERY_S)
+        return True
+    await asyncio.Event().wait()  # it has ended: whoever reads its answer knows
+    return False
+
+
+async def _talk(process: asyncio.subprocess.Process, data: bytes, max_bytes: int) -> Prepared:
+    """Send the picture and read the answer: a line of JSON, then the fresh file."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(ConnectionError):  # it refused before it had read everything
+        process.stdin.write(data)
+        await process.stdin.drain()
+        process.stdin.close()
+    try:
+        head = orjson.loads(await process.stdout.readuntil(b"\n"))
+        if "rejected" in head:
+            raise ImageRejected(str(head["rejected"]), str(head["message"]))
+        return _believed(head, await process.stdout.readexactly(min(int(head["size"]), max_bytes)))
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, KeyError, TypeError, ValueError) as error:
+        raise _ended(await process.wait(), error) from error
+
+
+def _believed(head: dict[str, Any], fresh: bytes) -> Prepared:
+    """The answer, as far as it can be true: what decoded a stranger's picture may be the stranger's by now.
+
+    Raises KeyError, TypeError, ValueError.
+    """
+    width, height, digest = int(head["width"]), int(head["height"]), bytes.fromhex(head["thumbhash"])
+    if sniffing.sniff(fresh) != head["media_type"] or head["media_type"] not in TYPES:
+        raise ValueError("the answer is not of the kind that it says")
+    if sniffing.header_size(fresh) != (width, height):
+        raise ValueError("the answer is not of the size that it says")
+    if not COLOUR.fullmatch(head["colour"]) or not 5 <= len(digest) <= 32:
+        raise ValueError("the answer describes no picture")
+    return Prepared(
+        fresh, head["media_type"], width, height, bool(head["has_alpha"]), hashlib.sha256(fresh).hexdigest(), digest,
+        head["colour"], int(head["resident_bytes"]),
+    )  # fmt: skip
+
+
+def _ended(status: int, error: Exception) -> Exception:
+    """Without an answer: by the limit of processor time, which is the picture's matter, or otherwise, which may be ours."""
+    if status == -signal.SIGXCPU:
+        return ImageRejected("unreadable_image", "The picture needs more time to be decoded than is allowed.")
+    return SandboxFailed(f"the process ended with status {status}: {type(error).__name__}")
