@@ -110,7 +110,8 @@ def _mark_the_rest(superuser: psycopg.Connection, tenant: Tenant, queued: UUID, 
     )
     superuser.execute(
         "INSERT INTO limner.upload (org_id, id, app_id, external_id, kind, name, state, size_bytes, sha256, counted_bytes, request_hash,"
-        " expires_at, error_code, error_message) VALUES (%s, %s, %s, %s, 'image', %s, 'rejected', 1, sha256(''), 0, sha256(''), now(), %s, %s)",
+        " expires_at, error_code, error_message)"
+        " VALUES (%s, %s, %s, %s, 'image', %s, 'rejected', 1, sha256(''), 0, sha256(''), now(), %s, %s)",
         [tenant.org_id, ids.new(), tenant.app.id, mark, mark, mark, mark],
     )
     for statement in (

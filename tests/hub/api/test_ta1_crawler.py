@@ -18,6 +18,8 @@ import pytest
 
 from limner.db.pools import Database
 from limner.hub import catalog, runs
+from limner.kit import crypto
+from limner.media import uploads
 from limner.tenancy import api_keys, end_users
 from tests import acts
 from tests.conftest import MakeTenant, Tenant
@@ -32,6 +34,7 @@ ROLES = {
 }
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMES = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z")
+SIGNED = re.compile(r"\?e=\d+&s=[\w=-]+")
 VARYING = frozenset({"date", "x-request-id", "content-length", "location"})
 
 
@@ -43,6 +46,7 @@ class Victim:
     job_id: str
     external_id: str
     key: str
+    upload_id: str
     canaries: list[str] = field(default_factory=list)
 
 
@@ -83,7 +87,9 @@ def probes() -> list[Probe]:
             body = {name: value for name, value in body.items() if name != "idempotency_key"} if body else None
             names = [*(p["name"] for p in described.get("parameters", [])), *(body or {})]
             ids_of = [
-                n for n in names if n in {"job_id", "external_id", "X-User-ID", "cursor", "Idempotency-Key", "grants"}
+                n
+                for n in names
+                if n in {"job_id", "external_id", "X-User-ID", "cursor", "Idempotency-Key", "grants", "upload_id"}
             ]
             found += [Probe(method.upper(), template, name, body) for name in ids_of or [""]]
     # reads first: a grant makes a namesake of the foreign user, which would hide the foreign one
@@ -121,7 +127,25 @@ async def planted(
     known = [canary, str(submitted.job_id), str(queued.job_id), str(user.id), str(app_id), "7654320", "7654319"]
     if key is None:
         known.append(str(tenant.org_id))
-    return Victim(tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", known)
+    upload_id = await planted_upload(db, tenant, app_id, external_id, canary)
+    return Victim(
+        tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", str(upload_id), [*known, str(upload_id)]
+    )
+
+
+async def planted_upload(db: Database, tenant: Tenant, app_id: UUID, external_id: str, canary: str) -> UUID:
+    """A ready one, of the user's."""
+    digest = crypto.sha256(canary.encode())
+    wanted = uploads.Wanted(app_id, external_id, "image", f"name-{canary}", 5, digest, f"key-{canary}", digest)
+    quota = uploads.Quota(10**9, 10**6)
+    async with db.tenant_tx(tenant.org_id) as tx:
+        upload, _ = await uploads.reserve(tx, wanted, quota)
+        number = await uploads.claim(tx, upload.id)
+        assert number is not None
+        key = f"{uploads.picture_prefix(tenant.org_id, upload.id)}{canary}.png"
+        stored = uploads.Stored(key, "image/png", 1, 1, 5, False, b"\0" * 5, "#000000")
+        assert await uploads.settle(tx, upload.id, number, stored, quota) == "ready"
+    return upload.id
 
 
 def shown(answer: Answer, sent: dict[str, str]) -> tuple[int, str, dict[str, str]]:
@@ -130,7 +154,13 @@ def shown(answer: Answer, sent: dict[str, str]) -> tuple[int, str, dict[str, str
     for value in sent.values():
         text = text.replace(value, "<sent>").replace(quote(value, safe=""), "<sent>")
     headers = {name.lower(): value for name, value in answer.headers.items() if name.lower() not in VARYING}
-    return answer.status, TIMES.sub("<time>", UUIDS.sub("<id>", text)), headers
+    return answer.status, SIGNED.sub("<signed>", TIMES.sub("<time>", UUIDS.sub("<id>", text))), headers
+
+
+def of_victim(victim: Victim) -> dict[str, str]:
+    return {
+        "job_id": victim.job_id, "external_id": victim.external_id, "key": victim.key, "upload_id": victim.upload_id,
+    }  # fmt: skip
 
 
 def absent_like(victim: Victim) -> dict[str, str]:
@@ -141,13 +171,14 @@ def absent_like(victim: Victim) -> dict[str, str]:
         "job_id": str(UUID(int=UUID(victim.job_id).int + 1)),
         "external_id": external_id,
         "key": long[: len(victim.key)],
+        "upload_id": str(UUID(int=UUID(victim.upload_id).int + 1)),
     }
 
 
 async def crawl(client: Client, victim: Victim, absent: dict[str, str]) -> set[tuple[str, str]]:
     """Every probe against one victim; the operations that were called."""
     called = set()
-    foreign = {"job_id": victim.job_id, "external_id": victim.external_id, "key": victim.key}
+    foreign = of_victim(victim)
     for probe in probes():
         answers = []
         for values in (foreign, absent):
@@ -207,7 +238,7 @@ async def test_ta1_the_crawler_would_notice(client: Client, db: Database, make_t
     tenant = await make_tenant()
     victim = await planted(db, tenant, "self")
     client.api_key = tenant.api_key
-    values = {"job_id": victim.job_id, "external_id": victim.external_id, "key": victim.key}
+    values = of_victim(victim)
 
     showing = set()
     for probe in probes():
@@ -220,7 +251,7 @@ async def test_ta1_the_crawler_would_notice(client: Client, db: Database, make_t
 
     assert showing == {
         "/api/v1/jobs", "/api/v1/jobs/{job_id}", "/api/v1/jobs/{job_id}/receipt", "/api/v1/models",
-        "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions",
+        "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions", "/api/v1/uploads", "/api/v1/uploads/{upload_id}",
     }  # fmt: skip
 
 
