@@ -43,7 +43,8 @@ STORED_AS = {
 }
 
 WEBP_MAX_SIDE = 16_383  # RFC 9649, VP8 frame header: 14 bits
-AVIF_EFFORT = 2  # of 9: a second's work at 960 pixels
+AVIF_EFFORT = 2  # of 9
+MAX_COPY_PIXELS = {"image/webp": 12_000_000, "image/jpeg": 12_000_000, "image/avif": 3_000_000}
 
 
 def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> ImageFacts:
@@ -101,18 +102,19 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) 
 def shrink(data: bytes, width: int, media_type: str) -> bytes:
     """A copy of one of limner's own files, at most `width` pixels wide and never wider than it is: WebP, AVIF or JPEG.
 
-    Raises pyvips.Error, ValueError.
+    A very tall picture's is narrower, so that no copy has more pixels than MAX_COPY_PIXELS. Raises pyvips.Error, ValueError.
     """
     _lock_down()
-    image = pyvips.Image.thumbnail_buffer(data, width, height=WEBP_MAX_SIDE, size="down")
+    if media_type not in MAX_COPY_PIXELS:
+        raise ValueError(f"{media_type} is no copy's format")
+    height = min(WEBP_MAX_SIDE, MAX_COPY_PIXELS[media_type] // width)
+    image = pyvips.Image.thumbnail_buffer(data, width, height=height, size="down")
     if media_type == "image/webp":
         return bytes(image.webpsave_buffer(Q=80, effort=4, keep="none"))
     if media_type == "image/avif":
         return bytes(image.heifsave_buffer(Q=60, compression="av1", effort=AVIF_EFFORT, keep="none"))
-    if media_type == "image/jpeg":
-        opaque = image.flatten(background=[255, 255, 255]) if image.hasalpha() else image
-        return bytes(opaque.jpegsave_buffer(Q=82, optimize_coding=True, keep="none"))
-    raise ValueError(f"{media_type} is no copy's format")
+    opaque = image.flatten(background=[255, 255, 255]) if image.hasalpha() else image
+    return bytes(opaque.jpegsave_buffer(Q=82, optimize_coding=True, keep="none"))
 
 
 @cache

@@ -164,7 +164,7 @@ BEGIN
 END $$;
 
 -- A worker has removed what an upload of this state leaves behind: a deleted one's row goes, a refused one's after p_keep_s.
-CREATE FUNCTION limner.tend_upload(p_ctx text, p_id uuid, p_state text, p_keep_s int) RETURNS void
+CREATE FUNCTION limner.tend_upload(p_ctx text, p_id uuid, p_state text, p_keep_s int) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE t uuid := limner.enter(p_ctx);
 BEGIN
@@ -173,6 +173,7 @@ BEGIN
      AND (p_state = 'deleted' OR (p_state IN ('rejected', 'expired') AND u.created_at < clock_timestamp() - make_interval(secs => p_keep_s)));
   UPDATE limner.upload u SET due_at = CASE WHEN p_state = 'ready' THEN NULL ELSE u.created_at + make_interval(secs => p_keep_s) END
    WHERE u.org_id = t AND u.id = p_id AND u.state = p_state AND p_state IN ('ready', 'rejected', 'expired') AND u.due_at <= clock_timestamp();
+  RETURN true;
 END $$;
 
 DO $$
