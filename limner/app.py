@@ -79,6 +79,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         urls,
         quota,
         settings.max_image_bytes,
+        submitter,
     )
 
     @contextlib.asynccontextmanager

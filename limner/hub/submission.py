@@ -53,9 +53,12 @@ class Submitter:
         self._intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
-    async def submit(self, request: Request, caller: Caller) -> Accepted:
-        """Accept a job, or find the one its idempotency key stands for. Raises ApiError; nothing is stored or charged then."""
-        submission, shared = await self._read(request, caller)
+    async def submit(self, request: Request, caller: Caller, body: dict[str, Any] | None = None) -> Accepted:
+        """Accept a job, or find the one its idempotency key stands for. Raises ApiError; nothing is stored or charged then.
+
+        `body`: what another endpoint orders in its caller's name; without it the request's own.
+        """
+        submission, shared = await self._read(request, caller, body)
         submitted = await self._store(caller.org_id, submission, alone=not shared)
         request.state.log |= {"job": submitted.job_id, "model": submission.model}
         self.waker.wake()
@@ -72,10 +75,12 @@ class Submitter:
         except (refusals.TooFewCredits, refusals.Inactive) as error:
             raise _worded(error, submission) from None
 
-    async def _read(self, request: Request, caller: Caller) -> tuple[jobs.Submission, bool]:
+    async def _read(
+        self, request: Request, caller: Caller, body: dict[str, Any] | None = None
+    ) -> tuple[jobs.Submission, bool]:
         """The request as parsed, priced and hashed, and whether it may share a commit. Raises ApiError."""
         external_id = _payer(caller)
-        body = await parsing.json_object(request)
+        body = await parsing.json_object(request) if body is None else body
         envelope = self._envelope.parse(body)
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
         if "webhook_url" in envelope:

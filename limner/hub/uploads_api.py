@@ -15,7 +15,9 @@ from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.hub import uploads_docs as docs
 from limner.hub.api import admit_user, answer
+from limner.hub.inputs import UPLOAD
 from limner.hub.schema import InputSchema
+from limner.hub.submission import Submitter
 from limner.kit import ids
 from limner.media import tending, uploads
 from limner.media.processing import Processor
@@ -30,6 +32,7 @@ from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid, not_found
 
 SCOPE = "uploads:create"
+DESCRIBER = "local/describe"
 log = logs.get("uploads")
 
 
@@ -45,6 +48,7 @@ class UploadsApi:
     urls: MediaUrls
     quota: Quota
     max_bytes: int
+    submitter: Submitter
 
 
 class UploadEndpoints:
@@ -97,7 +101,12 @@ class UploadEndpoints:
 
     async def get_upload(self, request: Request, upload_id: str) -> Response:
         caller = await self._caller(request)
-        return answer(self._shape(await self._load(caller, upload_id)))
+        upload = await self._load(caller, upload_id)
+        if upload.description_state == "pending":
+            async with self._api.db.tenant_tx(caller.org_id) as tx:
+                noted = await uploads.note_description(tx, upload.id)
+            upload = await self._load(caller, upload_id) if noted else upload
+        return answer(self._shape(upload))
 
     async def list_uploads(self, request: Request) -> Response:
         caller = await self._caller(request)
@@ -114,6 +123,24 @@ class UploadEndpoints:
         page = found[:limit]
         shown = [self._shape(upload) for upload in page]
         return answer({"uploads": shown, "next_cursor": page[-1].id if len(found) > limit else None})
+
+    async def describe_upload(self, request: Request, upload_id: str) -> Response:
+        """The order's idempotency key is the upload's: however often it is asked for, one job describes it."""
+        caller = await self._caller(request)
+        upload = await self._load(caller, upload_id)
+        if upload.state != "ready":
+            raise ApiError(409, "upload_not_ready", f"The upload is {upload.state}.")
+        if upload.description_state in {None, "failed"}:
+            body = {
+                "model": DESCRIBER,
+                "input": {"images": [f"{UPLOAD}{upload.id}"]},
+                "idempotency_key": f"describe:{upload.id}:{upload.descriptions}",
+            }
+            accepted = await self._api.submitter.submit(request, caller, body)
+            async with self._api.db.tenant_tx(caller.org_id) as tx:
+                await uploads.describe(tx, upload.id, accepted.submitted.job_id)
+            upload = await self._load(caller, upload_id)
+        return answer(self._shape(upload), 200 if upload.description_state == "ready" else 202)
 
     async def delete_upload(self, request: Request, upload_id: str) -> Response:
         caller = await self._caller(request)
@@ -185,6 +212,9 @@ class UploadEndpoints:
                 "thumbhash": base64.b64encode(upload.thumbhash).decode(),
                 "dominant_color": upload.colour,
             }
+            if upload.description_state is not None:
+                said = {"status": upload.description_state, "job_id": upload.description_job}
+                shown["description"] = said | (upload.description or {})
         elif upload.error_code is not None:
             shown["error"] = {"code": upload.error_code, "message": upload.error_message}
         return shown
@@ -198,6 +228,9 @@ def router(api: UploadsApi) -> APIRouter:
     routes.add_api_route("", endpoints.list_uploads, methods=["GET"], **docs.LIST_UPLOADS)
     one = "/{upload_id}"
     routes.add_api_route(one + "/complete", endpoints.complete_upload, methods=["POST"], **docs.COMPLETE_UPLOAD)
+    routes.add_api_route(
+        one + "/describe", endpoints.describe_upload, methods=["POST"], status_code=202, **docs.DESCRIBE_UPLOAD
+    )
     routes.add_api_route(one, endpoints.get_upload, methods=["GET"], **docs.GET_UPLOAD)
     routes.add_api_route(one, endpoints.delete_upload, methods=["DELETE"], status_code=204, **docs.DELETE_UPLOAD)
     return routes

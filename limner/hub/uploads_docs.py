@@ -44,6 +44,15 @@ class PutTicket(BaseModel):
     expires_at: datetime
 
 
+class Description(BaseModel):
+    """What a picture shows, as `local/describe` tells it, and the job that was ordered for it."""
+
+    status: Literal["pending", "ready", "failed"]
+    job_id: UUID
+    text: str | None = None
+    tags: list[str] | None = None
+
+
 class UploadBody(BaseModel):
     """An upload. What describes the picture is there once it is `ready`; `error` when it is `rejected` or `expired`."""
 
@@ -79,6 +88,7 @@ class UploadBody(BaseModel):
     has_alpha: bool | None = None
     thumbhash: str | None = Field(default=None, description="ThumbHash, base64.")
     dominant_color: str | None = Field(default=None, description="#rrggbb")
+    description: Description | None = Field(default=None, description="Once it was ordered.")
     error: schemas.JobError | None = None
 
 
@@ -89,7 +99,7 @@ class UploadPage(BaseModel):
 
 OWN = {
     404: REASONS[404],
-    409: "`not_uploaded`: nothing was put there yet. `upload_expired`: create it again. `upload_quota_exceeded`.",
+    409: "`not_uploaded`: nothing was put there yet. `upload_expired`: create it again. `upload_quota_exceeded`. `upload_not_ready`.",
     422: "The upload is rejected, and the code says why; or `idempotency_key_reused`.",
 }
 
@@ -143,6 +153,17 @@ LIST_UPLOADS: dict[str, Any] = {
             docs.query("cursor", {"type": "string", "format": "uuid"}, "`next_cursor` of the page before."),
         ]
     },
+}
+DESCRIBE_UPLOAD: dict[str, Any] = {
+    "summary": "Have an upload described",
+    "description": "Orders a job of `local/describe` at its price, once; its text and tags then stand on the upload. 200 when they do.",
+    "response_model": UploadBody,
+    "responses": {
+        200: {"model": UploadBody, "description": "It is described already."},
+        202: {"description": "It is being described: get the upload in a moment."},
+        **_errors(402, 404, 409, 422, 429),
+    },
+    "openapi_extra": {"parameters": [USER_ID]},
 }
 DELETE_UPLOAD: dict[str, Any] = {
     "summary": "Delete an upload",

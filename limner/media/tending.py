@@ -72,6 +72,8 @@ class UploadTending:
         else:
             await remove_objects(self._store, org_id, upload_id)
         async with self._db.tenant_tx(org_id, ROLE) as tx:
+            if upload.description_state == "pending":
+                await uploads.note_description(tx, upload_id)
             await uploads.tended(tx, upload)
 
     async def _load(self, org_id: UUID, upload_id: UUID) -> Upload | None:

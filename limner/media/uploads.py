@@ -5,7 +5,7 @@ An upload belongs to an app; made with `X-User-ID` it is that end user's, and wi
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from limner.db.tx import Tx
@@ -21,7 +21,7 @@ KEEP_S = 7 * 86_400
 COLUMNS = """
 u.id, u.app_id, u.external_id, u.kind, u.name, u.state, u.size_bytes, u.sha256, u.tries, u.given_back, u.expires_at, u.due_at,
 u.error_code, u.error_message, u.object_key, u.media_type, u.width, u.height, u.bytes AS stored_bytes, u.has_alpha, u.thumbhash,
-u.colour, u.created_at, u.ready_at
+u.colour, u.description_job, u.description_state, u.description, u.descriptions, u.created_at, u.ready_at
 """
 RESERVE = "SELECT * FROM limner.reserve_upload(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 SETTLE = "SELECT limner.settle_upload(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) AS outcome"
@@ -72,7 +72,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A row. From `object_key` on: None until the picture is ready, and then of the picture as limner encoded it."""
+    """A row. From `object_key` to `colour`: None until the picture is ready, and then of the picture as limner encoded it.
+
+    `description` ({"text", "tags"}) is there when `description_state` is "ready"; `descriptions` counts those that failed.
+    """
 
     id: UUID
     app_id: UUID
@@ -96,6 +99,10 @@ class Upload:
     has_alpha: bool | None
     thumbhash: bytes | None
     colour: str | None
+    description_job: UUID | None
+    description_state: str | None
+    description: dict[str, Any] | None
+    descriptions: int
     created_at: datetime
     ready_at: datetime | None
 
@@ -244,6 +251,17 @@ async def delete(tx: Tx, app_id: UUID | None, upload_id: UUID) -> bool:
 async def tended(tx: Tx, upload: Upload) -> None:
     """What an upload of this state leaves behind was removed: its row goes, or waits until it may."""
     await tx.get("SELECT limner.tend_upload(%s, %s, %s, %s)", [tx.ctx, upload.id, upload.state, KEEP_S])
+
+
+async def describe(tx: Tx, upload_id: UUID, job_id: UUID) -> None:
+    """This job was ordered to describe it."""
+    await tx.get("SELECT limner.describe_upload(%s, %s, %s)", [tx.ctx, upload_id, job_id])
+
+
+async def note_description(tx: Tx, upload_id: UUID) -> bool:
+    """Take over what the job that describes it has said, once it is closed; whether there was anything to take."""
+    row = await tx.get("SELECT limner.note_description(%s, %s) AS noted", [tx.ctx, upload_id])
+    return bool(row["noted"])
 
 
 async def list_due(tx: Tx, limit: int) -> list[tuple[UUID, UUID]]:

@@ -58,12 +58,12 @@ def test_the_published_example_of_a_presigned_url() -> None:
 def _upload() -> Upload:
     gone = dict.fromkeys(
         ("due_at", "error_code", "error_message", "object_key", "media_type", "width", "height", "stored_bytes", "has_alpha", "thumbhash",
-         "colour", "ready_at", "external_id")
+         "colour", "ready_at", "external_id", "description_job", "description_state", "description")
     )  # fmt: skip
     now = datetime.now(UTC)
     return Upload(
         id=UUID(int=7), app_id=UUID(int=2), kind="image", name="", state="pending", size_bytes=1234, sha256=hashlib.sha256(b"x").digest(),
-        tries=0, given_back=0, expires_at=now + timedelta(seconds=300), created_at=now, **gone,  # type: ignore[arg-type]
+        descriptions=0, tries=0, given_back=0, expires_at=now + timedelta(seconds=300), created_at=now, **gone,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("post", "/api/v1/jobs/{job_id}/cancel"), ("get", "/api/v1/jobs/{job_id}/receipt"), ("get", "/api/v1/models"),
         ("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics"),
         ("post", "/api/v1/uploads"), ("get", "/api/v1/uploads"), ("get", "/api/v1/uploads/{upload_id}"),
-        ("delete", "/api/v1/uploads/{upload_id}"), ("post", "/api/v1/uploads/{upload_id}/complete"),
+        ("delete", "/api/v1/uploads/{upload_id}"), ("post", "/api/v1/uploads/{upload_id}/describe"),
+        ("post", "/api/v1/uploads/{upload_id}/complete"),
         ("post", "/api/v1/users/tokens/batch"), ("get", "/api/v1/users/{external_id}/transactions"),
     }  # fmt: skip
 

@@ -31,11 +31,16 @@ CREATE TABLE limner.upload (
   has_alpha     boolean,
   thumbhash     bytea CHECK (length(thumbhash) <= 32),
   colour        text CHECK (colour ~ '^#[0-9a-f]{6}$'),
+  description_job   uuid,                               -- that was ordered to describe it, last
+  description_state text CHECK (description_state IN ('pending', 'ready', 'failed')),
+  description       jsonb,
+  descriptions      int NOT NULL DEFAULT 0,             -- that failed: the next one is another order
   created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
   ready_at      timestamptz,
   PRIMARY KEY (org_id, id),
   FOREIGN KEY (org_id, app_id) REFERENCES limner.app (org_id, id),
   CONSTRAINT upload_counts_while_it_lasts CHECK ((counted_bytes > 0) = (state IN ('pending', 'processing', 'ready'))),
+  FOREIGN KEY (org_id, description_job) REFERENCES limner.job (org_id, id),
   CONSTRAINT upload_ready_is_whole CHECK (state <> 'ready' OR (object_key IS NOT NULL AND media_type IS NOT NULL AND bytes = counted_bytes
                                           AND width > 0 AND height > 0 AND ready_at IS NOT NULL))
 );
@@ -163,6 +168,37 @@ BEGIN
   RETURN true;
 END $$;
 
+-- A job was ordered to describe a ready upload.
+CREATE FUNCTION limner.describe_upload(p_ctx text, p_id uuid, p_job uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE t uuid := limner.enter(p_ctx);
+BEGIN
+  UPDATE limner.upload u SET description_job = p_job, description_state = 'pending', description = NULL,
+                             due_at = coalesce(u.due_at, clock_timestamp() + interval '30 seconds')
+   WHERE u.org_id = t AND u.id = p_id AND u.state = 'ready' AND u.description_job IS DISTINCT FROM p_job;
+  RETURN FOUND;
+END $$;
+
+-- Takes over what that job said, once it is closed: its text and tags, or that it failed. Whether there was anything to take.
+CREATE FUNCTION limner.note_description(p_ctx text, p_id uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t uuid := limner.enter(p_ctx);
+  said record;
+BEGIN
+  SELECT (SELECT o FROM jsonb_array_elements(j.outputs) o WHERE o ->> 'type' = 'text' LIMIT 1) AS output INTO said
+    FROM limner.upload u JOIN limner.job j ON j.org_id = u.org_id AND j.id = u.description_job
+   WHERE u.org_id = t AND u.id = p_id AND u.description_state = 'pending' AND j.finished_at IS NOT NULL;
+  IF NOT FOUND THEN RETURN false; END IF;
+  UPDATE limner.upload u
+     SET description_state = CASE WHEN said.output IS NULL THEN 'failed' ELSE 'ready' END,
+         descriptions = u.descriptions + (said.output IS NULL)::int,
+         description = CASE WHEN said.output IS NOT NULL THEN
+           jsonb_build_object('text', said.output ->> 'text', 'tags', coalesce(said.output #> '{facts,tags}', '[]')) END
+   WHERE u.org_id = t AND u.id = p_id AND u.description_state = 'pending';
+  RETURN true;
+END $$;
+
 -- A worker has removed what an upload of this state leaves behind: a deleted one's row goes, a refused one's after p_keep_s.
 CREATE FUNCTION limner.tend_upload(p_ctx text, p_id uuid, p_state text, p_keep_s int) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -171,7 +207,10 @@ BEGIN
   DELETE FROM limner.upload u
    WHERE u.org_id = t AND u.id = p_id AND u.state = p_state AND u.due_at <= clock_timestamp()
      AND (p_state = 'deleted' OR (p_state IN ('rejected', 'expired') AND u.created_at < clock_timestamp() - make_interval(secs => p_keep_s)));
-  UPDATE limner.upload u SET due_at = CASE WHEN p_state = 'ready' THEN NULL ELSE u.created_at + make_interval(secs => p_keep_s) END
+  UPDATE limner.upload u
+     SET due_at = CASE WHEN p_state <> 'ready' THEN u.created_at + make_interval(secs => p_keep_s)
+                       WHEN u.expires_at + interval '1 minute' > clock_timestamp() THEN u.expires_at + interval '1 minute'
+                       WHEN u.description_state = 'pending' THEN clock_timestamp() + interval '30 seconds' END
    WHERE u.org_id = t AND u.id = p_id AND u.state = p_state AND p_state IN ('ready', 'rejected', 'expired') AND u.due_at <= clock_timestamp();
   RETURN true;
 END $$;
@@ -200,5 +239,7 @@ GRANT EXECUTE ON FUNCTION
   limner.claim_upload(text, uuid, int), limner.give_upload_back(text, uuid, int),
   limner.settle_upload(text, uuid, int, bigint, text, text, int, int, bigint, boolean, bytea, text) TO limner_api, limner_worker;
 GRANT EXECUTE ON FUNCTION limner.end_upload(text, uuid, uuid, text, int, text, text) TO limner_api, limner_worker, limner_operator;
+GRANT EXECUTE ON FUNCTION limner.describe_upload(text, uuid, uuid) TO limner_api;
+GRANT EXECUTE ON FUNCTION limner.note_description(text, uuid) TO limner_api, limner_worker;
 GRANT EXECUTE ON FUNCTION limner.tend_upload(text, uuid, text, int) TO limner_worker;
 RESET ROLE;
