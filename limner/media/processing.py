@@ -15,7 +15,7 @@ from limner.media.sandbox import Prepared, Sandbox, SandboxBusy, SandboxFailed
 from limner.media.sniffing import ImageRejected
 from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
 from limner.media.uploads import Quota, Stored, Upload
-from limner.telemetry import logs
+from limner.telemetry import logs, metrics
 
 MAX_CRASHES = 3
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
@@ -85,6 +85,8 @@ class Processor:
         await self._store.put(stored.key, prepared.data, prepared.media_type)
         async with self._db.tenant_tx(org_id, self._role) as tx:
             outcome = await uploads.settle(tx, upload.id, number, stored, self._quota)
+        if outcome == "ready":
+            metrics.UPLOADS.labels("ready").inc()
         if outcome == "full":
             raise ImageRejected(
                 "upload_quota_exceeded", "Encoded afresh the picture does not fit into what is left of the quota."
@@ -129,6 +131,7 @@ class Processor:
         async with self._db.tenant_tx(org_id, self._role) as tx:
             ended = await uploads.reject(tx, upload.id, number, error.code, error.message)
         if ended:
+            metrics.UPLOADS.labels(error.code).inc()
             log.info("upload.rejected", upload=upload.id, org=org_id, code=error.code)
             await self._forget_pictures(org_id, upload.id)
         return ended

@@ -29,6 +29,8 @@ WATCH_EVERY_S = 0.01
 MAX_WAITING = 64
 HEAD_BYTES = 64 * 1024
 TYPES = ("image/png", "image/jpeg", "image/webp")
+CODES = frozenset({"unsupported_media", "unreadable_image", "image_too_large"})
+MAX_MESSAGE = 300
 COLOUR = re.compile(r"#[0-9a-f]{6}")
 COMMAND = ("-I", "-m", "limner.media.sandboxed")
 """Isolated: neither the working folder nor the environment says what is imported."""
@@ -127,10 +129,17 @@ async def _talk(process: asyncio.subprocess.Process, data: bytes, max_bytes: int
     try:
         head = orjson.loads(await process.stdout.readuntil(b"\n"))
         if "rejected" in head:
-            raise ImageRejected(str(head["rejected"]), str(head["message"]))
+            raise _refusal(head["rejected"], head["message"])
         return _believed(head, await process.stdout.readexactly(min(int(head["size"]), max_bytes)))
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, KeyError, TypeError, ValueError) as error:
         raise _ended(await process.wait(), error) from error
+
+
+def _refusal(code: object, message: object) -> ImageRejected:
+    """Raises ValueError for one that limner does not make."""
+    if code not in CODES or not isinstance(message, str) or not message.isprintable():
+        raise ValueError("the answer is no refusal")
+    return ImageRejected(str(code), message[:MAX_MESSAGE])
 
 
 def _believed(head: dict[str, Any], fresh: bytes) -> Prepared:

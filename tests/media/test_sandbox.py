@@ -111,15 +111,15 @@ async def test_more_processor_time_than_allowed_ends_it(monkeypatch: pytest.Monk
     [
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "import os; os.abort()", "", "print('not JSON')", "print('{}')",
         "print('[1]')", "print('x' * 1000000)", "raise SystemExit(3)",
-        "print('{\"rejected\": null}')",
+        "print('{\"rejected\": null}')", "print('{\"rejected\": \"x\", \"message\": \"y\"}')",
+        "print('{\"rejected\": {}, \"message\": \"y\"}')",
     ],
 )  # fmt: skip
 async def test_a_process_without_an_answer_has_failed(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     instead(monkeypatch, program)
 
-    with pytest.raises((SandboxFailed, ImageRejected)) as caught:
+    with pytest.raises(SandboxFailed):
         await prepare(PICTURE)
-    assert isinstance(caught.value, SandboxFailed) or "rejected" in program
 
 
 GOOD = {"media_type": "image/png", "width": 40, "height": 30, "has_alpha": True, "thumbhash": "00" * 20, "colour": "#000000",
