@@ -57,7 +57,7 @@ class Processor:
                 await self._store.size(uploads.raw_key(org_id, upload.id))
             except ObjectMissing:
                 return "missing"
-        async with self._sandbox.turn():
+        async with self._sandbox.turn(org_id):
             async with self._db.tenant_tx(org_id, self._role) as tx:
                 number = await uploads.claim(tx, upload.id)
             if number is None:

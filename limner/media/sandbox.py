@@ -12,11 +12,12 @@ import re
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
-import anyio
 import orjson
 import psutil
 
@@ -27,6 +28,9 @@ RESIDENT_BYTES = 512 * 1024 * 1024
 WALL_S = 15.0
 WATCH_EVERY_S = 0.01
 MAX_WAITING = 64
+MAX_OF_ORG = 16
+"""Of those that wait, or are at it: no organization fills the line."""
+TURN_WITHIN_S = 30.0
 HEAD_BYTES = 64 * 1024
 TYPES = ("image/png", "image/jpeg", "image/webp")
 CODES = frozenset({"unsupported_media", "unreadable_image", "image_too_large"})
@@ -38,7 +42,7 @@ ENVIRONMENT = {"VIPS_CONCURRENCY": "1", "LC_ALL": "C.UTF-8"}
 
 
 class SandboxBusy(Exception):
-    """MAX_WAITING pictures wait already, or no process can be started now: come again later."""
+    """Too many pictures wait already, this one has waited for too long, or no process can be started now: come again later."""
 
 
 class SandboxFailed(Exception):
@@ -64,15 +68,33 @@ class Sandbox:
     """One picture at a time; the others wait their turn."""
 
     def __init__(self) -> None:
-        self._turns = anyio.CapacityLimiter(1)
+        self._turns = asyncio.Lock()
+        self._waiting: Counter[UUID] = Counter()
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, org_id: UUID) -> AsyncIterator[None]:
         """Wait for one's turn, and have it until the block ends: no file is held in memory before. Raises SandboxBusy."""
-        if self._turns.statistics().tasks_waiting >= MAX_WAITING:
-            raise SandboxBusy(f"{MAX_WAITING} pictures wait already")
-        async with self._turns:
-            yield
+        if self._waiting.total() >= MAX_WAITING or self._waiting[org_id] >= MAX_OF_ORG:
+            raise SandboxBusy(
+                f"{self._waiting.total()} pictures wait already, {self._waiting[org_id]} of this organization"
+            )
+        self._waiting[org_id] += 1
+        try:
+            await self._take_turn()
+            try:
+                yield
+            finally:
+                self._turns.release()
+        finally:
+            self._waiting[org_id] -= 1
+            self._waiting += Counter()  # forgets who has none left
+
+    async def _take_turn(self) -> None:
+        try:
+            async with asyncio.timeout(TURN_WITHIN_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise SandboxBusy(f"no turn came within {TURN_WITHIN_S:g} s") from None
 
     async def prepare(self, data: bytes, max_bytes: int, max_pixels: int, max_side: int) -> Prepared:
         """The picture, encoded afresh into at most `max_bytes`; in one's turn. Raises ImageRejected, SandboxFailed, SandboxBusy."""

@@ -1,5 +1,6 @@
 """How a client brings a picture: announce it, put the bytes, say so. And what is left of that on the disk and in the database."""
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,11 @@ class Sender:
         return await self.client.call("POST", f"{UPLOADS}/{upload_id}/complete")
 
     async def bring(self, data: bytes, **more: Any) -> Answer:
-        """The answer to all of it."""
-        return await self.complete(await self.sent(data, **more))
+        """The answer to all of it; who is told to come again does."""
+        upload_id = await self.sent(data, **more)
+        while (answer := await self.complete(upload_id)).status in {202, 503}:
+            await asyncio.sleep(0.2)
+        return answer
 
     async def ready(self, data: bytes, **more: Any) -> dict[str, Any]:
         answer = await self.bring(data, **more)

@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+from uuid import UUID
 
 import psutil
 import pytest
@@ -19,12 +20,13 @@ from tests.media import hostile
 from tests.web.pictures import png
 
 PICTURE = png(40, 30)
+ORG, OTHER = UUID(int=1), UUID(int=2)
 LIMITED = "from limner.media import sandboxed\nsandboxed.CPU_S = 1\nsandboxed.limit()\n"
 
 
 async def prepare(data: bytes, max_bytes: int = MAX_BYTES) -> Prepared:
     one = Sandbox()
-    async with one.turn():
+    async with one.turn(ORG):
         return await one.prepare(data, max_bytes, MAX_PIXELS, MAX_SIDE)
 
 
@@ -166,21 +168,28 @@ async def test_nothing_is_left_of_a_process_whose_caller_goes_away(monkeypatch: 
 
 
 async def test_too_many_that_wait_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_WAITING", 2)
+    monkeypatch.setattr(sandbox, "MAX_OF_ORG", 2)
+    monkeypatch.setattr(sandbox, "MAX_WAITING", 3)
+    monkeypatch.setattr(sandbox, "TURN_WITHIN_S", 0.2)
     one = Sandbox()
 
-    async def stay() -> None:
-        async with one.turn():
-            await asyncio.sleep(60)
+    async def stay(org_id: UUID, seconds: float) -> None:
+        async with one.turn(org_id):
+            await asyncio.sleep(seconds)
 
-    tasks = [asyncio.create_task(stay()) for _ in range(3)]
-    await asyncio.sleep(0.05)
-    with pytest.raises(SandboxBusy):
-        async with one.turn():
-            pass
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks = [asyncio.create_task(stay(ORG, 0.5)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(SandboxBusy, match="2 of this organization"):
+        await stay(ORG, 0)
+    tasks.append(asyncio.create_task(stay(OTHER, 0)))
+    await asyncio.sleep(0.01)
+    with pytest.raises(SandboxBusy, match="3 pictures"):
+        await stay(OTHER, 0)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [type(outcome) for outcome in ended] == [type(None), SandboxBusy, SandboxBusy]
+    assert "no turn came" in str(ended[1])
+    await stay(ORG, 0)
 
 
 PROBE = """
