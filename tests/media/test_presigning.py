@@ -63,7 +63,7 @@ def _upload() -> Upload:
     now = datetime.now(UTC)
     return Upload(
         id=UUID(int=7), app_id=UUID(int=2), kind="image", name="", state="pending", size_bytes=1234, sha256=hashlib.sha256(b"x").digest(),
-        descriptions=0, tries=0, given_back=0, expires_at=now + timedelta(seconds=300), created_at=now, **gone,  # type: ignore[arg-type]
+        descriptions=0, tries=0, given_back=0, expires_at=now + timedelta(seconds=300), created_at=now, **gone,
     )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ async def test_ps5_a_small_file_cannot_take_a_large_machine(sender: Sender, api:
             *(sender.bring(data) for _, data in made), *(sender.ready(data) for data in others)
         )
 
-    codes = {name: answer.json.get("code") for (name, _), answer in zip(made, answers, strict=False)}  # type: ignore[union-attr]
+    codes = {name: answer.json.get("code") for (name, _), answer in zip(made, answers, strict=True)}
     assert set(codes.values()) <= {"image_too_large", "unreadable_image"}, codes
     assert watched.resident_bytes <= RESIDENT_BYTES + slack
     assert sender.usage()[1] == len(others)

@@ -150,11 +150,11 @@ DECLARE
 BEGIN
   SELECT x.state, x.tries, x.counted_bytes, x.expires_at INTO u FROM limner.upload x
    WHERE x.org_id = t AND x.id = p_id AND (p_app IS NULL OR x.app_id = p_app) FOR UPDATE;
-  IF NOT FOUND OR NOT CASE p_state
+  IF NOT FOUND OR NOT (CASE p_state
        WHEN 'rejected' THEN u.state = 'processing' AND u.tries = p_try
        WHEN 'expired' THEN u.state = 'pending' AND u.expires_at < clock_timestamp()
        WHEN 'deleted' THEN u.state <> 'deleted'
-       ELSE false END THEN
+       ELSE false END) THEN
     RETURN false;
   END IF;
   IF u.counted_bytes > 0 THEN
