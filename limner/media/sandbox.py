@@ -15,7 +15,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import orjson
@@ -27,6 +27,7 @@ from limner.media.sniffing import ImageRejected
 RESIDENT_BYTES = 512 * 1024 * 1024
 WALL_S = 15.0
 WATCH_EVERY_S = 0.01
+REAPED_WITHIN_S = 2.0
 MAX_WAITING = 64
 MAX_OF_ORG = 16
 """Of those that wait, or are at it: no organization fills the line."""
@@ -98,63 +99,89 @@ class Sandbox:
 
     async def prepare(self, data: bytes, max_bytes: int, max_pixels: int, max_side: int) -> Prepared:
         """The picture, encoded afresh into at most `max_bytes`; in one's turn. Raises ImageRejected, SandboxFailed, SandboxBusy."""
+        loop = asyncio.get_running_loop()
         arguments = map(str, (max_bytes, max_pixels, max_side))
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *COMMAND, *arguments, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=ENVIRONMENT, cwd="/",
-                close_fds=True, start_new_session=True, limit=HEAD_BYTES,
+            transport, talk = await loop.subprocess_exec(
+                lambda: _Talk(loop, HEAD_BYTES + max_bytes), sys.executable, *COMMAND, *arguments, stdin=PIPE, stdout=PIPE,
+                stderr=DEVNULL, env=ENVIRONMENT, cwd="/", close_fds=True, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise SandboxBusy(f"no process can be started: {error}") from error
         try:
-            return await _answer(process, data, max_bytes)
+            return await _answer(transport, talk, data)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.shield(process.wait())
+                transport.kill()
+            transport.close()
+            await asyncio.shield(asyncio.wait({talk.exited}, timeout=REAPED_WITHIN_S))
 
 
-async def _answer(process: asyncio.subprocess.Process, data: bytes, max_bytes: int) -> Prepared:
-    watch = asyncio.create_task(_watch(process.pid))
-    talk = asyncio.create_task(_talk(process, data, max_bytes))
+class _Talk(asyncio.SubprocessProtocol):
+    """What a process says, up to `most` bytes: one that says more is ended."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, most: int) -> None:
+        self.said = bytearray()
+        self.exited: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self._most = most
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002
+        self.said += data
+        if len(self.said) > self._most:
+            self.said.clear()
+            with contextlib.suppress(ProcessLookupError):
+                self._transport.kill()
+
+    def process_exited(self) -> None:
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """It has exited, and all it said is here."""
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+async def _answer(transport: asyncio.SubprocessTransport, talk: _Talk, data: bytes) -> Prepared:
+    stdin = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
+    stdin.write(data)
+    stdin.close()  # once all of it is written
+    watch = asyncio.create_task(_watch(transport.get_pid()))
     try:
-        await asyncio.wait({watch, talk}, timeout=WALL_S, return_when=asyncio.FIRST_COMPLETED)
-        if talk.done():
-            return talk.result()
-        words = "more memory" if watch.done() and watch.result() else "more time"
+        await asyncio.wait({watch, talk.closed}, timeout=WALL_S, return_when=asyncio.FIRST_COMPLETED)
+        if talk.closed.done():
+            return _understood(bytes(talk.said), transport.get_returncode())
+        words = "more memory" if watch.done() else "more time"
         raise ImageRejected("unreadable_image", f"The picture needs {words} to be decoded than is allowed.")
     finally:
         watch.cancel()
-        talk.cancel()
-        await asyncio.gather(watch, talk, return_exceptions=True)
+        await asyncio.gather(watch, return_exceptions=True)
 
 
-async def _watch(pid: int) -> bool:
-    """Returns True once the process has more resident memory than it may; waits for ever where it does not."""
+async def _watch(pid: int) -> None:
+    """Returns once the process has more resident memory than it may; waits for ever where it does not."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         while process.memory_info().rss <= RESIDENT_BYTES:  # noqa: ASYNC110  (nobody tells)
             await asyncio.sleep(WATCH_EVERY_S)
-        return True
+        return
     await asyncio.Event().wait()  # it has ended: whoever reads its answer knows
-    return False
 
 
-async def _talk(process: asyncio.subprocess.Process, data: bytes, max_bytes: int) -> Prepared:
-    """Send the picture and read the answer: a line of JSON, then the fresh file."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with contextlib.suppress(ConnectionError):  # it refused before it had read everything
-        process.stdin.write(data)
-        await process.stdin.drain()
-        process.stdin.close()
+def _understood(said: bytes, status: int | None) -> Prepared:
+    """A line of JSON, then the fresh file. Raises ImageRejected, SandboxFailed."""
+    line, _, fresh = said.partition(b"\n")
     try:
-        head = orjson.loads(await process.stdout.readuntil(b"\n"))
+        head = orjson.loads(line)
         if "rejected" in head:
             raise _refusal(head["rejected"], head["message"])
-        return _believed(head, await process.stdout.readexactly(min(int(head["size"]), max_bytes)))
-    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, KeyError, TypeError, ValueError) as error:
-        raise _ended(await process.wait(), error) from error
+        return _believed(head, fresh)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _ended(status, error) from error
 
 
 def _refusal(code: object, message: object) -> ImageRejected:
@@ -170,7 +197,7 @@ def _believed(head: dict[str, Any], fresh: bytes) -> Prepared:
     Raises KeyError, TypeError, ValueError.
     """
     width, height, digest = int(head["width"]), int(head["height"]), bytes.fromhex(head["thumbhash"])
-    if sniffing.sniff(fresh) != head["media_type"] or head["media_type"] not in TYPES:
+    if head["size"] != len(fresh) or sniffing.sniff(fresh) != head["media_type"] or head["media_type"] not in TYPES:
         raise ValueError("the answer is not of the kind that it says")
     if sniffing.header_size(fresh) != (width, height):
         raise ValueError("the answer is not of the size that it says")
@@ -182,7 +209,7 @@ def _believed(head: dict[str, Any], fresh: bytes) -> Prepared:
     )  # fmt: skip
 
 
-def _ended(status: int, error: Exception) -> Exception:
+def _ended(status: int | None, error: Exception) -> Exception:
     """Without an answer: by the limit of processor time, which is the picture's matter, or otherwise, which may be ours."""
     if status == -signal.SIGXCPU:
         return ImageRejected("unreadable_image", "The picture needs more time to be decoded than is allowed.")
