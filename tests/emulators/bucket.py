@@ -7,12 +7,13 @@ Written from the S3 reference, apart from limner's own signer. Requests with an 
 import base64
 import hashlib
 import hmac
+import re
 import time
 from calendar import timegm
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import quote
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 from aiohttp import web
 
@@ -43,6 +44,8 @@ class Emulator:
             return await self._put(request, path)
         if "list-type" in request.query:
             return self._list(path.rstrip("/"), request.query.get("prefix", ""))
+        if request.method == "POST" and "delete" in request.query:
+            return self._delete(path.rstrip("/"), await request.text())
         if request.method == "DELETE":
             self.objects.pop(path, None)
             return web.Response(status=204)
@@ -64,6 +67,14 @@ class Emulator:
         self.presigned += presigned
         self.objects[path] = body
         return web.Response(headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+
+    def _delete(self, bucket: str, asked: str) -> web.Response:
+        """Of many at once, which is how the store deletes one."""
+        keys = [unescape(key) for key in re.findall("<Key>(.*?)</Key>", asked)]
+        for key in keys:
+            self.objects.pop(f"{bucket}/{key}", None)
+        found = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys)
+        return web.Response(text=f"<DeleteResult>{found}</DeleteResult>", content_type="application/xml")
 
     def _list(self, bucket: str, prefix: str) -> web.Response:
         keys = [key.removeprefix(f"{bucket}/") for key in sorted(self.objects)]

@@ -17,7 +17,7 @@ from tests import tiers
 from tests.media import bombs, hostile
 from tests.media.hostile import MARK
 from tests.media.sending import Sender
-from tests.running import Api
+from tests.running import Answer, Api
 from tests.tally import Tally
 
 TOLD = ("exif", "xmp", "icc", "iptc", "png-comment", "gif-comment")
@@ -135,9 +135,9 @@ async def test_ps5_a_small_file_cannot_take_a_large_machine(sender: Sender, api:
     slack = 64 * 1024 * 1024  # what a decoder may gain between two looks of its watcher
 
     with Watched(api) as watched:
-        answers = await asyncio.gather(
-            *(sender.bring(data) for _, data in made), *(sender.ready(data) for data in others)
-        )
+        bringing = asyncio.gather(*(sender.bring(data) for _, data in made))
+        await asyncio.gather(*(sender.ready(data) for data in others))
+        answers: list[Answer] = list(await bringing)
 
     codes = {name: answer.json.get("code") for (name, _), answer in zip(made, answers, strict=True)}
     assert set(codes.values()) <= {"image_too_large", "unreadable_image"}, codes
