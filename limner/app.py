@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from limner.db.pools import Address, Database
 from limner.egress.untrusted import UntrustedDoor
 from limner.events import endpoints
 from limner.hub import api as hub_api
-from limner.hub import catalog, checks, checks_api, inputs, live_api, users_api, webhooks_api
+from limner.hub import catalog, checks, checks_api, inputs, live_api, uploads_api, users_api, webhooks_api
 from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
 from limner.hub.live_api import StreamLimits
@@ -25,8 +26,14 @@ from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.media import api as media_api
+from limner.media import presigning, receiving
+from limner.media.processing import Bounds, Processor
+from limner.media.sandbox import Sandbox
 from limner.media.store import ObjectStore
+from limner.media.tickets import TokenTickets
+from limner.media.uploads import Quota
 from limner.media.urls import MediaUrls
+from limner.media.variants import Variants
 from limner.settings import MIB, Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
@@ -52,9 +59,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     submitter = Submitter(
         db,
         catalog.ModelCache(),
-        pool,
+        inputs.ImageInputs(db, store, pool, images),
         SubmitLimits(
-            images,
             settings.max_runs,
             settings.submit_backlog,
             settings.user_jobs_per_min,
@@ -71,6 +77,21 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
     checker = checks.Checker(
         pool, checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
+    )
+    tokens = TokenTickets(root, settings.base_url)
+    bucket = presigning.find_bucket(settings.store_url, os.environ)
+    quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
+    bounds = Bounds(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    brought = uploads_api.UploadsApi(
+        db,
+        authenticate,
+        store,
+        Processor(db, "limner_api", store, Sandbox(), bounds, quota),
+        presigning.BucketTickets(*bucket, db.clock) if bucket else tokens,
+        urls,
+        quota,
+        settings.max_image_bytes,
+        submitter,
     )
 
     @contextlib.asynccontextmanager
@@ -94,13 +115,16 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(users_api.router(hub))
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
-    app.include_router(media_api.router(store, urls))
+    app.include_router(uploads_api.router(brought))
+    app.include_router(receiving.router(db, store, tokens))
+    app.include_router(media_api.router(store, urls, Variants(store, pool, settings.home / "locks")))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
     limits = {
         "/api/v1/generate": settings.max_generate_body_bytes,
         # every character may come as two escapes of six bytes
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
+        receiving.PREFIX: settings.max_image_bytes,
     }
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
     direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}

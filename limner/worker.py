@@ -23,8 +23,12 @@ from limner.hub.providers.local.adapter import LocalAdapter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.ledger import chores as ledger_chores
+from limner.media import tending
+from limner.media.processing import Bounds, Processor
+from limner.media.sandbox import Sandbox
 from limner.media.store import ObjectStore
 from limner.media.urls import MediaUrls
+from limner.media.uploads import Quota
 from limner.settings import Settings
 from limner.tasks import chores
 from limner.telemetry import logs
@@ -66,6 +70,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
         *ledger_chores.LedgerChores(db).all(),
         chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
+        chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings).tend),
     ]
 
     def stop() -> None:
@@ -104,6 +109,13 @@ def _delivering(settings: Settings, root: RootKey, db: Database) -> DeliveryLoop
         settings.webhook_slots, settings.webhook_endpoint_slots, settings.webhook_off_after_s, settings.shutdown_s / 3
     )
     return DeliveryLoop(db, UntrustedDoor.of(settings), Sealer(root, endpoints.PURPOSE), bodies.compose, limits)
+
+
+def _uploads(db: Database, store: ObjectStore, settings: Settings) -> tending.UploadTending:
+    bounds = Bounds(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
+    processor = Processor(db, tending.ROLE, store, Sandbox(), bounds, quota)
+    return tending.UploadTending(db, store, processor)
 
 
 def _leave_by(seconds: float) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # loaded by name, below
         routes,
         serve,
         up,
+        uploads,
         users,
         webhooks,
     )
@@ -48,6 +49,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "invariants": ("limner.cli.invariants:app", "Check the books: exit 1 on any violation."),
     "queue": ("limner.cli.queue:app", "The queue: who waits, who runs; pause, resume, drain."),
     "jobs": ("limner.cli.jobs:app", "Jobs: list, show, receipt, cancel."),
+    "uploads": ("limner.cli.uploads:app", "Uploads: list, show, delete."),
     "models": ("limner.cli.models:app", "Models: what is sold, at what price."),
     "providers": ("limner.cli.providers:app", "Providers: who runs the models."),
     "routes": ("limner.cli.routes:app", "Routes: which provider serves which model, in what order."),

@@ -58,11 +58,13 @@ def _body(schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
-def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+def query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    """A parameter of the query that may be left out."""
     return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
 
 
-def _header(description: str, kind: str = "string") -> dict[str, Any]:
+def header(description: str, kind: str = "string") -> dict[str, Any]:
+    """A header of an answer."""
     return {"description": description, "schema": {"type": kind}}
 
 
@@ -73,14 +75,14 @@ def _without_length(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 LIMITS = {
-    "RateLimit-Policy": _header("Every limit that holds for this call: its name, size and window."),
-    "RateLimit": _header("What is left of each (`r`) and in how many seconds it will be full again (`t`)."),
-    "X-RateLimit-Limit": _header("The size of the tightest one.", "integer"),
-    "X-RateLimit-Remaining": _header("What is left of it.", "integer"),
-    "X-RateLimit-Reset": _header("Seconds until it is full again.", "integer"),
+    "RateLimit-Policy": header("Every limit that holds for this call: its name, size and window."),
+    "RateLimit": header("What is left of each (`r`) and in how many seconds it will be full again (`t`)."),
+    "X-RateLimit-Limit": header("The size of the tightest one.", "integer"),
+    "X-RateLimit-Remaining": header("What is left of it.", "integer"),
+    "X-RateLimit-Reset": header("Seconds until it is full again.", "integer"),
 }
-RETRY_AFTER = _header("Seconds; while the job is open.", "integer")
-REPLAYED = _header("`true` when this answer was given before for the same idempotency key.")
+RETRY_AFTER = header("Seconds; while the job is open.", "integer")
+REPLAYED = header("`true` when this answer was given before for the same idempotency key.")
 
 _STREAM = """retry: 2000
 
@@ -99,14 +101,14 @@ GENERATE: dict[str, Any] = {
     "response_model": schemas.Accepted,
     "responses": {
         200: {"model": schemas.DryRun, "description": "With `dry_run=1`: what would happen. Nothing did."},
-        202: {"headers": {"Location": _header("Where the job is."), "Idempotent-Replayed": REPLAYED, **LIMITS}},
+        202: {"headers": {"Location": header("Where the job is."), "Idempotent-Replayed": REPLAYED, **LIMITS}},
         **_errors(402, 404, 408, 413, 415, 422, 429),
     },
     "openapi_extra": {
         "parameters": [
             USER_ID,
             IDEMPOTENCY_KEY,
-            _query(
+            query(
                 "dry_run",
                 {"type": "string", "enum": ["1", "0", "true", "false"]},
                 "1: say what would happen, do nothing.",
@@ -127,7 +129,7 @@ GET_JOB: dict[str, Any] = {
     "description": "Send `If-None-Match` with the last ETag: 304 while nothing changed. `Retry-After` while it runs.",
     "response_model": schemas.JobBody,
     "responses": {
-        200: {"headers": {"ETag": _header("Of this state of the job."), "Retry-After": RETRY_AFTER}},
+        200: {"headers": {"ETag": header("Of this state of the job."), "Retry-After": RETRY_AFTER}},
         304: {"description": "Nothing changed since that ETag."},
         **_errors(404, 429),
     },
@@ -141,9 +143,9 @@ LIST_JOBS: dict[str, Any] = {
     "openapi_extra": {
         "parameters": [
             USER_ID,
-            _query("status", {"type": "string", "enum": list(jobs.STATES)}, "Only jobs in this state."),
-            _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
-            _query("cursor", {"type": "string", "format": "uuid"}, "`next_cursor` of the page before."),
+            query("status", {"type": "string", "enum": list(jobs.STATES)}, "Only jobs in this state."),
+            query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
+            query("cursor", {"type": "string", "format": "uuid"}, "`next_cursor` of the page before."),
         ]
     },
 }
@@ -215,14 +217,12 @@ LIST_TRANSACTIONS: dict[str, Any] = {
     "openapi_extra": {
         "parameters": [
             USER_ID,
-            _query("type", {"type": "string", "enum": list(statements.KINDS)}, "Only movements of this type."),
-            _query(
-                "since", {"type": "string", "format": "date-time"}, "From this moment on (RFC 3339 with an offset)."
-            ),
-            _query("until", {"type": "string", "format": "date-time"}, "Before this moment."),
-            _query("job_id", {"type": "string", "format": "uuid"}, "Only what one job moved."),
-            _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Rows on a page."),
-            _query("cursor", {"type": "string"}, "`next_cursor` of the page before."),
+            query("type", {"type": "string", "enum": list(statements.KINDS)}, "Only movements of this type."),
+            query("since", {"type": "string", "format": "date-time"}, "From this moment on (RFC 3339 with an offset)."),
+            query("until", {"type": "string", "format": "date-time"}, "Before this moment."),
+            query("job_id", {"type": "string", "format": "uuid"}, "Only what one job moved."),
+            query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Rows on a page."),
+            query("cursor", {"type": "string"}, "`next_cursor` of the page before."),
         ]
     },
 }

@@ -1,4 +1,6 @@
-"""Input images: data URIs taken out of the request, measured, decoded once, and described in the job's record."""
+"""Input images, described in the job's record: data URIs are taken out of the request, measured and decoded once; `upload:<id>` is
+a picture that was uploaded before, as limner encoded it.
+"""
 
 import binascii
 import hashlib
@@ -6,12 +8,18 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from limner.db.pools import Database
 from limner.hub.providers.base import Blob
+from limner.kit import ids
 from limner.kit.cpu import CpuError, CpuPool
-from limner.media import sniffing
+from limner.media import sniffing, uploads
 from limner.media.sniffing import ImageRejected
+from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
+from limner.media.uploads import Upload
+from limner.web.caller import Caller
 from limner.web.errors import ApiError, invalid
 
+UPLOAD = "upload:"
 DATA_URI = re.compile(r"data:(image/[a-z+.-]{1,40});base64,", re.ASCII)
 FIELDS = ("images", "mask")
 
@@ -25,30 +33,73 @@ class ImageLimits:
     max_side: int
 
 
-async def take(
-    parsed: dict[str, Any], limits: ImageLimits, pool: CpuPool
-) -> tuple[dict[str, Any], list[tuple[str, Blob]]]:
-    """The input with each image replaced by its description, and the images by name (image_0 …, mask).
+class ImageInputs:
+    """Takes pictures out of requests."""
 
-    Raises ApiError 400: `url_inputs_not_available`, `unreadable_image`, `unsupported_media`, `image_too_large`.
-    """
-    recorded = dict(parsed)
-    blobs: list[tuple[str, Blob]] = []
-    if isinstance(images := parsed.get("images"), list):
-        recorded["images"] = []
-        for index, text in enumerate(images):
-            blob = await _take_one(text, f"/input/images/{index}", limits, pool)
-            blobs.append((f"image_{index}", blob))
-            recorded["images"].append(_described(blob))
-    if isinstance(mask := parsed.get("mask"), str):
-        blob = await _take_one(mask, "/input/mask", limits, pool)
-        if blob.media_type != "image/png":
-            raise invalid(
-                {"/input/mask": ["must be a PNG whose transparent parts are to be edited"]}, "unsupported_media"
-            )
-        blobs.append(("mask", blob))
-        recorded["mask"] = _described(blob)
-    return recorded, blobs
+    def __init__(self, db: Database, store: ObjectStore, pool: CpuPool, limits: ImageLimits) -> None:
+        self._db = db
+        self._store = store
+        self._pool = pool
+        self._limits = limits
+
+    async def take(self, caller: Caller, parsed: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, Blob]]]:
+        """The input with each image replaced by its description, and the images by name (image_0 …, mask).
+
+        Raises ApiError 400: `url_inputs_not_available`, `unreadable_image`, `unsupported_media`, `image_too_large`,
+        `upload_not_found`, `upload_not_ready`; 503 where the store does not answer.
+        """
+        recorded = dict(parsed)
+        blobs: list[tuple[str, Blob]] = []
+        if isinstance(images := parsed.get("images"), list):
+            recorded["images"] = []
+            for index, text in enumerate(images):
+                blob = await self._take_one(caller, text, f"/input/images/{index}")
+                blobs.append((f"image_{index}", blob))
+                recorded["images"].append(_described(blob))
+        if isinstance(mask := parsed.get("mask"), str):
+            blob = await self._take_one(caller, mask, "/input/mask")
+            if blob.media_type != "image/png":
+                raise invalid(
+                    {"/input/mask": ["must be a PNG whose transparent parts are to be edited"]}, "unsupported_media"
+                )
+            blobs.append(("mask", blob))
+            recorded["mask"] = _described(blob)
+        return recorded, blobs
+
+    async def _take_one(self, caller: Caller, text: str, at: str) -> Blob:
+        if isinstance(text, str) and text.startswith(UPLOAD):
+            return await self._uploaded(caller, text, at)
+        return await _from_data_uri(text, at, self._limits, self._pool)
+
+    async def _uploaded(self, caller: Caller, text: str, at: str) -> Blob:
+        """Its own upload of the user's, or the app's: what is absent and what is somebody else's is the same 400."""
+        upload_id = ids.parse(text.removeprefix(UPLOAD))
+        missing = invalid({at: ["is no upload of yours"]}, "upload_not_found", "There is no such upload.")
+        if upload_id is None:
+            raise missing
+        try:
+            async with self._db.tenant_tx(caller.org_id) as tx:
+                upload = await uploads.get_usable(tx, caller.app_id, upload_id, caller.external_id)
+        except uploads.UploadNotFound:
+            raise missing from None
+        if upload.object_key is None or upload.state != "ready":
+            raise invalid({at: [f"is {upload.state}"]}, "upload_not_ready", "The upload is not ready.")
+        return await self._read(upload, upload.object_key, at)
+
+    async def _read(self, upload: Upload, object_key: str, at: str) -> Blob:
+        assert upload.width is not None
+        assert upload.height is not None
+        assert upload.media_type is not None
+        limits = self._limits
+        if upload.width * upload.height > limits.max_pixels or max(upload.width, upload.height) > limits.max_side:
+            raise _too_large(at, f"is {upload.width} × {upload.height} pixels", limits)
+        try:
+            data = await self._store.read(object_key)
+        except ObjectMissing:  # deleted a moment ago
+            raise invalid({at: ["is no upload of yours"]}, "upload_not_found", "There is no such upload.") from None
+        except StoreUnavailable:
+            raise ApiError(503, "unavailable", "The store does not answer.", headers={"retry-after": "2"}) from None
+        return Blob(upload.media_type, data, upload.width, upload.height)
 
 
 def _described(blob: Blob) -> dict[str, Any]:
@@ -61,10 +112,10 @@ def _described(blob: Blob) -> dict[str, Any]:
     }
 
 
-async def _take_one(text: str, at: str, limits: ImageLimits, pool: CpuPool) -> Blob:
+async def _from_data_uri(text: str, at: str, limits: ImageLimits, pool: CpuPool) -> Blob:
     data = _decode(text, at, limits)
     if sniffing.sniff(data) is None:
-        raise invalid({at: ["is not a PNG, JPEG, WebP, GIF or AVIF image"]}, "unsupported_media", "Unsupported image.")
+        raise invalid({at: [sniffing.unsupported(data).message]}, "unsupported_media", "Unsupported image.")
     size = sniffing.header_size(data)
     if size is not None and (size[0] * size[1] > limits.max_pixels or max(size) > limits.max_side):
         raise _too_large(at, f"is {size[0]} × {size[1]} pixels", limits)

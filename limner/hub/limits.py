@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from limner.hub import inputs, jobs
+from limner.hub import jobs
 from limner.ledger import refusals
 from limner.web import rates
 from limner.web.caller import Quotas
@@ -15,9 +15,8 @@ PIECES = 8
 
 @dataclass(frozen=True, slots=True)
 class SubmitLimits:
-    """Image bounds, runs a job, how many may wait for the database, jobs a minute (0: any), how far ahead a job may be ordered."""
+    """Runs a job, how many may wait for the database, jobs a minute (0: any), how far ahead a job may be ordered."""
 
-    images: inputs.ImageLimits
     max_runs: int
     backlog: int
     user_per_min: int

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from limner.db.pools import Database
 from limner.db.wake import Waker
 from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
+from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
 from limner.hub.limits import SubmitLimits
 from limner.hub.providers.base import Blob
 from limner.hub.schema import ENVELOPE, InputSchema
 from limner.hub.waits import Order, WaitEstimates
 from limner.kit import money
-from limner.kit.cpu import CpuPool
 from limner.ledger import refusals
 from limner.tenancy import end_users
 from limner.web import parsing
@@ -43,19 +43,22 @@ class Accepted:
 class Submitter:
     """Takes `POST /api/v1/generate` requests of authenticated callers."""
 
-    def __init__(self, db: Database, models: catalog.ModelCache, pool: CpuPool, limits: SubmitLimits) -> None:
+    def __init__(self, db: Database, models: catalog.ModelCache, images: ImageInputs, limits: SubmitLimits) -> None:
         self._db = db
         self._models = models
-        self._pool = pool
+        self._images = images
         self._limits = limits
         self._envelope = InputSchema(ENVELOPE)
         self._waits = WaitEstimates(db)
         self._intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
-    async def submit(self, request: Request, caller: Caller) -> Accepted:
-        """Accept a job, or find the one its idempotency key stands for. Raises ApiError; nothing is stored or charged then."""
-        submission, shared = await self._read(request, caller)
+    async def submit(self, request: Request, caller: Caller, body: dict[str, Any] | None = None) -> Accepted:
+        """Accept a job, or find the one its idempotency key stands for. Raises ApiError; nothing is stored or charged then.
+
+        `body`: what another endpoint orders in its caller's name; without it the request's own.
+        """
+        submission, shared = await self._read(request, caller, body)
         submitted = await self._store(caller.org_id, submission, alone=not shared)
         request.state.log |= {"job": submitted.job_id, "model": submission.model}
         self.waker.wake()
@@ -72,10 +75,12 @@ class Submitter:
         except (refusals.TooFewCredits, refusals.Inactive) as error:
             raise _worded(error, submission) from None
 
-    async def _read(self, request: Request, caller: Caller) -> tuple[jobs.Submission, bool]:
+    async def _read(
+        self, request: Request, caller: Caller, body: dict[str, Any] | None = None
+    ) -> tuple[jobs.Submission, bool]:
         """The request as parsed, priced and hashed, and whether it may share a commit. Raises ApiError."""
         external_id = _payer(caller)
-        body = await parsing.json_object(request)
+        body = await parsing.json_object(request) if body is None else body
         envelope = self._envelope.parse(body)
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
         if "webhook_url" in envelope:
@@ -88,7 +93,7 @@ class Submitter:
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
-            recorded, blobs = await inputs.take(parsed, self._limits.images, self._pool)
+            recorded, blobs = await self._images.take(caller, parsed)
         canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at)
         bounds = self._limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])

@@ -1,13 +1,19 @@
-"""`GET /media/<key>`: a stored object by signed URL, with headers that let a browser show it and do nothing else."""
+"""`GET /media/<key>`: a stored object by signed URL, with headers that let a browser show it and do nothing else.
+
+An uploaded picture also comes smaller: `&w=960&f=webp`. The signature is the picture's; which copies there are is fixed.
+"""
 
 import re
 
 from fastapi import APIRouter
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from limner.media import variants as presets
 from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
-from limner.media.urls import MediaUrls
+from limner.media.urls import YEAR_S, MediaUrls
+from limner.media.variants import Preset, VariantFailed, Variants, VariantsBusy
 from limner.web.errors import ApiError
 
 KEY = re.compile(r"(?:[A-Za-z0-9_-]+/)+[A-Za-z0-9_-]+\.(png|jpg|webp)")
@@ -20,7 +26,12 @@ HEADERS = {
 }
 
 
-def router(store: ObjectStore, urls: MediaUrls) -> APIRouter:
+PICTURES = "u/"
+"""Under it lie uploaded pictures, of which there are smaller copies."""
+BUSY = {"retry-after": "2"}
+
+
+def router(store: ObjectStore, urls: MediaUrls, variants: Variants) -> APIRouter:
     """The router over one store."""
     routes = APIRouter()
 
@@ -30,20 +41,42 @@ def router(store: ObjectStore, urls: MediaUrls) -> APIRouter:
         remaining_s = urls.remaining_s(key, query.get("e", ""), query.get("s", ""))
         shape = KEY.fullmatch(key)
         if remaining_s is None or shape is None:
-            raise ApiError(403, "url_not_valid", "This URL is not valid any more. Read the job again for a fresh one.")
+            raise ApiError(
+                403, "url_not_valid", "This URL is not valid any more. Read the job or upload again for a fresh one."
+            )
+        preset = _preset(query) if key.startswith(PICTURES) else None
+        media_type = preset.media_type if preset else MEDIA_TYPES[shape[1]]
         try:
-            size, chunks = await store.get(key)
+            size, chunks = await (variants.open(key, preset) if preset else store.get(key))
         except ObjectMissing:
             raise ApiError(404, "not_found", "This object was removed.") from None
         except StoreUnavailable:
-            raise ApiError(503, "unavailable", "The store does not answer.", headers={"retry-after": "2"}) from None
-        media_type = MEDIA_TYPES[shape[1]]
-        headers = HEADERS | {
-            "content-length": str(size),
-            "cache-control": f"private, max-age={remaining_s}, immutable",
-        }
+            raise ApiError(503, "unavailable", "The store does not answer.", headers=BUSY) from None
+        except (VariantsBusy, VariantFailed):
+            raise ApiError(503, "unavailable", "The copy cannot be made now.", headers=BUSY) from None
+        headers = HEADERS | {"content-length": str(size), "cache-control": _caching(key, remaining_s)}
         if request.method == "HEAD":
             return Response(headers=headers, media_type=media_type)
         return StreamingResponse(chunks, headers=headers, media_type=media_type)
 
     return routes
+
+
+def _preset(query: QueryParams) -> Preset | None:
+    """The copy that is asked for; None: the picture itself. Raises ApiError 404 for whatever is no preset, to the letter."""
+    asked = query.multi_items()
+    names = [name for name, _ in asked]
+    if set(names) == {"e", "s"} and len(names) == 2:
+        return None
+    values = dict(asked)
+    preset = presets.parse(values.get("w", ""), values.get("f", "webp"))
+    if preset is None or len(names) != len(values) or not set(names) <= {"e", "s", "w", "f"}:
+        raise ApiError(404, "not_found", "There is no such copy of this picture.")
+    return preset
+
+
+def _caching(key: str, remaining_s: int) -> str:
+    """An uploaded picture is named by its content and meant for pages: for everybody, for a year. A job's output is its reader's."""
+    if key.startswith(PICTURES):
+        return f"public, max-age={min(remaining_s, YEAR_S)}, immutable"
+    return f"private, max-age={remaining_s}, immutable"

@@ -1,4 +1,4 @@
-"""Decoding and re-encoding pictures with libvips. Imported by the CPU children only (kit.cpu), never by the
+"""Decoding and re-encoding pictures with libvips. Imported by child processes only (kit.cpu, media.sandboxed), never by the
 parent.
 
 Five formats can be read and no others: libvips runs with every loader blocked except theirs. A stored picture
@@ -13,6 +13,7 @@ from typing import Any
 import pyvips
 
 from limner.media.sniffing import (
+    MAX_FRAME_PIXELS,
     MAX_FRAMES,
     MAX_PIXELS,
     MAX_SIDE,
@@ -22,6 +23,7 @@ from limner.media.sniffing import (
     check_bounds,
     header_size,
     sniff,
+    unsupported,
 )
 
 LOADERS = {
@@ -40,6 +42,10 @@ STORED_AS = {
     "image/avif": "image/png",
 }
 
+WEBP_MAX_SIDE = 16_383  # RFC 9649, VP8 frame header: 14 bits
+AVIF_EFFORT = 2  # of 9
+MAX_COPY_PIXELS = {"image/webp": 12_000_000, "image/jpeg": 12_000_000, "image/avif": 3_000_000}
+
 
 def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) -> ImageFacts:
     """Prove that the bytes are a whole picture within bounds, by decoding all of it (the first frame of
@@ -49,13 +55,13 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE)
     the five formats), image_too_large (pixels, side, or more than 100 frames), unreadable_image (damaged,
     truncated).
     """
-    media_type, image = _open(data, max_pixels, max_side)
+    media_type, image = open_picture(data, max_pixels, max_side)
     try:
         image.avg()  # the cheapest way to make libvips read every pixel once
     except pyvips.Error as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
     width, height = image.width, image.height
-    if _orientation(image) >= 5:
+    if orientation(image) >= 5:
         width, height = height, width
     return ImageFacts(media_type, width, height, bool(image.hasalpha()))
 
@@ -73,9 +79,9 @@ def reencode(data: bytes, media_type: str | None = None) -> Encoded:
     if wanted == "image/jpeg" and image.hasalpha():
         image = image.flatten(background=[255, 255, 255])
     try:
-        fresh = _save(image, wanted)
+        fresh = save(image, wanted)
     except pyvips.Error as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
     return Encoded(fresh, wanted, image.width, image.height, sha256(fresh).hexdigest())
 
 
@@ -84,13 +90,31 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, max_side: int = MAX_SIDE) 
 
     Raises ImageRejected as `inspect` does.
     """
-    media_type, image = _open(data, max_pixels, max_side)
+    media_type, image = open_picture(data, max_pixels, max_side)
     try:
         # Decoded whole before it is turned: the loaders stream, autorot may read backwards.
         image = image.copy_memory().autorot()
         return media_type, _to_srgb(image).copy_memory()
     except pyvips.Error as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
+
+
+def shrink(data: bytes, width: int, media_type: str) -> bytes:
+    """A copy of one of limner's own files, at most `width` pixels wide and never wider than it is: WebP, AVIF or JPEG.
+
+    A very tall picture's is narrower, so that no copy has more pixels than MAX_COPY_PIXELS. Raises pyvips.Error, ValueError.
+    """
+    _lock_down()
+    if media_type not in MAX_COPY_PIXELS:
+        raise ValueError(f"{media_type} is no copy's format")
+    height = min(WEBP_MAX_SIDE, MAX_COPY_PIXELS[media_type] // width)
+    image = pyvips.Image.thumbnail_buffer(data, width, height=height, size="down")
+    if media_type == "image/webp":
+        return bytes(image.webpsave_buffer(Q=80, effort=4, keep="none"))
+    if media_type == "image/avif":
+        return bytes(image.heifsave_buffer(Q=60, compression="av1", effort=AVIF_EFFORT, keep="none"))
+    opaque = image.flatten(background=[255, 255, 255]) if image.hasalpha() else image
+    return bytes(opaque.jpegsave_buffer(Q=82, optimize_coding=True, keep="none"))
 
 
 @cache
@@ -103,26 +127,32 @@ def _lock_down() -> None:
     pyvips.cache_set_max(0)  # no picture of one tenant may outlive its call
 
 
-def _open(data: bytes, max_pixels: int, max_side: int) -> tuple[str, Any]:
-    """Sniff, check the stated size, open by the loader the magic bytes name, check the size libvips sees."""
+def open_picture(data: bytes, max_pixels: int, max_side: int) -> tuple[str, Any]:
+    """Sniff, check the stated size, open by the loader the magic bytes name, check the size libvips sees.
+
+    The media type, and a pyvips.Image whose pixels can be read once, from the top down. Raises ImageRejected.
+    """
     _lock_down()
     media_type = sniff(data)
     if media_type is None:
-        raise ImageRejected("unsupported_media", "Only PNG, JPEG, WebP, GIF and AVIF pictures are accepted.")
+        raise unsupported(data)
     if (size := header_size(data)) is not None:
         check_bounds(media_type, *size, max_pixels, max_side)
     try:
         image = getattr(pyvips.Image, LOADERS[media_type][1])(data, fail_on="error", access="sequential")
     except pyvips.Error as error:
-        raise _unreadable(error) from None
+        raise unreadable(error) from None
     check_bounds(media_type, image.width, image.height, max_pixels, max_side)
     frames = image.get("n-pages") if image.get_typeof("n-pages") else 1
     if frames > MAX_FRAMES:
         raise ImageRejected("image_too_large", f"{frames} frames: at most {MAX_FRAMES} are accepted.")
+    if frames * image.width * image.height > MAX_FRAME_PIXELS:
+        raise ImageRejected("image_too_large", f"{frames} frames are more than {MAX_FRAME_PIXELS} pixels together.")
     return media_type, image
 
 
-def _orientation(image: Any) -> int:
+def orientation(image: Any) -> int:
+    """As EXIF counts it: 1 is upright, 5 and more lie on their side."""
     return int(image.get("orientation")) if image.get_typeof("orientation") else 1
 
 
@@ -139,17 +169,18 @@ def _to_srgb(image: Any) -> Any:
     return image.cast("uchar")
 
 
-def _save(image: Any, media_type: str) -> bytes:
+def save(image: Any, media_type: str, quality: int = 90) -> bytes:
+    """A fresh file without metadata. Raises pyvips.Error; ValueError for a format that is not stored."""
     if media_type == "image/png":
         return bytes(image.pngsave_buffer(compression=6, keep="none"))
     if media_type == "image/jpeg":
-        return bytes(image.jpegsave_buffer(Q=90, optimize_coding=True, keep="none"))
+        return bytes(image.jpegsave_buffer(Q=quality, optimize_coding=True, keep="none"))
     if media_type == "image/webp":
-        return bytes(image.webpsave_buffer(Q=90, alpha_q=100, effort=4, keep="none"))
+        return bytes(image.webpsave_buffer(Q=quality, alpha_q=100, effort=4, keep="none"))
     raise ValueError(f"{media_type} is not a format that is stored")
 
 
-def _unreadable(error: Any) -> Exception:
+def unreadable(error: Any) -> Exception:
     """A damaged picture is its sender's matter; a lack of memory is ours and must keep its name (kit.cpu)."""
     if "out of memory" in str(error).lower():
         return MemoryError(str(error))

@@ -11,10 +11,22 @@ MAX_PIXELS = 40_000_000
 MAX_AVIF_PIXELS = 16_000_000  # AV1 decoding costs several times as much memory a pixel as the others
 MAX_SIDE = 16_384
 MAX_FRAMES = 100
+MAX_FRAME_PIXELS = 100_000_000  # of all frames together
 MAX_BYTES = 20 * 1024 * 1024
 
 JPEG_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # DHT, JPG and DAC lie in the range of the SOFs
 JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and RSTn carry no length
+
+
+# What else people send, by its first bytes, so that a refusal can say what it was. Not complete, and nothing depends on it.
+FOREIGN = (
+    (b"%PDF-", "a PDF document"), (b"PK\x03\x04", "a ZIP archive"), (b"PK\x05\x06", "a ZIP archive"), (b"\x1f\x8b", "a gzip file"),
+    (b"II*\x00", "a TIFF picture"), (b"MM\x00*", "a TIFF picture"), (b"BM", "a BMP picture"), (b"8BPS", "a Photoshop document"),
+    (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf\x27\x1c", "a 7z archive"), (b"\x7fELF", "a program"), (b"MZ", "a program"),
+    (b"%!PS", "a PostScript document"), (b"ID3", "an audio file"), (b"OggS", "an audio file"), (b"\x00\x00\x01\x00", "an icon"),
+    (b"\x1a\x45\xdf\xa3", "a video"), (b"SIMPLE  =", "a FITS picture"),
+)  # fmt: skip
+SCANNED_BYTES = 4096
 
 
 class ImageRejected(Exception):
@@ -67,6 +79,27 @@ def sniff(data: bytes) -> str | None:
     if data[4:8] == b"ftyp" and _has_avif_brand(data):
         return "image/avif"
     return None
+
+
+def unsupported(data: bytes) -> ImageRejected:
+    """The refusal of what is none of the five formats; it says what it seems to be instead."""
+    accepted = "Only PNG, JPEG, WebP, GIF and AVIF pictures are accepted"
+    seen = _foreign(data)
+    return ImageRejected("unsupported_media", f"{accepted}; this is {seen}." if seen else f"{accepted}.")
+
+
+def _foreign(data: bytes) -> str | None:
+    if data[4:8] == b"ftyp":
+        return "a HEIC picture" if data[8:12] in {b"heic", b"heix", b"mif1", b"msf1"} else "a video"
+    for magic, words in FOREIGN:
+        if data.startswith(magic):
+            return words
+    start = data[:SCANNED_BYTES].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").lower()
+    if b"<svg" in start or b":svg" in start:
+        return "an SVG picture"
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")):
+        return "an HTML page"
+    return "an XML document" if start.startswith(b"<?xml") else None
 
 
 def header_size(data: bytes) -> tuple[int, int] | None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 if TYPE_CHECKING:
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 256 * 1024
 WRITE_TIMEOUT_S = 60.0
+INCOMING = ".incoming"  # no key of limner's begins with a dot
+STALE_S = 3600.0
 
 
 class ObjectMissing(LookupError):
     """No object has this key."""
+
+
+class ObjectExists(Exception):
+    """An object of this key is there already, and was not to be replaced."""
 
 
 class StoreUnavailable(Exception):
@@ -34,9 +41,12 @@ class ObjectStore:
             folder = home / "objects" if url is None else Path(url.removeprefix("file://"))
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._folder: Path | None = folder
+            self.incoming = folder / INCOMING
+            """Where files wait that are not objects yet; on the same disk as the objects, where those are on one."""
             self._store = LocalStore(str(folder))
         else:
             self._folder = None
+            self.incoming = home / INCOMING
             self._store = from_url(url)  # type: ignore[assignment]
 
     async def put(self, key: str, data: bytes, media_type: str) -> None:
@@ -54,6 +64,37 @@ class ObjectStore:
         except ObjectMissing as error:  # the folder or bucket itself
             raise StoreUnavailable(str(error)) from error
 
+    async def put_new(self, key: str, file: Path) -> None:
+        """Make a file an object of a key that has none yet: of several at once one wins. The file itself stays.
+
+        Raises ObjectExists, StoreUnavailable.
+        """
+        try:
+            with _explained():
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    if self._folder:
+                        await asyncio.to_thread(_link, self._folder, file, self._folder / key)
+                    else:
+                        await obstore.put_async(self._store, key, file, mode="create", use_multipart=False)
+        except ObjectMissing as error:
+            raise StoreUnavailable(str(error)) from error
+
+    async def size(self, key: str) -> int:
+        """Bytes of an object. Raises ObjectMissing, StoreUnavailable."""
+        with _explained():
+            found = await obstore.head_async(self._store, key)
+        return int(found["size"])
+
+    def sweep_incoming(self) -> int:
+        """Remove files that a process left in `incoming` when it was killed, an hour ago or more; how many."""
+        swept = 0
+        if self.incoming.is_dir():
+            for path in self.incoming.iterdir():
+                if path.stat().st_mtime < time.time() - STALE_S:
+                    path.unlink(missing_ok=True)
+                    swept += 1
+        return swept
+
     async def get(self, key: str) -> tuple[int, AsyncIterator[bytes]]:
         """(size in bytes, its chunks). Raises ObjectMissing, StoreUnavailable."""
         with _explained():
@@ -64,6 +105,11 @@ class ObjectStore:
         """The whole object. Raises ObjectMissing, StoreUnavailable."""
         with _explained():
             return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
+
+    async def read_start(self, key: str, length: int) -> bytes:
+        """The first bytes of an object, at most so many. Raises ObjectMissing, StoreUnavailable."""
+        with _explained():
+            return bytes(await obstore.get_range_async(self._store, key, start=0, length=length))
 
     async def list_keys(self, prefix: str) -> list[str]:
         """Every key under a prefix that ends with a slash. Raises StoreUnavailable."""
@@ -90,9 +136,18 @@ def _explained() -> Iterator[None]:
         yield
     except (NotFoundError, FileNotFoundError) as error:
         raise ObjectMissing(str(error)) from None
+    except (AlreadyExistsError, FileExistsError) as error:
+        raise ObjectExists(str(error)) from None
     except (BaseError, OSError, TimeoutError) as error:
         words = str(error).split("\n", 1)[0] or type(error).__name__
         raise StoreUnavailable(words) from error
+
+
+def _link(root: Path, file: Path, path: Path) -> None:
+    """A link is made or refused in one step, whoever else tries."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.link(file, path)
+    _sync(root, path)
 
 
 def _sync(root: Path, path: Path) -> None:

@@ -7,6 +7,8 @@ from limner.db.context import DatabaseClock
 from limner.kit import crypto
 
 ROUND_S = 3600  # expiry is rounded up to the hour, so that a re-read within it gives the same, cacheable URL
+YEAR_S = 365 * 86_400
+LASTING_ROUND_S = 30 * 86_400
 
 
 class MediaUrls:
@@ -24,6 +26,11 @@ class MediaUrls:
 
     def sign(self, key: str) -> str:
         expiry = self.expiry()
+        return f"{self._base_url}/media/{quote(key)}?e={expiry}&s={self._signature(key, expiry)}"
+
+    def sign_lasting(self, key: str) -> str:
+        """For what is shown in pages: a URL that lives a year at least, and is the same for about a month."""
+        expiry = -(-int(self._clock.now() + YEAR_S) // LASTING_ROUND_S) * LASTING_ROUND_S
         return f"{self._base_url}/media/{quote(key)}?e={expiry}&s={self._signature(key, expiry)}"
 
     def remaining_s(self, key: str, expiry_text: str, signature: str) -> int | None:

@@ -26,7 +26,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Edge:
-    """ASGI middleware. `limits` maps exact paths to body limits in bytes; `limit` holds for the rest.
+    """ASGI middleware. `limits` maps paths to body limits in bytes: exact ones, and prefixes that end with a slash; `limit` holds for
+    the rest.
 
     `direct` maps "METHOD /path" to the endpoint that answers it without the router in between: a quarter of the
     time of the busiest call (bench/submit.py).
@@ -36,6 +37,7 @@ class Edge:
         self.app = app
         self.limit = limit
         self.limits = limits
+        self._prefixes = tuple(path for path in limits if path.endswith("/"))
         self.direct = direct
         self._access = logs.AccessLog("http")
         self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
@@ -66,7 +68,7 @@ class Edge:
 
         error: ApiError | None = None
         try:
-            limited = _limited(scope, receive, self.limits.get(scope["path"], self.limit))
+            limited = _limited(scope, receive, self._limit_of(scope["path"]))
             endpoint = self.direct.get(f"{scope['method']} {scope['path']}")
             if endpoint is None:
                 await self.app(scope, limited, send_on)
@@ -91,6 +93,11 @@ class Edge:
         if error is not None and not begun:
             await render(error, scope["path"], request_id)(scope, receive, send_on)
         self._account(scope, status, started, error.code if error else None)
+
+    def _limit_of(self, path: str) -> int:
+        if path.startswith(self._prefixes):
+            return next(self.limits[prefix] for prefix in self._prefixes if path.startswith(prefix))
+        return self.limits.get(path, self.limit)
 
     def _account(self, scope: Scope, status: int, started: float, code: str | None) -> None:
         took = time.perf_counter() - started

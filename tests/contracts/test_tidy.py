@@ -28,6 +28,7 @@ ENTRY_PATTERNS = {
     r"limner\.cli\.\w+": "limner.cli.main loads a command's module when its name is typed",
     r"limner\.media\.images": "the CPU pool's child processes load it by name",
     r"limner\.hub\.providers(\.\w+){1,3}": "adapters and their CPU work are loaded by name, in a child process",
+    r"limner\.media\.sandboxed": "a process of its own: media.sandbox starts it by name",
 }
 
 # Sockets of the database, the object store and the exporters are their libraries' own; these open an HTTP client by hand.

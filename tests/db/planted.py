@@ -108,6 +108,12 @@ def _mark_the_rest(superuser: psycopg.Connection, tenant: Tenant, queued: UUID, 
         "INSERT INTO limner.job_input (org_id, job_id, name, media_type, width, height, data) VALUES (%s, %s, 'mask', %s, 1, 1, %s)",
         [tenant.org_id, queued, mark, mark.encode()],
     )
+    superuser.execute(
+        "INSERT INTO limner.upload (org_id, id, app_id, external_id, kind, name, state, size_bytes, sha256, counted_bytes, request_hash,"
+        " expires_at, error_code, error_message)"
+        " VALUES (%s, %s, %s, %s, 'image', %s, 'rejected', 1, sha256(''), 0, sha256(''), now(), %s, %s)",
+        [tenant.org_id, ids.new(), tenant.app.id, mark, mark, mark, mark],
+    )
     for statement in (
         "UPDATE limner.app SET name = %s, description = %s WHERE org_id = %s",
         "UPDATE limner.api_key SET name = %s, prefix = %s WHERE org_id = %s",
@@ -132,6 +138,7 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
         ("INSERT INTO limner.rate_counter (org_id, subject_id, shard, tat) VALUES (%s, %s, 0, now())", [tenant.org_id, subject]),
         ("INSERT INTO limner.event_order (org_id, seq, event_id, subject_id) VALUES (%s, %s, %s, %s)",
          [tenant.org_id, amount_mc, lot, subject]),
+        ("INSERT INTO limner.upload_usage (org_id, used_bytes) VALUES (%s, %s)", [tenant.org_id, amount_mc]),
         ("INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (%s, now(), %s)", [tenant.org_id, subject]),
         ("INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind, url, secret) VALUES (%s, %s, %s, 'extra', %s, '\\x00')",
          [tenant.org_id, subject, tenant.app.id, f"https://hooks.example.com/{subject}"]),

@@ -18,6 +18,7 @@ allowed (rule, name, why) AS (VALUES
   ('L12', 'organization_slug_key', 'operators name organizations; a slug is no tenant''s secret'),
   ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),
   ('L17', 'event_unread', 'the relay''s cross-tenant scan of new events'),
+  ('L17', 'upload_due', 'the dispatcher''s cross-tenant scan of uploads to look after'),
   ('L17', 'transfer_recent', 'the auditor''s cross-tenant scan of recent rows'),
   ('L15', 'job_queue limner_dispatch', 'the dispatcher writes leases: columns only, never a payload or an amount'),
   ('L17', 'job_queue_deferred', 'the dispatcher''s cross-tenant scan of rows that become due'),

@@ -20,6 +20,8 @@ from limner.db.pools import Database
 from limner.events import deliveries, endpoints, log
 from limner.hub import catalog, runs
 from limner.kit.crypto import Sealer
+from limner.kit import crypto
+from limner.media import uploads
 from limner.tenancy import api_keys, end_users
 from tests import acts
 from tests.conftest import MakeTenant, Server, Tenant
@@ -34,6 +36,7 @@ ROLES = {
 }
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMES = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z")
+SIGNED = re.compile(r"\?e=\d+&s=[\w=-]+")
 VARYING = frozenset({"date", "x-request-id", "content-length", "location"})
 
 
@@ -47,6 +50,7 @@ class Victim:
     key: str
     webhook_id: str
     delivery_id: str
+    upload_id: str
     canaries: list[str] = field(default_factory=list)
 
     @property
@@ -58,6 +62,7 @@ class Victim:
             "key": self.key,
             "webhook_id": self.webhook_id,
             "delivery_id": self.delivery_id,
+            "upload_id": self.upload_id,
         }
 
 
@@ -112,6 +117,7 @@ def probes() -> list[Probe]:
                     "grants",
                     "webhook_id",
                     "delivery_id",
+                    "upload_id",
                 }
             ]
             found += [Probe(method.upper(), template, name, body) for name in ids_of or [""]]
@@ -148,11 +154,12 @@ async def planted(
                 "input_schema": {"type": "object", "additionalProperties": False},
             })  # fmt: skip
     webhook_id, delivery_id = await hooked(db, server, tenant, app_id, submitted.job_id, canary)
+    upload_id = str(await planted_upload(db, tenant, app_id, external_id, canary))
     known = [canary, str(submitted.job_id), str(queued.job_id), str(user.id), str(app_id), "7654320", "7654319"]
-    known += [webhook_id, delivery_id]
+    known += [webhook_id, delivery_id, upload_id]
     if key is None:
         known.append(str(tenant.org_id))
-    return Victim(tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", webhook_id, delivery_id, known)
+    return Victim(tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", webhook_id, delivery_id, upload_id, known)
 
 
 async def hooked(
@@ -179,13 +186,28 @@ async def hooked(
     return str(made.id), str(delivery.id)
 
 
+async def planted_upload(db: Database, tenant: Tenant, app_id: UUID, external_id: str, canary: str) -> UUID:
+    """A ready one, of the user's."""
+    digest = crypto.sha256(canary.encode())
+    wanted = uploads.Wanted(app_id, external_id, "image", f"name-{canary}", 5, digest, f"key-{canary}", digest)
+    quota = uploads.Quota(10**9, 10**6)
+    async with db.tenant_tx(tenant.org_id) as tx:
+        upload, _ = await uploads.reserve(tx, wanted, quota)
+        number = await uploads.claim(tx, upload.id)
+        assert number is not None
+        key = f"{uploads.picture_prefix(tenant.org_id, upload.id)}{canary}.png"
+        stored = uploads.Stored(key, "image/png", 1, 1, 5, False, b"\0" * 5, "#000000")
+        assert await uploads.settle(tx, upload.id, number, stored, quota) == "ready"
+    return upload.id
+
+
 def shown(answer: Answer, sent: dict[str, str]) -> tuple[int, str, dict[str, str]]:
     """What a caller can tell an answer by: status, body and headers, with the caller's own words taken out."""
     text = answer.body.decode()
     for value in sent.values():
         text = text.replace(value, "<sent>").replace(quote(value, safe=""), "<sent>")
     headers = {name.lower(): value for name, value in answer.headers.items() if name.lower() not in VARYING}
-    return answer.status, TIMES.sub("<time>", UUIDS.sub("<id>", text)), headers
+    return answer.status, SIGNED.sub("<signed>", TIMES.sub("<time>", UUIDS.sub("<id>", text))), headers
 
 
 def absent_like(victim: Victim) -> dict[str, str]:
@@ -198,6 +220,7 @@ def absent_like(victim: Victim) -> dict[str, str]:
         "key": long[: len(victim.key)],
         "webhook_id": str(UUID(int=UUID(victim.webhook_id).int + 1)),
         "delivery_id": str(UUID(int=UUID(victim.delivery_id).int + 1)),
+        "upload_id": str(UUID(int=UUID(victim.upload_id).int + 1)),
     }
 
 
@@ -289,6 +312,7 @@ async def test_ta1_the_crawler_would_notice(
         "/api/v1/jobs", "/api/v1/jobs/{job_id}", "/api/v1/jobs/{job_id}/receipt", "/api/v1/models",
         "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions", "/api/v1/webhooks",
         "/api/v1/webhooks/{webhook_id}", "/api/v1/webhooks/{webhook_id}/deliveries",
+        "/api/v1/uploads", "/api/v1/uploads/{upload_id}",
     }  # fmt: skip
 
 
