@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from limner.db.pools import Address, Database
-from limner.egress.untrusted import UntrustedDoor
+from limner.egress import doors
 from limner.events import endpoints
 from limner.hub import api as hub_api
 from limner.hub import catalog, checks, checks_api, inputs, live_api, uploads_api, users_api, webhooks_api
@@ -71,7 +71,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
     webhooks = webhooks_api.WebhooksApi(
-        db, authenticate, Sealer(root, endpoints.PURPOSE), UntrustedDoor.of(settings), settings.webhooks_per_app,
+        db, authenticate, Sealer(root, endpoints.PURPOSE), doors.untrusted(settings), settings.webhooks_per_app,
         settings.webhook_secret_overlap_s,
     )  # fmt: skip
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)

@@ -10,7 +10,7 @@ from prometheus_client import start_http_server
 
 from limner.db.pools import Address, Database
 from limner.db.wake import Herald
-from limner.egress.untrusted import UntrustedDoor
+from limner.egress import doors
 from limner.events import endpoints
 from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
@@ -27,8 +27,8 @@ from limner.media import tending
 from limner.media.processing import Bounds, Processor
 from limner.media.sandbox import Sandbox
 from limner.media.store import ObjectStore
-from limner.media.urls import MediaUrls
 from limner.media.uploads import Quota
+from limner.media.urls import MediaUrls
 from limner.settings import Settings
 from limner.tasks import chores
 from limner.telemetry import logs
@@ -108,7 +108,7 @@ def _delivering(settings: Settings, root: RootKey, db: Database) -> DeliveryLoop
     limits = DeliverySettings(
         settings.webhook_slots, settings.webhook_endpoint_slots, settings.webhook_off_after_s, settings.shutdown_s / 3
     )
-    return DeliveryLoop(db, UntrustedDoor.of(settings), Sealer(root, endpoints.PURPOSE), bodies.compose, limits)
+    return DeliveryLoop(db, doors.untrusted(settings), Sealer(root, endpoints.PURPOSE), bodies.compose, limits)
 
 
 def _uploads(db: Database, store: ObjectStore, settings: Settings) -> tending.UploadTending:

@@ -18,7 +18,8 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.egress.untrusted import EgressError, UntrustedDoor
+from limner.egress.answers import EgressError
+from limner.egress.untrusted import UntrustedDoor
 from limner.events import deliveries, endpoints, schedule, signing
 from limner.events.deliveries import Ended, Lease, Order, Outcome
 from limner.events.log import Event

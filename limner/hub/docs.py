@@ -181,8 +181,8 @@ LIST_EVENTS: dict[str, Any] = {
     "responses": _errors(429),
     "openapi_extra": {
         "parameters": [
-            _query("after", {"type": "integer", "minimum": 0, "default": 0}, "`next_after` of the page before."),
-            _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Events on a page."),
+            query("after", {"type": "integer", "minimum": 0, "default": 0}, "`next_after` of the page before."),
+            query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Events on a page."),
         ]
     },
 }

@@ -250,6 +250,4 @@ async def _find(tx: Tx, caller: Caller, upload_id: str) -> Upload:
 def _full(error: uploads.QuotaFull) -> ApiError:
     pointer = "/size_bytes" if error.what == "bytes" else ""
     words = f"the organization's uploads take {error.used} of {error.limit} {error.what}"
-    return ApiError(
-        409, "quota_exceeded", "There is no room left: delete uploads first.", details={pointer: [words]}
-    )
+    return ApiError(409, "quota_exceeded", "There is no room left: delete uploads first.", details={pointer: [words]})

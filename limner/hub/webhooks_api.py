@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from limner.db.pools import Database
 from limner.db.tx import Tx
-from limner.egress.untrusted import EgressError, UntrustedDoor
+from limner.egress.answers import EgressError
+from limner.egress.untrusted import UntrustedDoor
 from limner.events import deliveries, endpoints
 from limner.events.deliveries import STATUSES
 from limner.events.endpoints import Endpoint

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from limner.db.pools import Database
 from limner.db.tx import Row
+from limner.egress import doors
 from limner.egress.untrusted import UntrustedDoor
 from limner.events import deliveries, endpoints
 from limner.events.deliveries import Delivery, Ended, Lease, Outcome, Span
@@ -41,7 +42,7 @@ SELECT array_agg(id ORDER BY id) FROM made
 
 def door(settings: Any, *origins: str) -> UntrustedDoor:
     """As a worker's, that may send to these origins."""
-    return UntrustedDoor.of(settings.model_copy(update={"egress_allow_origins": frozenset(origins)}))
+    return doors.untrusted(settings.model_copy(update={"egress_allow_origins": frozenset(origins)}))
 
 
 def ended(outcome: Outcome, status: int | None) -> Ended:

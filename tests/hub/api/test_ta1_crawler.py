@@ -19,8 +19,8 @@ import pytest
 from limner.db.pools import Database
 from limner.events import deliveries, endpoints, log
 from limner.hub import catalog, runs
-from limner.kit.crypto import Sealer
 from limner.kit import crypto
+from limner.kit.crypto import Sealer
 from limner.media import uploads
 from limner.tenancy import api_keys, end_users
 from tests import acts
@@ -159,7 +159,9 @@ async def planted(
     known += [webhook_id, delivery_id, upload_id]
     if key is None:
         known.append(str(tenant.org_id))
-    return Victim(tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", webhook_id, delivery_id, upload_id, known)
+    return Victim(
+        tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", webhook_id, delivery_id, upload_id, known
+    )
 
 
 async def hooked(
