@@ -25,6 +25,9 @@ RESENDS = Counter(
     ["provider", "call_class"],
 )  # fmt: skip
 ABSURD_COSTS = Counter("limner_provider_absurd_costs", "Costs a provider stated that cannot be true", ["provider"])
+ABSURD_USAGE = Counter(
+    "limner_provider_absurd_usage", "Answers whose stated usage cannot be true, or lacks a count", ["provider"]
+)
 RUNS_RELEASED = Counter("limner_runs_released", "Runs given back", ["reason"])
 LEASES_LOST = Counter("limner_leases_lost", "Runs whose lease another worker took")
 QUEUE_DEPTH = Gauge("limner_queue_depth", "Jobs waiting to be claimed", multiprocess_mode="mostrecent")
