@@ -9,11 +9,13 @@ import threading
 from prometheus_client import start_http_server
 
 from limner.db.pools import Address, Database
+from limner.egress.fixed import FixedDoor
 from limner.hub import chores as hub_chores
 from limner.hub import executor, retention
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.providers.base import Adapter
 from limner.hub.providers.local.adapter import LocalAdapter
+from limner.hub.providers.openai_compatible.adapter import OpenAICompatibleAdapter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey
 from limner.ledger import chores as ledger_chores
@@ -32,7 +34,10 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     """Work until SIGTERM or SIGINT; returns within the shutdown time after it."""
     pool = CpuPool(settings.cpu_processes, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
-    adapters: dict[str, Adapter] = {adapter.name: adapter for adapter in (LocalAdapter(pool),)}
+    keys = {origin: key.get_secret_value() for origin, key in settings.provider_keys.items()}
+    door = FixedDoor(settings.egress_hosts, settings.egress_plain_origins, keys)
+    known: tuple[Adapter, ...] = (LocalAdapter(pool), OpenAICompatibleAdapter(door))
+    adapters = {adapter.name: adapter for adapter in known}
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     await db.open()
     resources = executor.resources(db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s)
@@ -74,6 +79,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         await asyncio.wait(background, timeout=CLOSE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
+                await door.aclose()
                 await pool.aclose()
         await db.close()
 
