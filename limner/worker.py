@@ -9,7 +9,7 @@ import threading
 from prometheus_client import start_http_server
 
 from limner.db.pools import Address, Database
-from limner.egress.fixed import FixedDoor
+from limner.egress import doors
 from limner.hub import chores as hub_chores
 from limner.hub import executor, retention
 from limner.hub.loop import LoopSettings, WorkerLoop
@@ -34,8 +34,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     """Work until SIGTERM or SIGINT; returns within the shutdown time after it."""
     pool = CpuPool(settings.cpu_processes, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
-    keys = {origin: key.get_secret_value() for origin, key in settings.provider_keys.items()}
-    door = FixedDoor(settings.egress_hosts, settings.egress_plain_origins, keys)
+    door = doors.fixed(settings)
     known: tuple[Adapter, ...] = (LocalAdapter(pool), OpenAICompatibleAdapter(door))
     adapters = {adapter.name: adapter for adapter in known}
     db = Database(address, root, ROLES, size=settings.database_pool_size)

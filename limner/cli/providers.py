@@ -22,7 +22,7 @@ from limner.cli.arguments import (
 from limner.cli.models import check_fields
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
-from limner.egress.fixed import FixedDoor
+from limner.egress import doors
 from limner.hub import catalog, seed
 from limner.hub.catalog import Provider
 from limner.hub.providers import configuration
@@ -186,8 +186,7 @@ async def _find(db: Database, org: str | None, name: str) -> Provider:
 
 
 async def _models_of(provider: Provider, config: Settings) -> list[str]:
-    keys = {origin: key.get_secret_value() for origin, key in config.provider_keys.items()}
-    door = FixedDoor(config.egress_hosts, config.egress_plain_origins, keys)
+    door = doors.fixed(config)
     try:
         return await listing.list_models(door, openai_config.read(provider.base_url, provider.config))
     finally:

@@ -15,6 +15,7 @@ import aiohttp
 from limner import worker
 from limner.cli import serve
 from limner.db.tx import Tx
+from limner.egress import doors
 from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
 from limner.hub import runs
@@ -82,7 +83,7 @@ def _main(plan: Plan) -> None:
     _bend_writes(plan)
     crash.vars_of(worker, CpuPool=crash.NoPool)
     if plan.far == "openai":
-        crash.vars_of(worker, FixedDoor=_door_of(plan))
+        crash.vars_of(doors, FixedDoor=_door_of(plan))
     else:
         crash.vars_of(worker, LocalAdapter=_adapter_of(plan))
     serve.worker()
