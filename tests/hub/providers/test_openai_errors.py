@@ -66,6 +66,7 @@ def _says(code: Any = None, message: str = "No.", param: str | None = None, kind
         (500, _says("server_error"), "provider_unavailable", "retryable"),
         (503, b"<html>", "provider_unavailable", "retryable"),
         (529, b"", "provider_unavailable", "retryable"),
+        (502, _says("content_filter"), "content_refused", "content"),
     ],
 )  # fmt: skip
 async def test_an_error_is_of_the_class_that_its_cause_asks_for(
