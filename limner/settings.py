@@ -3,17 +3,28 @@
 docs/reference/settings.md lists them; a test holds the two together.
 """
 
+import json
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from limner.kit import crypto
+from limner.kit import crypto, origins
 
 MIB = 1024 * 1024
+AI_HOSTS = (
+    "api.openai.com",
+    "openrouter.ai",
+    "api.anthropic.com",
+    "generativelanguage.googleapis.com",
+    "api.replicate.com",
+    "api.defapi.org",
+)
+Listed = Annotated[tuple[str, ...], NoDecode]
 
 
 class SettingsError(Exception):
@@ -24,7 +35,12 @@ class Settings(BaseSettings):
     """What an operator may set. Sizes in bytes, times in seconds, unless the name says otherwise."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LIMNER_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="LIMNER_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # a mistyped key is a key all the same
     )
 
     env: Literal["development", "production"] = "development"
@@ -71,6 +87,12 @@ class Settings(BaseSettings):
     cpu_memory_bytes: PositiveInt = 2048 * MIB
     cpu_time_limit_s: PositiveFloat = 60.0
 
+    egress_hosts: Listed = AI_HOSTS
+    egress_plain_origins: Listed = ()
+    egress_allow_origins: Listed = ()
+    egress_own_networks: Listed = ()
+    provider_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(default_factory=dict)
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -82,6 +104,60 @@ class Settings(BaseSettings):
         if value is not None and not re.fullmatch(r"https?://[^\s/?#@\\]+", value.rstrip("/")):
             raise ValueError("must be http(s)://host[:port] without a path")
         return value.rstrip("/") if value else None
+
+    @field_validator(
+        "egress_hosts", "egress_plain_origins", "egress_allow_origins", "egress_own_networks", mode="before"
+    )
+    @classmethod
+    def _comma_or_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("egress_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(origins.host(host) for host in value)
+
+    @field_validator("egress_plain_origins", "egress_allow_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(origins.normal(origin) for origin in value)
+
+    @field_validator("egress_allow_origins")
+    @classmethod
+    def _not_in_production(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("env") == "production":
+            raise ValueError("must not be set in production: it lets customers' URLs lead into your own network")
+        return value
+
+    @field_validator("egress_own_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(network, strict=False)) for network in value)
+
+    @field_validator("provider_keys", mode="before")
+    @classmethod
+    def _json_object(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("provider_keys")
+    @classmethod
+    def _keys_of_known_origins(cls, value: dict[str, SecretStr], info: ValidationInfo) -> dict[str, SecretStr]:
+        """No message repeats an origin: it may be a key in the wrong place."""
+        keys = {origins.normal(origin): key for origin, key in value.items()}
+        https = {origins.of("https", host, origins.PORTS["https"]) for host in info.data.get("egress_hosts", ())}
+        if len(keys) < len(value):
+            raise ValueError("two keys for one origin")
+        if not keys.keys() <= https | set(info.data.get("egress_plain_origins", ())):
+            raise ValueError(
+                "a key for an origin that is neither in LIMNER_EGRESS_HOSTS nor in LIMNER_EGRESS_PLAIN_ORIGINS"
+            )
+        if any(not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value()) for key in keys.values()):
+            raise ValueError("a key is empty, or has characters that no HTTP header may have")
+        return keys
 
     @property
     def heartbeat_s(self) -> float:

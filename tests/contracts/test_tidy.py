@@ -12,7 +12,12 @@ from tests.contracts.source import PACKAGE, Source, sources
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "shared", "manager", "service", "services"}
-HTTP_CLIENTS = ("aiohttp", "httpx", "requests", "urllib.request", "http.client", "urllib3", "websockets")
+HTTP_CLIENTS = (
+    "aiohttp", "ftplib", "http.client", "httpcore", "httpx", "pycurl", "requests", "urllib.request", "urllib3", "websockets",
+    "xmlrpc.client",
+)  # fmt: skip
+RESOLVERS = ("aiodns", "dns", "pycares")
+CONNECTING = {"create_connection", "open_connection", "open_unix_connection", "sock_connect"}
 
 # Nobody imports these: something outside the package names them.
 ENTRY_POINTS = {
@@ -20,6 +25,7 @@ ENTRY_POINTS = {
     "limner.cli.main": "the console script",
     "limner.app": "`limner api` names it to uvicorn",
     "limner.worker": "`limner worker` loads it when it is asked for",
+    "limner.egress.doors": "the first composition that makes a call ends this line",
     "limner.db.migrations.env": "Alembic runs it",
 }
 ENTRY_PATTERNS = {
@@ -29,8 +35,15 @@ ENTRY_PATTERNS = {
     r"limner\.hub\.providers\.\w+(\.\w+)?": "adapters and their CPU work are loaded by name, in a child process",
 }
 
-# Sockets of the database, the object store and the exporters are their libraries' own; these open an HTTP client by hand.
+# These open an HTTP client by hand.
 HTTP_EXEMPT: dict[str, str] = {}
+
+# Sockets that are their libraries' own: where they go is a setting of the operator, and nobody else imports the library.
+LIBRARIES_WITH_SOCKETS = {
+    "obstore": ("media/store.py", "the object store of LIMNER_STORE_URL"),
+    "psycopg_pool": ("db/pools.py", "the database"),
+    "smtplib": ("", "nobody sends mail yet"),
+}
 
 # An import inside a function hides a dependency from the reader and from the layers.
 LATE_IMPORTS: dict[str, str] = {}
@@ -82,10 +95,28 @@ def test_only_egress_opens_http_connections(source: Source) -> None:
     if source.name.startswith("egress/") or source.name in HTTP_EXEMPT:
         return
     for line, module in source.imports():
-        client = next((c for c in HTTP_CLIENTS if module == c or module.startswith(c + ".")), None)
+        client = next((c for c in (*HTTP_CLIENTS, *RESOLVERS) if module == c or module.startswith(c + ".")), None)
         assert client is None, (
             f"{source.name}:{line} imports {client}: call through limner.egress, which checks where it goes"
         )
+
+
+@pytest.mark.parametrize("source", FILES, ids=_names(FILES))
+def test_only_egress_connects_by_hand(source: Source) -> None:
+    if source.name.startswith("egress/"):
+        return
+    for name in CONNECTING:
+        for call in _calls(source, name):
+            raise AssertionError(
+                f"{source.name}:{call.lineno} connects by {name}: call through limner.egress, which checks where it goes"
+            )
+
+
+@pytest.mark.parametrize("source", FILES, ids=_names(FILES))
+def test_a_library_that_opens_sockets_is_used_where_it_is_said(source: Source) -> None:
+    for line, module in source.imports():
+        where, _ = LIBRARIES_WITH_SOCKETS.get(module.split(".")[0], (source.name, ""))
+        assert source.name == where, f"{source.name}:{line} imports {module}, which is {where or 'for nobody'}"
 
 
 @pytest.mark.parametrize("source", FILES, ids=_names(FILES))
@@ -209,7 +240,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     path = folder / "utils" / "helpers.py"
     body = "\n".join("    x = 1" for _ in range(MAX_FUNCTION_LINES))
     path.write_text(
-        f"import httpx\n\ndef f():\n    import os\n    conn.commit()\n    print(x)\n{body}\n" + "#\n" * MAX_FILE_LINES
+        f"import httpx, obstore\n\ndef f():\n    import os\n    conn.commit()\n    print(x)\n    socket.create_connection(x)\n{body}\n"
+        + "#\n" * MAX_FILE_LINES
     )
     monkeypatch.setattr("tests.contracts.source.PACKAGE", folder)
     monkeypatch.setattr("tests.contracts.source.REPOSITORY", folder.parent)
@@ -219,7 +251,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "counter",
     [test_a_file_fits_in_a_head, test_a_function_fits_on_a_page, test_a_module_is_named_for_what_it_holds, test_only_db_ends_transactions,
-     test_only_egress_opens_http_connections, test_imports_stand_at_the_top, test_only_the_command_line_prints,
+     test_only_egress_opens_http_connections, test_only_egress_connects_by_hand,
+     test_a_library_that_opens_sockets_is_used_where_it_is_said, test_imports_stand_at_the_top, test_only_the_command_line_prints,
      test_everything_public_says_what_it_is],
 )  # fmt: skip
 def test_each_counter_would_find_its_defect(planted: Source, counter: object) -> None:

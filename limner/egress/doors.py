@@ -1,0 +1,18 @@
+"""The doors as the settings make them: one of each for a process."""
+
+from limner.egress import urls
+from limner.egress.fixed import FixedDoor
+from limner.egress.untrusted import UntrustedDoor
+from limner.settings import Settings
+
+
+def fixed(settings: Settings) -> FixedDoor:
+    """Door 1, with the operator's hosts, origins and keys."""
+    keys = {origin: key.get_secret_value() for origin, key in settings.provider_keys.items()}
+    return FixedDoor(settings.egress_hosts, settings.egress_plain_origins, keys)
+
+
+def untrusted(settings: Settings) -> UntrustedDoor:
+    """Door 2. The host of LIMNER_PUBLIC_URL is this installation's own."""
+    own_hosts = [urls.read(settings.public_url).host] if settings.public_url else []
+    return UntrustedDoor(settings.egress_allow_origins, own_hosts, settings.egress_own_networks)
