@@ -20,6 +20,7 @@ from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
 from limner.hub.providers.base import Adapter
 from limner.hub.providers.local.adapter import LocalAdapter
+from limner.hub.providers.openai_compatible.adapter import OpenAICompatibleAdapter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.ledger import chores as ledger_chores
@@ -43,7 +44,9 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     """Work until SIGTERM or SIGINT; returns within the shutdown time after it."""
     pool = CpuPool(settings.cpu_processes, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
-    adapters: dict[str, Adapter] = {adapter.name: adapter for adapter in (LocalAdapter(pool),)}
+    door = doors.fixed(settings)
+    known: tuple[Adapter, ...] = (LocalAdapter(pool), OpenAICompatibleAdapter(door))
+    adapters = {adapter.name: adapter for adapter in known}
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     await db.open()
     herald = Herald(db, "limner_dispatch")
@@ -98,6 +101,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         await asyncio.wait(background, timeout=CLOSE_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
+                await door.aclose()
                 await pool.aclose()
         await db.close()
 

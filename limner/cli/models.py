@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from limner.cli import printing, session
-from limner.cli.arguments import Json, OrgOrPlatform, group, read_credits, read_json_file
+from limner.cli.arguments import Json, OrgOrPlatform, group, read_credits, read_json_file, read_name
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.hub import catalog
 from limner.hub.catalog import Model
+from limner.hub.providers.openai_compatible import offers
 from limner.kit import money
 from limner.tenancy import audit
 
@@ -152,6 +153,48 @@ def put(
         printing.document(shape(model))
     else:
         printing.say(f"model {model.name}: {_price(model)}")
+
+
+@app.command("add")
+def add(
+    name: Name,
+    kind: Annotated[offers.Kind, typer.Option("--kind", help="What it does: decides what it takes.")],
+    provider: Annotated[str, typer.Option("--provider", metavar="NAME", help="Who runs it; limner providers add.")],
+    provider_model: Annotated[str, typer.Option("--provider-model", metavar="TEXT", help="The provider's own name.")],
+    price_mc: Annotated[int, typer.Option("--price", parser=read_credits, metavar="CREDITS", help="For each output.")],
+    called: Annotated[
+        str | None,
+        typer.Option("--called", parser=read_name, metavar="TEXT", help="How people see it; its name otherwise."),
+    ] = None,
+    org: OrgOrPlatform = None,
+    as_json: Json = False,
+) -> None:
+    """Sell a model of a server that speaks OpenAI's interface: the model, what it takes, and the route to it."""
+    facts = {
+        "name": name, "display_name": called or name, "kind": kind, "family": provider, "price_mc": price_mc,
+        "input_schema": offers.SCHEMAS[kind], "capabilities": offers.capabilities(kind), "expected_s": offers.EXPECTED_S[kind],
+    }  # fmt: skip
+
+    async def work(db: Database) -> Model:
+        async with session.operator_tx(db, org) as tx:
+            there = await catalog.find_model(tx, name, disabled=True)
+            if there is not None and there.org_id == tx.org_id:
+                raise catalog.NameTaken(f"there is a model {name} already; limner models put changes it")
+            model_id = await catalog.put_model(tx, facts)
+            await catalog.put_route(tx, name, provider, provider_model=provider_model)
+            await audit.record(tx, "model.put", "model", model_id, session.actor(), name=name, price_mc=price_mc)
+            await audit.record(
+                tx, "route.put", "route", f"{name} {provider}", session.actor(), provider_model=provider_model
+            )
+            model = await catalog.find_model(tx, name)
+            assert model is not None
+            return model
+
+    model = session.run(work)
+    if as_json:
+        printing.document(shape(model))
+    else:
+        printing.say(f"model {model.name}: {_price(model)}, by {provider} as {provider_model}")
 
 
 @app.command("enable")

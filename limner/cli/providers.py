@@ -1,32 +1,64 @@
 """`limner providers`: who runs the models."""
 
+import asyncio
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from limner.cli import printing, session
-from limner.cli.arguments import MAX_BOUND, NO_BOUND, Json, OrgOrPlatform, group, read_bound, read_json_file
+from limner.cli.arguments import (
+    MAX_BOUND,
+    NO_BOUND,
+    Json,
+    OrgOrPlatform,
+    group,
+    read_bound,
+    read_json_file,
+    read_json_object,
+    read_name,
+)
 from limner.cli.models import check_fields
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
+from limner.egress import doors
 from limner.hub import catalog, seed
 from limner.hub.catalog import Provider
+from limner.hub.providers import configuration
+from limner.hub.providers.base import ConfigInvalid, ProviderError
+from limner.hub.providers.openai_compatible import config as openai_config
+from limner.hub.providers.openai_compatible import listing
+from limner.settings import Settings
 from limner.tenancy import audit
 
 app = group("Providers: who runs the models.")
 
 REQUIRED = ("name", "display_name", "adapter")
-OPTIONAL = ("base_url", "key_env", "config", "max_running")
+OPTIONAL = ("base_url", "config", "max_running")
+ADAPTERS = ", ".join(configuration.ADAPTERS)
+PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The provider's name.")]
+HINTS = {
+    "provider_not_allowed": "name its host in LIMNER_EGRESS_HOSTS, or its origin in LIMNER_EGRESS_PLAIN_ORIGINS",
+    "provider_auth": "its key belongs into LIMNER_PROVIDER_KEYS, under its origin",
+    "provider_misconfigured": "most addresses end in /v1",
+}
+
+
+def read_provider_name(text: str) -> str:
+    """Raises typer.BadParameter."""
+    if not PROVIDER_NAME.fullmatch(text):
+        raise typer.BadParameter("a provider's name is 1 to 63 lower-case letters, digits and -, no - first")
+    return text
 
 
 def shape(provider: Provider) -> dict[str, Any]:
     """For machines: what `providers put` takes, and where the row belongs."""
     return {
         "name": provider.name, "display_name": provider.display_name, "adapter": provider.adapter,
-        "base_url": provider.base_url, "key_env": provider.key_env, "config": provider.config,
-        "max_running": provider.max_running, "enabled": provider.is_enabled, "platform": provider.org_id == PLATFORM,
+        "base_url": provider.base_url, "config": provider.config, "max_running": provider.max_running,
+        "enabled": provider.is_enabled, "platform": provider.org_id == PLATFORM,
     }  # fmt: skip
 
 
@@ -37,9 +69,8 @@ def read_provider(path: Path) -> dict[str, Any]:
     for name in ("name", "display_name", "adapter"):
         if not isinstance(given[name], str) or not given[name]:
             raise typer.BadParameter(f"{path}: {name} must be text")
-    for name in ("base_url", "key_env"):
-        if not isinstance(given.get(name), str | None):
-            raise typer.BadParameter(f"{path}: {name} must be text or null")
+    if not isinstance(given.get("base_url"), str | None):
+        raise typer.BadParameter(f"{path}: base_url must be text or null")
     if not isinstance(given.get("config", {}), dict):
         raise typer.BadParameter(f"{path}: config must be an object")
     cap = given.get("max_running")
@@ -61,11 +92,11 @@ def list_all(org: OrgOrPlatform = None, as_json: Json = False) -> None:
         printing.document({"providers": [shape(provider) for provider in found]})
         return
     rows = [
-        (p.name, p.adapter, p.base_url, p.key_env, p.max_running, p.is_enabled, "platform" if p.org_id == PLATFORM else "own",
+        (p.name, p.adapter, p.base_url, p.max_running, p.is_enabled, "platform" if p.org_id == PLATFORM else "own",
          p.display_name)
         for p in found
     ]  # fmt: skip
-    columns = ("name", "adapter", "address", "key from", "most", "enabled", "whose", "called")
+    columns = ("name", "adapter", "address", "most", "enabled", "whose", "called")
     printing.table(columns, rows, empty="There is no provider here yet.")
 
 
@@ -85,10 +116,81 @@ def put(
             return next(p for p in await catalog.list_providers(tx) if p.id == provider_id)
 
     provider = session.run(work)
+    if provider.adapter not in configuration.ADAPTERS:
+        printing.note(f"no worker of this release has an adapter {provider.adapter}; there are {ADAPTERS}")
     if as_json:
         printing.document(shape(provider))
     else:
         printing.say(f"provider {provider.name} works by the adapter {provider.adapter}")
+
+
+@app.command("add")
+def add(
+    name: Annotated[
+        str, typer.Argument(parser=read_provider_name, metavar="NAME", help="Lower-case letters, digits, -.")
+    ],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Its address, e.g. http://127.0.0.1:11434/v1.")],
+    called: Annotated[
+        str | None,
+        typer.Option("--called", parser=read_name, metavar="TEXT", help="How people see it; its name otherwise."),
+    ] = None,
+    config: Annotated[
+        Any, typer.Option("--config", parser=read_json_object, metavar="JSON", help="What servers differ in.")
+    ] = None,
+    org: OrgOrPlatform = None,
+    as_json: Json = False,
+) -> None:
+    """Add a server that speaks OpenAI's interface: OpenAI itself, Ollama, vLLM, a gateway."""
+    facts = {"name": name, "display_name": called or name, "adapter": "openai", "base_url": url, "config": config or {}}
+
+    async def work(db: Database) -> Provider:
+        async with session.operator_tx(db, org) as tx:
+            if any(p.name == name and p.org_id == tx.org_id for p in await catalog.list_providers(tx)):
+                raise catalog.NameTaken(f"there is a provider {name} already; limner providers put changes it")
+            provider_id = await catalog.put_provider(tx, facts)
+            await audit.record(tx, "provider.put", "provider", provider_id, session.actor(), name=name)
+            return next(p for p in await catalog.list_providers(tx) if p.id == provider_id)
+
+    provider = session.run(work)
+    if as_json:
+        printing.document(shape(provider))
+    else:
+        printing.say(f"provider {name} is at {url}; limner providers check {name} asks for its models")
+
+
+@app.command("check")
+def check(name: Name, org: OrgOrPlatform = None, as_json: Json = False) -> None:
+    """Ask a server that speaks OpenAI's interface for its models, as workers with these settings would."""
+    provider = session.run(lambda db: _find(db, org, name))
+    if provider.adapter != "openai":
+        printing.fail(f"provider {name} works by the adapter {provider.adapter}: there is nothing to ask")
+    try:
+        found = asyncio.run(_models_of(provider, session.settings()))
+    except ProviderError as error:
+        hint = HINTS.get(error.code)
+        printing.fail(f"{name}: {error.message}" + (f" Hint: {hint}." if hint else ""))
+    except ConfigInvalid as error:  # a row from before this release
+        printing.fail(f"{name}: {error}")
+    if as_json:
+        printing.document({"provider": name, "models": found})
+        return
+    printing.table(("models",), [(model,) for model in found], empty=f"{name} answers, and has no models.")
+
+
+async def _find(db: Database, org: str | None, name: str) -> Provider:
+    async with session.operator_tx(db, org) as tx:
+        for provider in await catalog.list_providers(tx):
+            if provider.name == name:
+                return provider
+    raise catalog.ProviderNotFound(f"there is no provider {name} here")
+
+
+async def _models_of(provider: Provider, config: Settings) -> list[str]:
+    door = doors.fixed(config)
+    try:
+        return await listing.list_models(door, openai_config.read(provider.base_url, provider.config))
+    finally:
+        await door.aclose()
 
 
 @app.command("seed")

@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 from limner.db.context import PLATFORM
 from limner.db.tx import Row, Tx
 from limner.hub.pricing import PriceUnit
+from limner.hub.providers import configuration
 from limner.hub.schema import InputSchema
 from limner.kit import ids
 
@@ -30,7 +31,7 @@ class ModelNotFound(LookupError):
 
 
 class NameTaken(ValueError):
-    """The platform has a provider of this name."""
+    """There is something of this name already; the message says what."""
 
 
 class ProviderNotFound(LookupError):
@@ -72,7 +73,6 @@ class Route:
     provider: str
     adapter: str
     base_url: str | None
-    key_env: str | None
     provider_model: str
     priority: int
     cost_micro_usd: int
@@ -90,7 +90,6 @@ class Provider:
     display_name: str
     adapter: str
     base_url: str | None
-    key_env: str | None
     config: dict[str, Any]
     is_enabled: bool
     max_running: int | None
@@ -120,7 +119,7 @@ async def list_models(tx: Tx, limit: int = 500, *, disabled: bool = False) -> li
 async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
     """The enabled routes of a model over enabled providers, in priority order."""
     rows = await tx.all(
-        "SELECT p.name AS provider, p.adapter, p.base_url, p.key_env, r.provider_model, r.priority, r.cost_micro_usd,"
+        "SELECT p.name AS provider, p.adapter, p.base_url, r.provider_model, r.priority, r.cost_micro_usd,"
         " p.config || r.config AS config, p.id AS provider_id FROM limner.route r"
         " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
         " WHERE r.org_id IN (%(org)s, %(platform)s) AND r.model_id = %(model)s AND r.is_enabled AND p.is_enabled"
@@ -133,7 +132,7 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
 async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
     """The organization's own providers and the platform's, by name."""
     rows = await tx.all(
-        "SELECT org_id, id, name, display_name, adapter, base_url, key_env, config, is_enabled, max_running FROM limner.provider"
+        "SELECT org_id, id, name, display_name, adapter, base_url, config, is_enabled, max_running FROM limner.provider"
         " WHERE org_id IN (%(org)s, %(platform)s) ORDER BY name LIMIT %(limit)s",
         {"org": tx.org_id, "platform": PLATFORM, "limit": limit},
     )
@@ -176,18 +175,19 @@ async def put_model(tx: Tx, facts: Mapping[str, Any]) -> UUID:
 async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
     """Create the organization's provider of this name, or bring it to these facts; `max_running` stays where it is not among them.
 
-    Raises NameTaken for a name of the platform's: attempts are told apart by it.
+    Raises NameTaken for a name of the platform's: attempts are told apart by it; ConfigInvalid for what cannot work.
     """
+    configuration.check(facts["adapter"], facts.get("base_url"), facts.get("config", {}))
     taken = "SELECT 1 AS one FROM limner.provider WHERE org_id = %s AND name = %s"
     if tx.org_id != PLATFORM and await tx.find(taken, [PLATFORM, facts["name"]]):
         raise NameTaken(f"the platform has a provider named {facts['name']}; choose another name")
     row = await tx.get(
-        "INSERT INTO limner.provider AS p (org_id, id, name, display_name, adapter, base_url, key_env, config, max_running)"
-        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(key_env)s, %(config)s,"
+        "INSERT INTO limner.provider AS p (org_id, id, name, display_name, adapter, base_url, config, max_running)"
+        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(config)s,"
         " %(max_running)s) ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
-        " adapter = excluded.adapter, base_url = excluded.base_url, key_env = excluded.key_env, config = excluded.config,"
+        " adapter = excluded.adapter, base_url = excluded.base_url, config = excluded.config,"
         " max_running = CASE WHEN %(capped)s THEN excluded.max_running ELSE p.max_running END RETURNING id",
-        {"base_url": None, "key_env": None, "max_running": None, **facts, "config": Jsonb(facts.get("config", {})),
+        {"base_url": None, "max_running": None, **facts, "config": Jsonb(facts.get("config", {})),
          "capped": "max_running" in facts, "org": tx.org_id, "id": ids.new()},
     )  # fmt: skip
     return UUID(str(row["id"]))
@@ -199,18 +199,19 @@ async def put_route(
 ) -> None:  # fmt: skip
     """Let a provider (the organization's own, else the platform's) serve a model of this organization.
 
-    Raises ModelNotFound, ProviderNotFound.
+    Raises ModelNotFound, ProviderNotFound, and ConfigInvalid where `config` on top of the provider's own cannot work.
     """
     found = await tx.find("SELECT id FROM limner.model WHERE org_id = %s AND name = %s", [tx.org_id, model])
     if found is None:
         raise ModelNotFound(f"there is no model {model} here")
     server = await tx.find(
-        "SELECT org_id, id FROM limner.provider WHERE org_id IN (%(org)s, %(platform)s) AND name = %(name)s"
+        "SELECT org_id, id, adapter, base_url, config FROM limner.provider WHERE org_id IN (%(org)s, %(platform)s) AND name = %(name)s"
         " ORDER BY org_id = %(platform)s LIMIT 1",
         {"org": tx.org_id, "platform": PLATFORM, "name": provider},
     )
     if server is None:
         raise ProviderNotFound(f"there is no provider {provider}")
+    configuration.check(server["adapter"], server["base_url"], {**server["config"], **(config or {})})
     await tx.execute(
         "INSERT INTO limner.route (org_id, id, model_id, provider_org, provider_id, provider_model, priority,"
         " cost_micro_usd, config) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"

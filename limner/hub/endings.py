@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limner.hub import pricing, runs
-from limner.hub.providers.base import ErrorKind
+from limner.hub.providers.base import ErrorKind, Usage
 from limner.hub.runs import Work
 
 FINAL_KINDS: frozenset[ErrorKind] = frozenset({"bad_request", "content"})
@@ -41,12 +41,16 @@ Ending = Finish | Release
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Outputs in limner's own store, who made them, what that cost the platform, and the call to record, if it is not yet."""
+    """Outputs in limner's own store, who made them, what that cost the platform, and the call to record, if it is not yet.
+
+    `usage`: what the provider consumed for them, as far as it said so.
+    """
 
     outputs: list[dict[str, Any]]
     provider: str
     cost_micro_usd: int | None
     delivery: runs.Delivery | None = None
+    usage: tuple[Usage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,15 @@ FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True)
 
 
 def success(work: Work, kept: Kept) -> Finish:
-    """Charged for what was stored, with a usage record of it."""
+    """Charged for what was stored, with a usage record of it; after it stands what the provider says it consumed."""
     count, kind = len(kept.outputs), kept.outputs[0]["type"]
+    sold = {"kind": kind, "quantity": count, "unit": kind, "cost_micro_usd": kept.cost_micro_usd}
+    consumed = [{"kind": use.kind, "quantity": use.quantity, "unit": use.unit} for use in kept.usage]
     return Finish(
         "succeeded",
         charge_mc=pricing.charge_mc(work.unit_price_mc, count, work.price_hold_mc),
         outputs=kept.outputs,
         provider=kept.provider,
-        usage=[{"kind": kind, "quantity": count, "unit": kind, "cost_micro_usd": kept.cost_micro_usd}],
+        usage=[sold, *consumed],
         delivery=kept.delivery,
     )

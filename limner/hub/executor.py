@@ -15,7 +15,7 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.hub import catalog, endings, outputs, pricing, routing, runs
+from limner.hub import catalog, endings, outputs, pricing, routing, runs, stated
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
 from limner.hub.progress import NOBODY, News, ProgressBoard
 from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
@@ -32,7 +32,6 @@ PATIENCE_S = 60.0  # how long a write that must not be lost waits for the databa
 MAX_SENDS = 2  # class C: once, and once more after an unknown outcome
 MAX_OUTPUTS = 16  # kept of a call whose request names no number
 MAX_DEFERRAL_S = 3600.0
-MAX_COST_MICRO_USD = 10**12  # a million dollars for one call is no cost but a mistake
 EXPIRED_CONTEXT = "LM001"
 Phase = Literal["preparing", "calling", "keeping", "ending"]
 T = TypeVar("T")
@@ -253,6 +252,7 @@ class Run:
             idempotency_key=idem_key,
             timeout_s=timeout_s,
             progress=self._report,
+            base_url=route.base_url,
         )
 
     async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
@@ -290,17 +290,8 @@ class Run:
             return Failure("adapter_error", MESSAGES["adapter_error"], "retryable")
         if not kept:
             return Failure("no_output", MESSAGES["no_output"], "retryable")
-        return Kept(kept, route.provider, self._cost(result.cost_micro_usd, route))
-
-    def _cost(self, stated: object, route: catalog.Route) -> int:
-        """What the provider says it cost, where that can be true; else the route's own figure."""
-        if stated is None:
-            return route.cost_micro_usd
-        if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated <= MAX_COST_MICRO_USD:
-            return stated
-        log.error("cost.absurd", provider=route.provider, stated=repr(stated)[:100], **self._facts)
-        metrics.ABSURD_COSTS.labels(route.provider).inc()
-        return route.cost_micro_usd
+        cost_micro_usd = stated.cost_micro_usd(result, route, self._facts)
+        return Kept(kept, route.provider, cost_micro_usd, usage=stated.usage(result, route, self._facts))
 
     async def _record(self, provider: str, send_no: int, failure: Failure, latency_ms: int) -> None:
         """Write how a call failed. An answer lost on the way is no loss: the fence is compared again at the end."""

@@ -26,6 +26,9 @@ RESENDS = Counter(
 )  # fmt: skip
 ABSURD_COSTS = Counter("limner_provider_absurd_costs", "Costs a provider stated that cannot be true", ["provider"])
 UPLOADS = Counter("limner_uploads_ended", "Uploads that became ready, or why they were rejected", ["outcome"])
+ABSURD_USAGE = Counter(
+    "limner_provider_absurd_usage", "Answers whose stated usage cannot be true, or lacks a count", ["provider"]
+)
 RUNS_RELEASED = Counter("limner_runs_released", "Runs given back", ["reason"])
 LEASES_LOST = Counter("limner_leases_lost", "Runs whose lease another worker took")
 EVENTS_PLACED = Counter("limner_events_placed", "Events given their place in the log")

@@ -22,7 +22,7 @@ class Provider:
     """`keys`: of all requests, in order; `drawn`: pictures that cost money. Both by job."""
 
     def __init__(self) -> None:
-        self.url = ""
+        self.origin = ""
         self.keys: dict[str, list[str]] = defaultdict(list)
         self.drawn: dict[str, int] = defaultdict(int)
         self._answers: dict[str, bytes] = {}
@@ -50,7 +50,7 @@ async def running() -> AsyncIterator[Provider]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        provider.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        provider.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
         yield provider
     finally:
         await runner.cleanup()

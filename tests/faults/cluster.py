@@ -281,13 +281,16 @@ def leases(conn: psycopg.Connection, org_id: UUID) -> dict[UUID, tuple[int, int]
 
 async def order(db: Database, tenant: Tenant, **given: Any) -> UUID:
     """A drawing of the platform's, submitted without an API process."""
+    wanted = {"prompt": "a hare", "size": 512, "aspect_ratio": "1:1", "style": "gradient", "num_outputs": 1} | given
+    return await order_of(db, tenant, "local/canvas", wanted)
+
+
+async def order_of(db: Database, tenant: Tenant, name: str, wanted: dict[str, Any]) -> UUID:
+    """A job of a model of the tenant's or the platform's, submitted without an API process."""
     async with db.tenant_tx(tenant.org_id) as tx:
-        model = await catalog.find_model(tx, "local/canvas")
+        model = await catalog.find_model(tx, name)
     assert model is not None
-    request = replace(
-        acts.request(tenant), model_id=model.id, model=model.name, kind=model.kind,
-        input={"prompt": "a hare", "size": 512, "aspect_ratio": "1:1", "style": "gradient", "num_outputs": 1} | given,
-    )  # fmt: skip
+    request = replace(acts.request(tenant), model_id=model.id, model=model.name, kind=model.kind, input=wanted)
     async with db.tenant_single(tenant.org_id) as tx:
         return (await jobs.submit(tx, ids.new(), request)).job_id
 

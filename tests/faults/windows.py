@@ -1,5 +1,6 @@
 """A worker whose provider is an HTTP service, and which is killed (SIGKILL) in one window around its first call."""
 
+import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ import aiohttp
 from limner import worker
 from limner.cli import serve
 from limner.db.tx import Tx
+from limner.egress import doors
+from limner.egress.answers import Answer
+from limner.egress.fixed import FixedDoor
 from limner.hub import runs
 from limner.hub.endings import Finish
 from limner.hub.executor import Run
@@ -26,7 +30,11 @@ Window = Literal["before the intent", "intended", "asked", "answered", "stored",
 """Before the intent is sent; committed, and no socket open; the request is there, no answer; the answer is here, nothing kept;
 outputs kept, the commit that records the call and finishes the job not sent; committed, and nothing known of it."""
 WINDOWS: tuple[Window, ...] = get_args(Window)
-PATHS = {CallClass.A: "keyed", CallClass.C: "plain"}
+Far = Literal["keyed", "plain", "openai"]
+"""Whom it asks: the test's own provider, with an idempotency key or without; a server that speaks OpenAI's interface, by
+limner's own adapter and door."""
+CLASSES: dict[Far, CallClass] = {"keyed": CallClass.A, "plain": CallClass.C, "openai": CallClass.C}
+OPENAI_KEY = "sk-window-6b1f"
 
 
 @dataclass(frozen=True)
@@ -35,20 +43,23 @@ class Plan:
 
     base: crash.Plan
     provider: str
-    call_class: CallClass
+    far: Far
     window: Window | None
 
 
-def begin(home: Path, url: str, provider_url: str, call_class: CallClass, window: Window | None) -> "Doomed":
+def begin(home: Path, url: str, origin: str, far: Far, window: Window | None) -> "Doomed":
+    """`origin`: where the provider is."""
     slots, lease_s = ("16", "30") if window is None else ("1", "600")
     env = {
         "LIMNER_DATABASE_URL": url,
         "LIMNER_DATABASE_POOL_SIZE": "4",
         "LIMNER_WORKER_SLOTS": slots,
         "LIMNER_LEASE_S": lease_s,
+        "LIMNER_EGRESS_PLAIN_ORIGINS": origin,
+        "LIMNER_PROVIDER_KEYS": json.dumps({origin: OPENAI_KEY}),
     }
     base = crash.Plan("worker", home, home / "log" / f"window-{uuid4().hex[:12]}", env=tuple(env.items()))
-    plan = Plan(base, provider_url, call_class, window)
+    plan = Plan(base, origin, far, window)
     return Doomed(plan, crash.fork(_main, plan))
 
 
@@ -69,7 +80,12 @@ class Doomed:
 def _main(plan: Plan) -> None:
     crash.enter(plan.base)
     crash.idle()
-    _bend(plan)
+    _bend_writes(plan)
+    crash.vars_of(worker, CpuPool=crash.NoPool)
+    if plan.far == "openai":
+        crash.vars_of(doors, FixedDoor=_door_of(plan))
+    else:
+        crash.vars_of(worker, LocalAdapter=_adapter_of(plan))
     serve.worker()
 
 
@@ -77,7 +93,7 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _bend(plan: Plan) -> None:
+def _bend_writes(plan: Plan) -> None:
     work_many, finish = runs.work_many, Run._finish
 
     async def killed(tx: Tx, verbs: Mapping[str, Sequence[Any]]) -> list[tuple[int, Any]]:
@@ -97,10 +113,15 @@ def _bend(plan: Plan) -> None:
         if plan.window == "finished":
             _die()
 
-    class Far(LocalAdapter):
+    crash.vars_of(runs, work_many=killed)
+    crash.vars_of(Run, _finish=finished_alone)
+
+
+def _adapter_of(plan: Plan) -> type[LocalAdapter]:
+    class Adapter(LocalAdapter):
         """An adapter as a provider's would be; the local one's name, so that its routes lead here."""
 
-        call_class = plan.call_class
+        call_class = CLASSES[plan.far]
 
         async def run(self, call: ProviderCall) -> ProviderResult:
             if plan.window == "intended":
@@ -108,7 +129,7 @@ def _bend(plan: Plan) -> None:
             headers = {"Idempotency-Key": call.idempotency_key}
             if plan.window == "asked":
                 headers[provider.KILL] = str(os.getpid())
-            url = f"{plan.provider}/{PATHS[plan.call_class]}"
+            url = f"{plan.provider}/{plan.far}"
             try:
                 async with (
                     aiohttp.ClientSession() as http,
@@ -122,6 +143,25 @@ def _bend(plan: Plan) -> None:
                 _die()
             return ProviderResult((Output(0, "image", data=picture),))
 
-    crash.vars_of(runs, work_many=killed)
-    crash.vars_of(Run, _finish=finished_alone)
-    crash.vars_of(worker, LocalAdapter=Far, CpuPool=crash.NoPool)
+    return Adapter
+
+
+def _door_of(plan: Plan) -> type[FixedDoor]:
+    class Door(FixedDoor):
+        """The real one, with a death before or behind it."""
+
+        async def request(
+            self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
+            timeout_s: float, max_bytes: int,
+        ) -> Answer:  # fmt: skip
+            if plan.window == "intended":
+                _die()
+            marked = {**(headers or {}), **({provider.KILL: str(os.getpid())} if plan.window == "asked" else {})}
+            answer = await super().request(
+                method, url, headers=marked, body=body, timeout_s=timeout_s, max_bytes=max_bytes
+            )
+            if plan.window == "answered":
+                _die()
+            return answer
+
+    return Door

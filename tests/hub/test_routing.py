@@ -11,7 +11,7 @@ from limner.kit import ids
 
 
 def _route(provider: str, priority: int = 1, adapter: str = "a") -> Route:
-    return Route(provider, adapter, None, None, "m", priority, 0, {}, ids.new())
+    return Route(provider, adapter, None, "m", priority, 0, {}, ids.new())
 
 
 def test_lower_priority_goes_first_and_the_name_breaks_ties() -> None:

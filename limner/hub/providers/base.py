@@ -38,7 +38,10 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class ProviderCall:
-    """One try at one provider. `input` is the request as parsed and priced: nothing else may be executed."""
+    """One try at one provider. `input` is the request as parsed and priced: nothing else may be executed.
+
+    `base_url` is the provider's address as the catalog has it; `config` its configuration, then the route's.
+    """
 
     job_id: UUID
     kind: str
@@ -50,6 +53,7 @@ class ProviderCall:
     idempotency_key: str
     timeout_s: float
     progress: Progress
+    base_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was consumed: `kind` such as "image" or "text", `quantity` a non-negative count of `unit`."""
+    """What the provider says it consumed beside the outputs: `kind` such as "input_tokens", `quantity` a count of `unit`.
+
+    An adapter hands on what was stated, None where nothing was: whether it can be true is judged by hub.stated.
+    """
 
     kind: str
     quantity: int
@@ -78,6 +85,10 @@ class ProviderResult:
     usage: tuple[Usage, ...] = ()
     cost_micro_usd: int | None = None
     task_id: str | None = None
+
+
+class ConfigInvalid(ValueError):
+    """A provider's address or configuration cannot work; the message names the field and holds none of its value."""
 
 
 class ProviderError(Exception):

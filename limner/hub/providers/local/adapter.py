@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import orjson
 
-from limner.hub.providers.base import Blob, CallClass, Output, ProviderCall, ProviderError, ProviderResult, Usage
+from limner.hub.providers.base import Blob, CallClass, Output, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.local.models import canvas_size
 from limner.hub.providers.local.writing import report
 from limner.hub.providers.local.writing.report import Report
@@ -52,7 +52,10 @@ class LocalAdapter:
         seed = wanted.get("seed")
         if seed is None:
             seed = int.from_bytes(sha256(wanted["prompt"].encode()).digest()[:4], "big")
-        width, height = canvas_size(wanted.get("aspect_ratio", "1:1"), int(wanted.get("size", 768)))
+        size = wanted.get("size", 768)
+        if not isinstance(size, int):  # of a model that other providers serve too: theirs are texts such as "1024x1024"
+            raise ProviderError("unsupported_input", "This provider does not take size as a text.", "fatal")
+        width, height = canvas_size(wanted.get("aspect_ratio", "1:1"), size)
         limits.check_pixels(width * height)
         outputs = []
         for index in range(count):
@@ -159,8 +162,7 @@ def _only_image(call: ProviderCall) -> Blob:
 
 async def _finished(call: ProviderCall, outputs: tuple[Output, ...]) -> ProviderResult:
     await call.progress(100, "finished")
-    kind = outputs[0].type
-    return ProviderResult(outputs=outputs, usage=(Usage(kind, len(outputs), kind),))
+    return ProviderResult(outputs=outputs)
 
 
 _HANDLERS: dict[str, Callable[[LocalAdapter, ProviderCall, _Limits], Awaitable[ProviderResult]]] = {

@@ -29,7 +29,6 @@ CREATE TABLE limner.provider (
   display_name text NOT NULL,
   adapter      text NOT NULL,
   base_url     text,
-  key_env      text,
   config       jsonb NOT NULL DEFAULT '{}',
   is_enabled   boolean NOT NULL DEFAULT true,
   max_running  int CHECK (max_running BETWEEN 1 AND 1000000),

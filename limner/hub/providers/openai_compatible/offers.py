@@ -1,0 +1,119 @@
+"""What `limner models add` sells of such a server: an input schema for each kind, as plain data. Imports nothing heavy.
+
+Fields are those that most servers take; `limner models put` narrows or widens them for one's own.
+"""
+
+from typing import Any, Literal
+
+Kind = Literal["text.generate", "image.describe", "image.generate", "image.edit"]
+MAX_PROMPT_CHARS = 100_000
+MAX_PICTURE_PROMPT_CHARS = 4_000
+MAX_DATA_URI_CHARS = 28_000_000  # 20 MiB in base64, and the words before it
+SIZES = ("1024x1024", "1536x1024", "1024x1536")
+
+
+def _text(words: str, most: int) -> dict[str, Any]:
+    return {"type": "string", "description": words, "minLength": 1, "maxLength": most}
+
+
+def _max_tokens(default: int) -> dict[str, Any]:
+    words = "The longest answer in tokens, of which an English word takes one or two."
+    return {"type": "integer", "description": words, "minimum": 1, "maximum": 8192, "default": default}
+
+
+_TEMPERATURE = {
+    "type": "number",
+    "description": "0 is the most predictable; the provider's own default when absent.",
+    "minimum": 0,
+    "maximum": 2,
+}
+_COUNT = {
+    "type": "integer",
+    "description": "How many pictures; each is priced.",
+    "minimum": 1,
+    "maximum": 4,
+    "default": 1,
+}
+_SIZE = {
+    "type": "string",
+    "description": "Width x height in pixels; the provider chooses when absent.",
+    "enum": list(SIZES),
+}
+_PICTURE = {"type": "string", "minLength": 1, "maxLength": MAX_DATA_URI_CHARS}
+_PICTURES = {
+    "type": "array",
+    "description": "The picture as a data URI.",
+    "items": _PICTURE,
+    "minItems": 1,
+    "maxItems": 1,
+}
+_MASK = {**_PICTURE, "description": "A PNG of the picture's size as a data URI: transparent parts are replaced."}
+_PROMPT = _text("What to write, or what to answer.", MAX_PROMPT_CHARS)
+_SCENE = _text("What the picture shall show.", MAX_PICTURE_PROMPT_CHARS)
+
+
+def _schema(required: list[str], example: dict[str, Any], **properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "additionalProperties": False,
+        "required": required,
+        "properties": properties,
+        "examples": [example],
+    }
+
+
+SCHEMAS: dict[Kind, dict[str, Any]] = {
+    "text.generate": _schema(
+        ["prompt"],
+        {"prompt": "A short tale about a lighthouse.", "max_tokens": 300},
+        prompt=_PROMPT,
+        system=_text("What holds for every answer, such as a tone.", 20_000),
+        temperature=_TEMPERATURE,
+        max_tokens=_max_tokens(1024),
+    ),
+    "image.describe": _schema(
+        ["images"],
+        {"images": ["data:image/png;base64,iVBORw0KGgo="], "max_tokens": 100},
+        images=_PICTURES,
+        prompt=_text("What to say about it; an alternative text when absent.", MAX_PICTURE_PROMPT_CHARS),
+        max_tokens=_max_tokens(300),
+    ),
+    "image.generate": _schema(
+        ["prompt"],
+        {"prompt": "A quiet harbour at sunset", "num_outputs": 1},
+        prompt=_SCENE,
+        num_outputs=_COUNT,
+        size=_SIZE,
+    ),
+    "image.edit": _schema(
+        ["prompt", "images"],
+        {"prompt": "Put a hare into the grass", "images": ["data:image/png;base64,iVBORw0KGgo="]},
+        prompt=_SCENE,
+        images=_PICTURES,
+        mask=_MASK,
+        num_outputs=_COUNT,
+        size=_SIZE,
+    ),
+}
+"""By the kind of model; what the adapter makes of each stands in requests.py."""
+EXPECTED_S: dict[Kind, float] = {
+    "text.generate": 5.0,
+    "image.describe": 5.0,
+    "image.generate": 20.0,
+    "image.edit": 20.0,
+}
+"""A typical time of each, until an operator says better."""
+
+
+def capabilities(kind: Kind) -> dict[str, Any]:
+    """What `GET /api/v1/models` tells of a model of this kind."""
+    fields = SCHEMAS[kind]["properties"]
+    return {
+        "images": "images" in fields,
+        "prompt": "prompt" in fields,
+        "max_input_images": 1 if "images" in fields else 0,
+        "mask": "mask" in fields,
+        "aspect_ratios": [],
+        "max_outputs": fields.get("num_outputs", {}).get("maximum", 1),
+    }

@@ -1,0 +1,46 @@
+"""What a provider states about its own work: taken where it can be true, counted and left out where it cannot."""
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from limner.hub.catalog import Route
+from limner.hub.outputs import plain
+from limner.hub.providers.base import ProviderResult, Usage
+from limner.telemetry import logs, metrics
+
+MAX_COST_MICRO_USD = 10**12  # a million dollars for one call is no cost but a mistake
+MAX_QUANTITY = 10**12
+MAX_USES = 20
+MAX_WORD = 50
+log = logs.get("stated")
+
+
+def cost_micro_usd(result: ProviderResult, route: Route, facts: Mapping[str, Any]) -> int:
+    """What the provider says it cost, where that can be true; else the route's own figure. `facts` go to the log."""
+    stated: object = result.cost_micro_usd
+    if stated is None:
+        return route.cost_micro_usd
+    if _is_count(stated, MAX_COST_MICRO_USD):
+        return stated
+    log.error("cost.absurd", provider=route.provider, stated=repr(stated)[:100], **facts)
+    metrics.ABSURD_COSTS.labels(route.provider).inc()
+    return route.cost_micro_usd
+
+
+def usage(result: ProviderResult, route: Route, facts: Mapping[str, Any]) -> tuple[Usage, ...]:
+    """What the provider says it consumed, as far as that can be true: nobody is charged by it. `facts` go to the log."""
+    try:
+        words = [
+            (plain(use.kind, MAX_WORD), use.quantity, plain(use.unit, MAX_WORD)) for use in result.usage[:MAX_USES]
+        ]
+    except (AttributeError, TypeError):  # an adapter's mistake is no reason to lose what was paid for
+        words = [("unreadable", -1, "")]
+    absurd = [kind for kind, quantity, _ in words if not _is_count(quantity, MAX_QUANTITY)]
+    if absurd:  # what was said instead is a stranger's text, and stays out of the log
+        log.error("usage.absurd", provider=route.provider, kinds=absurd, **facts)
+        metrics.ABSURD_USAGE.labels(route.provider).inc()
+    return tuple(Usage(*word) for word in words if word[0] not in absurd)
+
+
+def _is_count(value: object, most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most

@@ -1,0 +1,252 @@
+"""A server that speaks OpenAI's interface over a real socket: strict about what it is sent, and unreliable when it is told to be.
+
+It keeps count of what it was asked and of what it did (and would bill), by the X-Client-Request-Id that came with it, which
+limner makes the job's id. Its errors repeat everything they were sent, the key too, as some servers' do.
+"""
+
+import asyncio
+import base64
+import os
+import signal
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+from aiohttp import BodyPartReader, web
+
+from tests.emulators.provider import KILL
+from tests.hub.doubles import png
+
+STALL_S = 60.0
+MODELS = ("tiny", "painter", "vectors")
+CHAT = {
+    "model": str, "messages": list, "n": int, "temperature": (int, float), "top_p": (int, float), "max_tokens": int,
+    "max_completion_tokens": int, "stop": (str, list), "seed": int, "presence_penalty": (int, float),
+    "frequency_penalty": (int, float), "reasoning_effort": str,
+}  # fmt: skip
+PICTURES = {
+    "model": str, "prompt": str, "n": int, "size": str, "quality": str, "style": str, "background": str,
+    "response_format": str,
+}  # fmt: skip
+EMBEDDINGS = {"model": str, "input": (str, list), "encoding_format": str, "dimensions": int}
+
+
+@dataclass(frozen=True)
+class Says:
+    """Answers this instead of doing anything."""
+
+    status: int = 200
+    body: Any = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Misfortune = Literal["stalls", "stalls after its headers", "hangs up", "hangs up afterwards", "breaks off", "is slow"]
+"""It takes the request and says nothing, or nothing more than its headers; closes the line before it has done anything, or when
+all is done and nothing said, or in the middle of its answer; takes a second over it."""
+Turn = Says | Misfortune | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: `body` is its JSON, or its form with files as bytes."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: dict[str, Any]
+
+
+class OpenAIServer:
+    """`keys`: what came, in order, and `drawn`: pictures or texts that cost money; both by job. `key`: the one it accepts."""
+
+    def __init__(self, key: str | None = None, models: tuple[str, ...] = MODELS) -> None:
+        self.origin = ""
+        self.key = key
+        self.models = models
+        self.asked: list[Asked] = []
+        self.keys: dict[str, list[str]] = defaultdict(list)
+        self.drawn: dict[str, int] = defaultdict(int)
+        self.changes: Callable[[dict[str, Any]], Any] = lambda answer: answer
+        self._turns: deque[Turn] = deque()
+        self._always: Turn = None
+
+    @property
+    def url(self) -> str:
+        """What a provider's base_url is."""
+        return f"{self.origin}/v1"
+
+    def then(self, *turns: Turn) -> None:
+        """How the next requests fare, one each; after them all is well."""
+        self._turns.extend(turns)
+
+    def calm_down(self) -> None:
+        """All is well from now on."""
+        self._turns.clear()
+        self._always = None
+
+    def always(self, turn: Turn) -> None:
+        """How every request fares that has no turn of its own."""
+        self._always = turn
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Any request but for the list of models."""
+        asked = Asked(request.path, request.headers, await _read(request))
+        job = request.headers.get("X-Client-Request-Id", "")
+        self.asked.append(asked)
+        self.keys[job].append(job)
+        turn = self._turns.popleft() if self._turns else self._always
+        if isinstance(turn, Says):
+            return _say(turn)
+        if turn == "hangs up":
+            return _hang_up(request)
+        if turn in {"stalls", "is slow"}:
+            await asyncio.sleep(STALL_S if turn == "stalls" else 1)
+        wrong = self._refusal(request, asked)
+        if wrong is not None:
+            return _say(wrong)
+        answer = self.changes(self._work(asked))
+        self.drawn[job] += 1
+        if KILL in request.headers:
+            os.kill(int(request.headers[KILL]), signal.SIGKILL)
+        if turn == "hangs up afterwards":
+            return _hang_up(request)
+        body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+        headers = {"x-request-id": f"req_{len(self.asked)}"}
+        if turn in {"breaks off", "stalls after its headers"}:
+            return await _half(request, body, headers, 0 if turn == "breaks off" else STALL_S)
+        return web.Response(body=body, content_type="application/json", headers=headers)
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        """GET /v1/models."""
+        if (wrong := self._unauthorized(request)) is not None:
+            return _say(wrong)
+        data = [{"id": name, "object": "model", "created": 1, "owned_by": "us"} for name in self.models]
+        return web.json_response({"object": "list", "data": data})
+
+    def _unauthorized(self, request: web.Request) -> Says | None:
+        given = request.headers.get("Authorization")
+        if self.key is None or given == f"Bearer {self.key}":
+            return None
+        return _error(401, f"Incorrect API key provided: {given}.", code="invalid_api_key")
+
+    def _refusal(self, request: web.Request, asked: Asked) -> Says | None:
+        if (wrong := self._unauthorized(request)) is not None:
+            return wrong
+        known = FIELDS.get(asked.path.removeprefix("/v1"))
+        if known is None:
+            return Says(404, {"detail": "Not Found"})
+        for name, value in asked.body.items():
+            if name not in known:
+                return _error(400, f"Unrecognized request argument: {name}", code="unknown_parameter", param=name)
+            if not isinstance(value, known[name]):
+                return _error(400, f"Invalid type for {name}: {dict(request.headers)}", param=name)
+        model = asked.body.get("model")
+        if model not in self.models:
+            return _error(404, f"The model `{model}` does not exist. {dict(request.headers)}", code="model_not_found")
+        return None
+
+    def _work(self, asked: Asked) -> dict[str, Any]:
+        if asked.path == "/v1/chat/completions":
+            return _completion(asked.body)
+        if asked.path == "/v1/embeddings":
+            return _embedding(asked.body)
+        pictures = [png(8, grey=20 + n) for n in range(int(asked.body.get("n", 1)))]
+        return {"created": 1, "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]}
+
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "/chat/completions": CHAT,
+    "/embeddings": EMBEDDINGS,
+    "/images/generations": PICTURES,
+    "/images/edits": {**PICTURES, "n": str, "image": bytes, "image[]": list, "mask": bytes},
+}
+
+
+@asynccontextmanager
+async def running(key: str | None = None, *models: str) -> AsyncIterator[OpenAIServer]:
+    """A server on a port of its own, with these models besides its own."""
+    server = OpenAIServer(key, (*MODELS, *models))
+    application = web.Application(client_max_size=64 * 2**20)
+    application.add_routes([web.get("/v1/models", server.list_models), web.post("/{path:.*}", server.serve)])
+    runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        server.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+def text_of(prompt: str) -> str:
+    """What the model of texts answers."""
+    return f"Some words about {prompt}."
+
+
+async def _read(request: web.Request) -> dict[str, Any]:
+    if request.content_type != "multipart/form-data":
+        parsed: dict[str, Any] = orjson.loads(await request.read())
+        return parsed
+    form: dict[str, Any] = {}
+    async for part in await request.multipart():
+        assert isinstance(part, BodyPartReader)
+        assert part.name is not None
+        data = bytes(await part.read())
+        value: Any = data if part.filename else data.decode()
+        if part.name.endswith("[]"):
+            form.setdefault(part.name, []).append(value)
+        else:
+            form[part.name] = value
+    return form
+
+
+def _completion(body: Mapping[str, Any]) -> dict[str, Any]:
+    content = body["messages"][-1]["content"]
+    prompt = content if isinstance(content, str) else content[0]["text"]
+    text = text_of(prompt)
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
+        "choices": [{"index": n, "message": message, "logprobs": None, "finish_reason": "stop"} for n in range(body.get("n", 1))],
+        "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19, "prompt_tokens_details": {"cached_tokens": 4}},
+    }  # fmt: skip
+
+
+def _embedding(body: Mapping[str, Any]) -> dict[str, Any]:
+    texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+    vectors = [[(len(text) * (place + 3) % 17 - 8) / 8 for place in range(8)] for text in texts]
+    return {
+        "object": "list", "model": body["model"], "usage": {"prompt_tokens": 3, "total_tokens": 3},
+        "data": [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)],
+    }  # fmt: skip
+
+
+def _error(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Says:
+    return Says(status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
+
+
+def _say(says: Says) -> web.Response:
+    body = says.body if isinstance(says.body, bytes) else orjson.dumps(says.body)
+    return web.Response(status=says.status, body=body, content_type="application/json", headers=dict(says.headers))
+
+
+def _hang_up(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def _half(request: web.Request, body: bytes, headers: Mapping[str, str], pause_s: float) -> web.StreamResponse:
+    """All of the headers, half of the body, and after a pause the end of the line."""
+    response = web.StreamResponse(
+        headers={**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}
+    )
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2] if not pause_s else b"")
+    await asyncio.sleep(pause_s)
+    assert request.transport is not None
+    request.transport.close()
+    return response
