@@ -56,10 +56,12 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
     images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    door = doors.untrusted(settings)
     submitter = Submitter(
         db,
         catalog.ModelCache(),
         inputs.ImageInputs(db, store, pool, images),
+        door,
         SubmitLimits(
             settings.max_runs,
             settings.submit_backlog,
@@ -71,7 +73,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
     webhooks = webhooks_api.WebhooksApi(
-        db, authenticate, Sealer(root, endpoints.PURPOSE), doors.untrusted(settings), settings.webhooks_per_app,
+        db, authenticate, Sealer(root, endpoints.PURPOSE), door, settings.webhooks_per_app,
         settings.webhook_secret_overlap_s,
     )  # fmt: skip
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)

@@ -28,7 +28,10 @@ ENVELOPE: dict[str, Any] = {
             "type": "string", "maxLength": 40,
             "description": "Not before this time (RFC 3339 with an offset): until then the job waits. A past time means now.",
         },
-        "webhook_url": {"type": "string", "maxLength": 2048, "description": "Not available yet."},
+        "webhook_url": {
+            "type": "string", "minLength": 1, "maxLength": 2048,
+            "description": "Where to tell of this job's end, signed with the app's own webhook secret. A public https address.",
+        },
         "idempotency_key": {
             "type": "string", "minLength": 1, "maxLength": 255,
             "description": "Sending the same request again with the same key never makes a second job.",

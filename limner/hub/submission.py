@@ -12,6 +12,8 @@ from starlette.requests import Request
 
 from limner.db.pools import Database
 from limner.db.wake import Waker
+from limner.egress.answers import DestinationNotAllowed
+from limner.egress.untrusted import UntrustedDoor
 from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
 from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
@@ -43,8 +45,11 @@ class Accepted:
 class Submitter:
     """Takes `POST /api/v1/generate` requests of authenticated callers."""
 
-    def __init__(self, db: Database, models: catalog.ModelCache, images: ImageInputs, limits: SubmitLimits) -> None:
+    def __init__(
+        self, db: Database, models: catalog.ModelCache, images: ImageInputs, door: UntrustedDoor, limits: SubmitLimits
+    ) -> None:
         self._db = db
+        self._door = door
         self._models = models
         self._images = images
         self._limits = limits
@@ -83,9 +88,9 @@ class Submitter:
         body = await parsing.json_object(request) if body is None else body
         envelope = self._envelope.parse(body)
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
-        if "webhook_url" in envelope:
-            raise ApiError(400, "webhooks_not_available", "Webhooks are not available yet: read the job instead.",
-                           details={"/webhook_url": ["is not available yet"]})  # fmt: skip
+        webhook_url = envelope.get("webhook_url")
+        if webhook_url is not None:
+            self._checked(webhook_url)
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
         ahead_s = self._ahead_s(run_at)
         model = await self._model(caller.org_id, envelope["model"])
@@ -94,7 +99,7 @@ class Submitter:
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await self._images.take(caller, parsed)
-        canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at)
+        canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url)
         bounds = self._limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
         submission = jobs.Submission(
@@ -118,10 +123,18 @@ class Submitter:
             traceparent=parsing.traceparent(request),
             run_at=run_at if ahead_s else None,
             limits=bounds,
+            webhook_url=webhook_url,
         )
         # what the shared statement does not count, or would wait for
         counted_alone = bounds.org_per_min is not None or bounds.max_open is not None
         return submission, not (blobs or counted_alone or len(canonical) > LARGEST_SHARED)
+
+    def _checked(self, webhook_url: str) -> None:
+        """Raises ApiError 400 for a URL that nothing would ever be sent to."""
+        try:
+            self._door.check(webhook_url)
+        except DestinationNotAllowed as error:
+            raise invalid({"/webhook_url": [str(error)]}, error.code, "Nothing is sent to this URL.") from None
 
     def _ahead_s(self, run_at: datetime | None) -> float:
         """Seconds until then by the database's clock, 0 for what is past. Raises ApiError 400 for what is too far."""
@@ -157,11 +170,15 @@ def _payer(caller: Caller) -> str | None:
     return caller.external_id
 
 
-def _canonical(model: str, recorded: dict[str, Any], priority: int, run_at: datetime | None) -> bytes:
+def _canonical(
+    model: str, recorded: dict[str, Any], priority: int, run_at: datetime | None, webhook_url: str | None
+) -> bytes:
     """What makes two requests the same. Of an image its SHA-256 goes in: the same bytes are the same request."""
     hashed: dict[str, Any] = {"model": model, "input": recorded, "priority": priority}
     if run_at is not None:
         hashed["run_at"] = run_at
+    if webhook_url is not None:
+        hashed["webhook_url"] = webhook_url
     return orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
 
 

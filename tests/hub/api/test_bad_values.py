@@ -144,10 +144,13 @@ async def test_an_unknown_model_answers_404(refusing: Refusing, name: str) -> No
     assert (answer.status, answer.json["code"]) == (404, "model_not_found")
 
 
-async def test_webhooks_answer_400_until_there_are_any(refusing: Refusing) -> None:
-    answer = await refusing.post({**GOOD, "webhook_url": "https://example.com/hook"})
+@pytest.mark.parametrize(
+    "url", ["http://example.com/hook", "https://10.0.0.1/", "https://localhost/", "https://u:p@example.com/", "file:///etc/passwd"]
+)
+async def test_ps3_a_webhook_url_that_nothing_is_ever_sent_to_is_refused(refusing: Refusing, url: str) -> None:
+    answer = await refusing.post({**GOOD, "webhook_url": url})
 
-    assert (answer.status, answer.json["code"]) == (400, "webhooks_not_available")
+    assert (answer.status, answer.json["code"]) == (400, "destination_not_allowed")
     assert list(answer.json["details"]) == ["/webhook_url"]
 
 

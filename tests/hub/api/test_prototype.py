@@ -206,7 +206,7 @@ async def test_urls_in_a_request_are_never_fetched(client: Client, superuser: ps
     await asyncio.sleep(0.2)
     server.close()
 
-    assert codes == ["url_inputs_not_available"] * 2 + ["webhooks_not_available", None]
+    assert codes == ["url_inputs_not_available"] * 2 + ["destination_not_allowed", None]
     assert called == 0
 
 
