@@ -145,7 +145,14 @@ async def test_an_unknown_model_answers_404(refusing: Refusing, name: str) -> No
 
 
 @pytest.mark.parametrize(
-    "url", ["http://example.com/hook", "https://10.0.0.1/", "https://localhost/", "https://u:p@example.com/", "file:///etc/passwd"]
+    "url",
+    [
+        "http://example.com/hook",
+        "https://10.0.0.1/",
+        "https://localhost/",
+        "https://u:p@example.com/",
+        "file:///etc/passwd",
+    ],
 )
 async def test_ps3_a_webhook_url_that_nothing_is_ever_sent_to_is_refused(refusing: Refusing, url: str) -> None:
     answer = await refusing.post({**GOOD, "webhook_url": url})

@@ -6,6 +6,7 @@ from typing import Any
 import aiohttp
 import psycopg
 import pytest
+import pyvips
 
 from limner.db.pools import Database
 from limner.tenancy import api_keys, apps
@@ -16,7 +17,14 @@ from tests.running import Api, Client, Process
 from tests.web.pictures import png, uri
 
 PICTURE = png(48, 32)
-HOLE = png(48, 32, pixel=b"\0\0\0\0")
+OPAQUE = pyvips.Image.black(48, 32) + 255
+HOLE = bytes(
+    pyvips.Image.black(48, 32, bands=3)
+    .bandjoin(OPAQUE.draw_rect(0, 9, 9, 8, 8, fill=True))
+    .cast("uchar")
+    .copy(interpretation="srgb")
+    .pngsave_buffer()
+)
 
 
 @pytest.fixture
