@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse
 
 from limner.db.pools import Address, Database
 from limner.egress import doors
+from limner.egress.untrusted import UntrustedDoor
 from limner.events import endpoints
 from limner.hub import api as hub_api
 from limner.hub import catalog, checks, checks_api, inputs, live_api, uploads_api, users_api, webhooks_api
@@ -55,21 +56,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     pool = CpuPool(API_CPU_PROCESSES, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
-    images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
     door = doors.untrusted(settings)
-    submitter = Submitter(
-        db,
-        catalog.ModelCache(),
-        inputs.ImageInputs(db, store, pool, images),
-        door,
-        SubmitLimits(
-            settings.max_runs,
-            settings.submit_backlog,
-            settings.user_jobs_per_min,
-            settings.app_jobs_per_min,
-            settings.max_run_at_s,
-        ),
-    )
+    submitter = _submitter(settings, db, pool, store, door)
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
     webhooks = webhooks_api.WebhooksApi(
@@ -81,20 +69,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         pool, checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
     )
     tokens = TokenTickets(root, settings.base_url)
-    bucket = presigning.find_bucket(settings.store_url, os.environ)
-    quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
-    bounds = Bounds(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
-    brought = uploads_api.UploadsApi(
-        db,
-        authenticate,
-        store,
-        Processor(db, "limner_api", store, Sandbox(), bounds, quota),
-        presigning.BucketTickets(*bucket, db.clock) if bucket else tokens,
-        urls,
-        quota,
-        settings.max_image_bytes,
-        submitter,
-    )
+    brought = _uploads(settings, hub, store, tokens)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -134,6 +109,29 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
+
+
+def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, door: UntrustedDoor) -> Submitter:
+    images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    limits = SubmitLimits(
+        settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min,
+        settings.max_run_at_s,
+    )  # fmt: skip
+    return Submitter(db, catalog.ModelCache(), inputs.ImageInputs(db, store, pool, images), door, limits)
+
+
+def _uploads(
+    settings: Settings, hub: hub_api.HubApi, store: ObjectStore, tokens: TokenTickets
+) -> uploads_api.UploadsApi:
+    """A bucket takes bytes by itself; else they come here, by limner's own tokens."""
+    bucket = presigning.find_bucket(settings.store_url, os.environ)
+    tickets = presigning.BucketTickets(*bucket, hub.db.clock) if bucket else tokens
+    quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
+    bounds = Bounds(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    processor = Processor(hub.db, "limner_api", store, Sandbox(), bounds, quota)
+    return uploads_api.UploadsApi(
+        hub.db, hub.authenticate, store, processor, tickets, hub.urls, quota, settings.max_image_bytes, hub.submitter
+    )
 
 
 def _serve_docs(app: FastAPI) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from limner.db.pools import AWAY
@@ -15,6 +16,8 @@ from limner.telemetry import logs, metrics
 from limner.web.errors import ApiError, render
 
 log = logs.get("http")
+METHOD_NOT_ALLOWED = 405
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -136,9 +139,20 @@ class Shortcut:
         await (self._edge if direct else self._stack)(scope, receive, send)
 
 
-async def hand_on(_: Request, error: Exception) -> Response:
-    """Starlette's handler of its own errors: they go on to the Edge, which knows the surface's format."""
+async def hand_on(request: Request, error: Exception) -> Response:
+    """Starlette's handler of its own errors: they go on to the Edge, which knows the surface's format.
+
+    Of a path that several routes serve, each with a method of its own, Starlette names the first one's method only.
+    """
+    if isinstance(error, HTTPException) and error.status_code == METHOD_NOT_ALLOWED:
+        allowed = [method for method in METHODS if _serves(request, method)]
+        error.headers = {"allow": ", ".join(allowed)}
     raise error
+
+
+def _serves(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
 
 
 def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:

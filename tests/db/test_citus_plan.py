@@ -95,5 +95,5 @@ def test_a_plan_that_does_not_fit_is_found(
 
 def test_a_new_key_without_the_organization_is_found(db: Database, superuser: psycopg.Connection) -> None:
     with superuser.transaction(force_rollback=True):
-        superuser.execute("CREATE UNIQUE INDEX loose ON limner.end_user (external_id)")
+        superuser.execute("CREATE UNIQUE INDEX loose ON limner.end_user (external_id, id)")
         assert problems(superuser, *_plan()) == ["loose does not start with org_id"]

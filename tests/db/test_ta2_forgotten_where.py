@@ -29,6 +29,9 @@ WITHOUT_CONTEXT = {
     ("limner_dispatch", "job"),  # which model it is of
     ("limner_dispatch", "route"),  # ids and priorities
     ("limner_dispatch", "provider"),  # ids and caps
+    ("limner_dispatch", "event"),  # ids, types and transactions; where a request asked to be told
+    ("limner_dispatch", "event_order"),
+    ("limner_dispatch", "upload"),  # ids and when they are due
     ("limner_dispatch", "webhook_endpoint"),  # ids and turns
     ("limner_dispatch", "webhook_delivery"),  # ids and leases
 }
