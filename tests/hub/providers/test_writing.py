@@ -290,16 +290,19 @@ def test_more_than_anybody_reads_is_cut_and_said() -> None:
     hold_together(text, report)
 
 
-def test_a_text_of_nothing_but_names_ends_early_and_says_so() -> None:
-    # each name costs a look through the dictionary: the number of looks is bounded
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    name_list = [f"Mr. X{a}{b}qvz" for a in letters for b in letters] * 2
-    text = " and then we all went home with our dear old friend ".join(name_list)
+@pytest.mark.parametrize(("bound", "size"), [("MAX_UNKNOWN", 20), ("MAX_FINDINGS", 60)])
+def test_a_text_full_of_names_ends_early_and_says_so(monkeypatch: pytest.MonkeyPatch, bound: str, size: int) -> None:
+    """Each costs a look through the dictionary: how many looks there are is bounded, whatever comes of them."""
+    monkeypatch.setattr(prose, bound, size)
+    text = " ".join(
+        f"We all went home then with our dear old Mr. X{letter}qvz." for letter in "abcdefghijklmnopqrstuvwxyz" * 6
+    )
 
     report = prose.check(text)
 
     assert report.truncated
     assert report.suggestions == ()
+    assert not prose.check(text[:200]).truncated
 
 
 class PanicException(BaseException):
