@@ -347,9 +347,9 @@ HARD = {
 @pytest.mark.long
 @pytest.mark.parametrize("text", HARD.values(), ids=HARD.keys())
 async def test_texts_that_are_made_to_take_long_are_done_within_the_limit(text: str) -> None:
-    """Under the limits that an API process has when nobody sets others."""
+    """Under the limits of a job when nobody sets others: where time grows with the square of the text, minutes would not do."""
     config = Settings(_env_file=None)  # type: ignore[call-arg]
-    pool = CpuPool(1, config.cpu_memory_bytes, config.check_time_limit_s)
+    pool = CpuPool(1, config.cpu_memory_bytes, config.cpu_time_limit_s)
 
     report = await pool.run(CHECK, text[: config.check_max_chars])
     await pool.aclose()
