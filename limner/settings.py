@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     check_max_chars: int = Field(default=100_000, ge=1, le=1_000_000)
     checks_per_min: int = Field(default=600, ge=0, le=100_000)
     check_backlog: PositiveInt = 16
-    check_time_limit_s: PositiveFloat = 10.0
+    check_time_limit_s: PositiveFloat = 20.0
     org_max_running: int = Field(default=0, ge=0)
     keep_days: int = Field(default=0, ge=0, le=36_500)
     keep_jobs: int = Field(default=0, ge=0, le=1_000_000)

@@ -290,16 +290,19 @@ def test_more_than_anybody_reads_is_cut_and_said() -> None:
     hold_together(text, report)
 
 
-def test_a_text_of_nothing_but_names_ends_early_and_says_so() -> None:
-    # each name costs a look through the dictionary: the number of looks is bounded
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    name_list = [f"Mr. X{a}{b}qvz" for a in letters for b in letters] * 2
-    text = " and then we all went home with our dear old friend ".join(name_list)
+@pytest.mark.parametrize(("bound", "size"), [("MAX_UNKNOWN", 20), ("MAX_FINDINGS", 60)])
+def test_a_text_full_of_names_ends_early_and_says_so(monkeypatch: pytest.MonkeyPatch, bound: str, size: int) -> None:
+    """Each costs a look through the dictionary: how many looks there are is bounded, whatever comes of them."""
+    monkeypatch.setattr(prose, bound, size)
+    text = " ".join(
+        f"We all went home then with our dear old Mr. X{letter}qvz." for letter in "abcdefghijklmnopqrstuvwxyz" * 6
+    )
 
     report = prose.check(text)
 
     assert report.truncated
     assert report.suggestions == ()
+    assert not prose.check(text[:200]).truncated
 
 
 class PanicException(BaseException):
@@ -344,9 +347,9 @@ HARD = {
 @pytest.mark.long
 @pytest.mark.parametrize("text", HARD.values(), ids=HARD.keys())
 async def test_texts_that_are_made_to_take_long_are_done_within_the_limit(text: str) -> None:
-    """Under the limits that an API process has when nobody sets others."""
+    """Under the limits of a job when nobody sets others: where time grows with the square of the text, minutes would not do."""
     config = Settings(_env_file=None)  # type: ignore[call-arg]
-    pool = CpuPool(1, config.cpu_memory_bytes, config.check_time_limit_s)
+    pool = CpuPool(1, config.cpu_memory_bytes, config.cpu_time_limit_s)
 
     report = await pool.run(CHECK, text[: config.check_max_chars])
     await pool.aclose()

@@ -21,7 +21,10 @@ from limner.hub.providers.local.writing.wording import wordings
 from limner.hub.providers.local.writing.words import Found, Word, split
 
 MAX_FINDINGS = 1000
-"""Of Harper's, before names are taken out: looking for what an unknown word may have meant takes milliseconds each."""
+MAX_UNKNOWN = 300
+"""Findings of Harper's, and different unknown words among them, before names are taken out: what such a word may have meant takes
+5 to 20 ms to find out.
+"""
 MAX_SPAN = 300
 MAX_EXPLANATION = 500
 MAX_OTHERS = 4
@@ -64,13 +67,18 @@ ORDER: tuple[Type, ...] = ("grammar", "cliche", "brevity", "repetition", "passiv
 
 @dataclass(slots=True)
 class _Findings:
-    """What Harper found so far. `unknown`: the words (places in the whole text) its dictionary does not have."""
+    """What Harper found so far. `unknown`: the words (places in the whole text) its dictionary does not have; `different`: these."""
 
     found: list[Found] = field(default_factory=list)
     unknown: list[Found] = field(default_factory=list)
+    different: set[str] = field(default_factory=set)
     end: int = 0
     complete: bool = True
     foreign: bool = False
+
+    @property
+    def are_enough(self) -> bool:
+        return len(self.found) + len(self.unknown) >= MAX_FINDINGS or len(self.different) >= MAX_UNKNOWN
 
 
 def check(
@@ -118,7 +126,7 @@ def _read(linter: Linter, text: str, words: Sequence[Word]) -> _Findings:
         if known_of >= MIN_WORDS and len(findings.unknown) > FOREIGN * known_of:
             findings.foreign = True
             break
-        if len(findings.found) + len(findings.unknown) >= MAX_FINDINGS and findings.end < len(text):
+        if findings.are_enough and findings.end < len(text):
             findings.complete = False
             break
     return findings
@@ -133,7 +141,11 @@ def _read_part(linter: Linter, part: Part, findings: _Findings) -> None:
             if rule == CAPITALS and start == 0 < part.start:
                 continue  # the part may begin within a sentence
             finding = _of_lint(rule, lint, part.start)
-            (findings.unknown if rule == SPELLING else findings.found).append(finding)
+            if rule == SPELLING:
+                findings.unknown.append(finding)
+                findings.different.add(names.root(lint.problem_text))
+            else:
+                findings.found.append(finding)
 
 
 def _lints(linter: Linter, text: str) -> Mapping[str, Sequence[Lint]]:
