@@ -100,6 +100,8 @@ async def test_cookies_and_proxies_are_ignored(
 ) -> None:
     (tmp_path / "netrc").write_text("default login somebody password hidden\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     provider.script = rogue.always(plain(200, b"", "Set-Cookie: a=b"))
     async with rogue.running(plain(200)) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):

@@ -1,7 +1,11 @@
 """Layers that stand behind the checks: the connection goes where it was said, or nothing is sent."""
 
+import asyncio
+import socket
 import ssl
+from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -9,6 +13,7 @@ from aiohttp.abc import ResolveResult
 
 from limner.egress import pinned
 from limner.egress.answers import DestinationNotAllowed
+from tests.egress import certificates
 from tests.emulators import rogue
 
 
@@ -50,3 +55,29 @@ async def test_ps3_an_address_in_the_url_does_not_get_around_the_pin() -> None:
             await client.get(server.origin)
 
     assert server.requests == []
+
+
+def _answer_and_stay(listener: socket.socket, tls: ssl.SSLContext) -> None:
+    """Serves one request, and then neither closes nor answers the end of TLS. Returns when the client is gone."""
+    accepted, _ = listener.accept()
+    secured = tls.wrap_socket(accepted, server_side=True)
+    secured.recv(65_536)
+    secured.sendall(rogue.plain(200, b"here"))
+    with socket.socket(fileno=secured.detach()) as raw:
+        raw.settimeout(10)
+        with suppress(ConnectionError):
+            while raw.recv(65_536):
+                pass
+
+
+async def test_ps14_a_peer_that_never_says_goodbye_is_left_at_once(tmp_path: Path) -> None:
+    made = certificates.make(tmp_path, "a.example.com")
+    tls = ssl.create_default_context(cafile=str(made.authority))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = asyncio.create_task(asyncio.to_thread(_answer_and_stay, listener, certificates.server(made)))
+        connector = pinned.PinnedConnector(ip_address("127.0.0.1"), tls)
+        url = f"https://a.example.com:{listener.getsockname()[1]}/"
+        async with aiohttp.ClientSession(connector=connector) as client, client.get(url) as answer:
+            assert await answer.read() == b"here"
+
+        await peer  # which would have waited in vain

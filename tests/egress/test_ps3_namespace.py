@@ -90,7 +90,9 @@ def test_ps3_what_is_allowed_is_asked_by_name_past_proxies_and_netrc(tmp_path: P
     proxy = "http://10.9.9.9:3128"
     env = {name: proxy for upper in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY") for name in (upper, upper.lower())}
 
-    seen = namespace.run("honest", tmp_path, env=env | {"NETRC": str(tmp_path / "netrc")})
+    seen = namespace.run(
+        "honest", tmp_path, env=env | {"NETRC": str(tmp_path / "netrc"), "NO_PROXY": "", "no_proxy": ""}
+    )
 
     assert seen["codes"] == ["200", "200", "200", "connect_failed"]
     assert seen["accepted"] == {f"{GOOD} 443": 2, f"{GOOD_6} 443": 1, f"{GOOD} 8443": 2}

@@ -70,6 +70,8 @@ async def test_ps3_proxies_and_netrc_of_the_environment_are_ignored(
 ) -> None:
     (tmp_path / "netrc").write_text("default login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     async with rogue.running(plain(200)) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.origin)
@@ -113,6 +115,31 @@ async def test_ps3_an_imports_redirect_is_held_to_every_rule(fine: Rogue, locati
             await door(server).fetch(server.origin, max_bytes=100)
 
     assert fine.connections == 0
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://hooks.example.com/",
+        "https://hooks.example.com:6379/",
+        "https://api.limner.example/",
+        "https://u@hooks.example.com/",
+    ],
+)
+async def test_ps3_a_redirect_against_the_rules_is_not_even_resolved(location: str) -> None:
+    asked: list[str] = []
+
+    class Resolver:
+        async def resolve(self, name: str) -> list[str]:
+            asked.append(name)
+            return []
+
+    async with rogue.running(plain(302, b"", f"Location: {location}")) as server:
+        client = UntrustedDoor([server.origin], ["api.limner.example"], resolver=Resolver())
+        with pytest.raises(DestinationNotAllowed):
+            await client.fetch(server.origin, max_bytes=100)
+
+    assert (len(server.requests), asked) == (1, [])
 
 
 async def test_nobody_listens_where_a_redirect_leads() -> None:
