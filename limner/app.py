@@ -17,7 +17,7 @@ from limner.db.pools import Address, Database
 from limner.egress.untrusted import UntrustedDoor
 from limner.events import endpoints
 from limner.hub import api as hub_api
-from limner.hub import catalog, inputs, live_api, users_api, webhooks_api
+from limner.hub import catalog, checks, checks_api, inputs, live_api, users_api, webhooks_api
 from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
 from limner.hub.live_api import StreamLimits
@@ -27,7 +27,7 @@ from limner.kit.crypto import RootKey, Sealer
 from limner.media import api as media_api
 from limner.media.store import ObjectStore
 from limner.media.urls import MediaUrls
-from limner.settings import Settings
+from limner.settings import MIB, Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
 from limner.web.middleware import Edge, Shortcut, hand_on
@@ -62,13 +62,16 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
             settings.max_run_at_s,
         ),
     )
-    authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.ReadLimit(settings.reads_per_min))
+    authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
     webhooks = webhooks_api.WebhooksApi(
         db, authenticate, Sealer(root, endpoints.PURPOSE), UntrustedDoor.of(settings), settings.webhooks_per_app,
         settings.webhook_secret_overlap_s,
     )  # fmt: skip
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
+    checker = checks.Checker(
+        pool, checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -90,10 +93,15 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)))
     app.include_router(users_api.router(hub))
     app.include_router(webhooks_api.router(webhooks))
+    app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(media_api.router(store, urls))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
-    limits = {"/api/v1/generate": settings.max_generate_body_bytes}
+    limits = {
+        "/api/v1/generate": settings.max_generate_body_bytes,
+        # every character may come as two escapes of six bytes
+        "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
+    }
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
     direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}
     edge = Edge(app, settings.max_body_bytes, limits, direct)

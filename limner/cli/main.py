@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # loaded by name, below
         ledger,
         models,
         orgs,
+        proofread,
         providers,
         queue,
         routes,
@@ -51,6 +52,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "providers": ("limner.cli.providers:app", "Providers: who runs the models."),
     "routes": ("limner.cli.routes:app", "Routes: which provider serves which model, in what order."),
     "webhooks": ("limner.cli.webhooks:app", "Webhooks: where apps hear of their events, and what was sent."),
+    "check": ("limner.cli.proofread:app", "Check a text: grammar, spelling, style; works offline."),
     "events": ("limner.cli.events:app", "The catalogue of events: types and what each means."),
 }
 

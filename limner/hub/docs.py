@@ -4,7 +4,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from limner.hub import jobs, schemas
+from limner.hub import check_schemas, checks, jobs, schemas
+from limner.hub.providers.local.models import CHECK
 from limner.hub.schema import BATCH, ENVELOPE, GRANT, GRANT_ROW
 from limner.ledger import statements
 
@@ -63,6 +64,12 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
 
 def _header(description: str, kind: str = "string") -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind}}
+
+
+def _without_length(schema: dict[str, Any]) -> dict[str, Any]:
+    """How long a text may be is the installation's to set."""
+    text = {name: value for name, value in schema["properties"]["text"].items() if not name.endswith("Length")}
+    return {**schema, "properties": {**schema["properties"], "text": text}}
 
 
 LIMITS = {
@@ -270,6 +277,20 @@ GRANT_TOKENS: dict[str, Any] = {
         "parameters": [USER_ID, IDEMPOTENCY_KEY],
         "requestBody": _body(
             GRANT, {"amount": 100, "reason": "Monthly subscription renewal", "idempotency_key": "sub_renewal_2026_11"}
+        ),
+    },
+}
+CHECK_TEXT: dict[str, Any] = {
+    "summary": "Check a text",
+    "description": "Grammar, spelling, wordiness, clichés, passives and repetitions in an English text of at most 100,000 characters"
+    " (the installation may set another limit). Free of charge, answered at once, and nothing of it is kept.",
+    "response_model": check_schemas.CheckedText,
+    "responses": {200: {"headers": LIMITS}, **_errors(408, 413, 415, 429)},
+    "openapi_extra": {
+        "parameters": [USER_ID],
+        "requestBody": _body(
+            _without_length(checks.input_schema(0)),
+            {**CHECK.input_schema["examples"][0], "types": ["grammar", "brevity"]},
         ),
     },
 }

@@ -302,7 +302,9 @@ class Problem(BaseModel):
     required: int | None = None
     owed: int | None = None
     retry_after: int | None = None
-    limit: Literal["user", "app", "organization", "open_jobs", "reads", "streams", "streams_per_app"] | None = None
+    limit: (
+        Literal["user", "app", "organization", "open_jobs", "reads", "checks", "streams", "streams_per_app"] | None
+    ) = None
     limit_size: int | None = None
     request_id: UUID
 

@@ -23,7 +23,7 @@ class KeyAuthenticator:
     Unknown keys are not remembered: a flood of them cannot push live ones out.
     """
 
-    def __init__(self, db: Database, cache_s: float, reads: rates.ReadLimit) -> None:
+    def __init__(self, db: Database, cache_s: float, reads: rates.KeyLimit) -> None:
         self._db = db
         self._reads = reads
         self._cache_s = cache_s

@@ -1,4 +1,4 @@
-"""What is left of a limit, as headers say it; and the reads of an API key, counted in this process."""
+"""What is left of a limit, as headers say it; and the calls of an API key that cost nothing, counted in this process."""
 
 import math
 import time
@@ -70,34 +70,37 @@ def refusal(limit: str, size: int, retry_after_s: float, message: str, rate_head
     )  # fmt: skip
 
 
-class ReadLimit:
-    """Token buckets of `per_min` reads for each API key (0: no limit), kept as the time at which each is full again.
+class KeyLimit:
+    """Token buckets of `per_min` calls for each API key (0: no limit), kept as the time at which each is full again.
 
-    In the process: reading costs no credits, so that several API processes together allow several times as much.
+    In the process: these calls cost no credits, so that several API processes together allow several times as much.
+    `name` is the limit's on the wire, and the word for what is counted.
     """
 
-    def __init__(self, per_min: int) -> None:
+    def __init__(self, name: str, per_min: int) -> None:
+        self._name = name
         self._per_min = per_min
         self._full_at: OrderedDict[UUID, float] = OrderedDict()
 
-    def take(self, key_id: UUID) -> None:
-        """Raises ApiError 429."""
+    def take(self, key_id: UUID) -> Quota | None:
+        """What is left after this call; None where there is no limit. Raises ApiError 429."""
         if not self._per_min:
-            return
+            return None
         now = time.monotonic()
         step_s = WINDOW_S / self._per_min
         full_at = max(self._full_at.get(key_id, now), now) + step_s
         if full_at > now + WINDOW_S + step_s / 2:
             held = full_at - step_s - now
-            message = f"More than {self._per_min} reads a minute with this key: try again in a moment."
+            message = f"More than {self._per_min} {self._name} a minute with this key: try again in a moment."
             raise refusal(
-                "reads",
+                self._name,
                 self._per_min,
                 held + step_s - WINDOW_S,
                 message,
-                headers([Quota("reads", self._per_min, held, spent=True)]),
+                headers([Quota(self._name, self._per_min, held, spent=True)]),
             )
         self._full_at[key_id] = full_at
         self._full_at.move_to_end(key_id)
         if len(self._full_at) > KEYS:
             self._full_at.popitem(last=False)
+        return Quota(self._name, self._per_min, full_at - now)

@@ -21,12 +21,13 @@ ENTRY_POINTS = {
     "limner.app": "`limner api` names it to uvicorn",
     "limner.worker": "`limner worker` loads it when it is asked for",
     "limner.db.migrations.env": "Alembic runs it",
+    "limner.blocking": "for programs of other people",
 }
 ENTRY_PATTERNS = {
     r"limner\.db\.migrations\.versions\..*": "Alembic finds revisions by file",
     r"limner\.cli\.\w+": "limner.cli.main loads a command's module when its name is typed",
     r"limner\.media\.images": "the CPU pool's child processes load it by name",
-    r"limner\.hub\.providers\.\w+(\.\w+)?": "adapters and their CPU work are loaded by name, in a child process",
+    r"limner\.hub\.providers(\.\w+){1,3}": "adapters and their CPU work are loaded by name, in a child process",
 }
 
 # Sockets of the database, the object store and the exporters are their libraries' own; these open an HTTP client by hand.

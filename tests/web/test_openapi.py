@@ -45,6 +45,7 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("post", "/api/v1/webhooks/{webhook_id}/rotate"), ("get", "/api/v1/webhooks/{webhook_id}/secret"),
         ("get", "/api/v1/webhooks/{webhook_id}/deliveries"), ("post", "/api/v1/webhooks/{webhook_id}/redeliver"),
         ("post", "/api/v1/webhooks/deliveries/{delivery_id}/redeliver"),
+        ("post", "/api/v1/check"), ("get", "/api/v1/events"), ("get", "/api/v1/jobs/{job_id}/events"),
     }  # fmt: skip
 
 

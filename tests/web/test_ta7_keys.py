@@ -70,7 +70,7 @@ def presenting(key: str) -> Request:
 
 async def test_ta7_a_hundred_thousand_fuzzed_keys_are_refused_without_an_error(db: Database, tenant: Tenant) -> None:
     rng = random.Random(7)
-    authenticate = KeyAuthenticator(db, 0, rates.ReadLimit(0))
+    authenticate = KeyAuthenticator(db, 0, rates.KeyLimit("reads", 0))
     refused = 0
 
     for _ in range(FUZZED):
@@ -87,7 +87,7 @@ async def test_ta7_a_hundred_thousand_fuzzed_keys_are_refused_without_an_error(d
 
 
 async def test_ta7_keys_of_the_right_shape_that_were_never_issued_are_refused(db: Database) -> None:
-    authenticate = KeyAuthenticator(db, 60, rates.ReadLimit(0))
+    authenticate = KeyAuthenticator(db, 60, rates.KeyLimit("reads", 0))
     for _ in range(300):
         key = api_keys.generate()
         assert api_keys.digest(key) is not None

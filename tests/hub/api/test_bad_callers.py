@@ -94,7 +94,7 @@ NEEDS = [
     ("POST", GENERATE, GOOD, "jobs:create"), ("GET", "/api/v1/jobs", None, "jobs:read"),
     ("GET", f"/api/v1/jobs/{uuid4()}", None, "jobs:read"), ("GET", f"/api/v1/jobs/{uuid4()}/receipt", None, "jobs:read"),
     ("POST", f"/api/v1/jobs/{uuid4()}/cancel", None, "jobs:create"), ("GET", "/api/v1/users/ann", None, "users:read"),
-    ("POST", GRANT, {"amount": 1}, "tokens:grant"), ("GET", "/api/v1/webhooks", None, "webhooks:manage"),
+    ("GET", "/api/v1/webhooks", None, "webhooks:manage"),
     ("POST", "/api/v1/webhooks", {"url": "https://hooks.example.com/"}, "webhooks:manage"),
     ("GET", f"/api/v1/webhooks/{uuid4()}", None, "webhooks:manage"),
     ("PATCH", f"/api/v1/webhooks/{uuid4()}", {"enabled": True}, "webhooks:manage"),
@@ -104,6 +104,7 @@ NEEDS = [
     ("GET", f"/api/v1/webhooks/{uuid4()}/deliveries", None, "webhooks:manage"),
     ("POST", f"/api/v1/webhooks/{uuid4()}/redeliver", {"since": "2026-01-01T00:00:00Z"}, "webhooks:manage"),
     ("POST", f"/api/v1/webhooks/deliveries/{uuid4()}/redeliver", None, "webhooks:manage"),
+    ("POST", GRANT, {"amount": 1}, "tokens:grant"), ("POST", "/api/v1/check", {"text": "a hare"}, "jobs:create"),
 ]  # fmt: skip
 
 

@@ -138,7 +138,7 @@ async def test_models_are_listed_with_price_and_schema(client: Client) -> None:
     assert prices == {
         "local/canvas": {"credits": "1", "unit": "output"}, "local/describe": {"credits": "1", "unit": "output"},
         "local/inpaint": {"credits": "2", "unit": "output"}, "local/stylise": {"credits": "1", "unit": "output"},
-        "local/upscale": {"credits": "2", "unit": "output"},
+        "local/upscale": {"credits": "2", "unit": "output"}, "local/check": {"credits": "0", "unit": "job"},
     }  # fmt: skip
     assert all(model["input_schema"]["additionalProperties"] is False for model in models)
 

@@ -377,7 +377,7 @@ async def test_broken_input_is_the_senders_fault(adapter: LocalAdapter) -> None:
 def test_the_parent_stays_light() -> None:
     code = (
         "import sys, limner.hub.providers.local.adapter, limner.hub.providers.local.models;"
-        "print([name for name in ('cv2', 'numpy', 'pyvips') if name in sys.modules])"
+        "print([name for name in ('cv2', 'numpy', 'pyvips', 'harper') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 

@@ -7,8 +7,12 @@ from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any, cast
 
+import orjson
+
 from limner.hub.providers.base import Blob, CallClass, Output, ProviderCall, ProviderError, ProviderResult, Usage
 from limner.hub.providers.local.models import canvas_size
+from limner.hub.providers.local.writing import report
+from limner.hub.providers.local.writing.report import Report
 from limner.kit.cpu import CpuCrashed, CpuError, CpuMemory, CpuPool, CpuTimeout
 from limner.media.sniffing import ImageRejected
 
@@ -16,7 +20,7 @@ HERE = "limner.hub.providers.local"
 
 
 class LocalAdapter:
-    """Pictures by arithmetic in child processes. Class A: the work is pure, so sending it again is free.
+    """Pictures by arithmetic and checks of prose, in child processes. Class A: the work is pure, so sending it again is free.
 
     `config` of a provider instance may hold `time_limit_ms` (wall time of one output in milliseconds, waiting
     for a free child not counted) and `max_pixels` (largest input or output picture, in pixels); both are
@@ -54,7 +58,7 @@ class LocalAdapter:
         for index in range(count):
             await call.progress(5 + 90 * index // count, f"painting {index + 1} of {count}")
             arguments = (wanted["prompt"], width, height, style, (int(seed), index))
-            data, facts = await self._work("canvas:canvas", limits, *arguments)
+            data, facts = await self._work(f"{HERE}.canvas:canvas", limits, *arguments)
             outputs.append(Output(index, "image", data=data, facts=facts))
         return await _finished(call, tuple(outputs))
 
@@ -66,24 +70,37 @@ class LocalAdapter:
         wanted = call.input
         options = (wanted.get("method", "telea"), int(wanted.get("radius", 5)), int(wanted.get("feather", 2)))
         return await self._one(
-            call, limits, "filling the hole", "inpaint:inpaint", image.data, call.mask.data, *options
+            call, limits, "filling the hole", f"{HERE}.inpaint:inpaint", image.data, call.mask.data, *options
         )
 
     async def _stylise(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
         style, strength = call.input["style"], int(call.input.get("strength", 80))
         data = _only_image(call).data
-        return await self._one(call, limits, f"drawing as {style}", "stylise:stylise", data, style, strength)
+        return await self._one(call, limits, f"drawing as {style}", f"{HERE}.stylise:stylise", data, style, strength)
 
     async def _upscale(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
         image, scale = _only_image(call), int(call.input.get("scale", 2))
         limits.check_pixels(image.width * image.height * scale * scale)
-        return await self._one(call, limits, f"enlarging {scale} times", "upscale:upscale", image.data, scale)
+        return await self._one(call, limits, f"enlarging {scale} times", f"{HERE}.upscale:upscale", image.data, scale)
 
     async def _describe(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
         image = _only_image(call)
         await call.progress(10, "measuring")
-        text, facts = await self._work("describe:describe", limits, image.data)
+        text, facts = await self._work(f"{HERE}.describe:describe", limits, image.data)
         return await _finished(call, (Output(0, "text", text=text, facts=facts),))
+
+    async def _check(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        wanted = call.input
+        await call.progress(10, "reading")
+        arguments = (
+            wanted["text"],
+            wanted.get("dialect", "american"),
+            wanted.get("ignore", ()),
+            wanted.get("types", ()),
+        )
+        found = cast(Report, await self._work(report.CHECK, limits, *arguments))
+        text = orjson.dumps(report.body(found)).decode()
+        return await _finished(call, (Output(0, "text", text=text, facts=report.counts(found.suggestions)),))
 
     async def _one(
         self, call: ProviderCall, limits: "_Limits", stage: str, target: str, *args: object
@@ -92,9 +109,9 @@ class LocalAdapter:
         data, facts = await self._work(target, limits, *args)
         return await _finished(call, (Output(0, "image", data=data, facts=facts),))
 
-    async def _work(self, target: str, limits: "_Limits", *args: object) -> tuple[Any, dict[str, Any]]:
+    async def _work(self, target: str, limits: "_Limits", *args: object) -> Any:
         try:
-            result = await self._pool.run(f"{HERE}.{target}", *args, time_limit_s=limits.time_limit_s)
+            return await self._pool.run(target, *args, time_limit_s=limits.time_limit_s)
         except ImageRejected as error:
             raise ProviderError(error.code, error.message, "bad_request") from error
         except CpuTimeout as error:
@@ -107,7 +124,6 @@ class LocalAdapter:
             raise ProviderError("provider_crashed", "The local provider's process died.", "retryable") from error
         except CpuError as error:
             raise ProviderError("provider_failed", "The local provider failed.", "retryable") from error
-        return cast(tuple[Any, dict[str, Any]], result)
 
 
 class _Limits:
@@ -153,4 +169,5 @@ _HANDLERS: dict[str, Callable[[LocalAdapter, ProviderCall, _Limits], Awaitable[P
     "image.stylise": LocalAdapter._stylise,
     "image.upscale": LocalAdapter._upscale,
     "image.describe": LocalAdapter._describe,
+    "text.check": LocalAdapter._check,
 }

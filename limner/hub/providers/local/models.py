@@ -1,10 +1,12 @@
-"""The five models of the local provider as plain data: what they do, take and cost. Imports nothing heavy.
+"""The models of the local provider as plain data: what they do, take and cost. Imports nothing heavy.
 
 Schemas are JSON Schema draft 2020-12. `images` and `mask` arrive as data URIs and reach the adapter as Blobs.
 """
 
 from dataclasses import dataclass
 from typing import Any
+
+from limner.hub.providers.local.writing import report
 
 ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3")
 CANVAS_SIZES = (512, 768, 1024)
@@ -248,4 +250,52 @@ DESCRIBE = LocalModel(
     expected_s=0.2,
 )
 
-MODELS = (CANVAS, INPAINT, STYLISE, UPSCALE, DESCRIBE)
+CHECK = LocalModel(
+    name="local/check",
+    display_name="Writing check",
+    description=(
+        "Grammar, spelling, wordiness, clichés, passive voice and repetitions in an English text, each with its place. Harper's "
+        "dictionary and rules, and limner's own: no neural model, and no text leaves the machine. The output is a text that "
+        "holds one JSON object, the same that POST /api/v1/check answers at once."
+    ),
+    kind="text.check",
+    family="local",
+    capabilities=_capabilities(),
+    input_schema=_schema(
+        ["text"],
+        [{"text": "She don't recieve letters in order to read them.", "dialect": "british", "ignore": ["limner"]}],
+        text={
+            "type": "string",
+            "description": "The text to check, plain: Markdown and HTML are taken for words.",
+            "minLength": 1,
+            "maxLength": report.MAX_CHARS,
+        },
+        dialect={
+            "type": "string",
+            "description": "Whose English: which spellings are right.",
+            "enum": list(report.DIALECTS),
+            "default": "american",
+        },
+        ignore={
+            "type": "array",
+            "description": "Words that are right and rules that are not wanted (a suggestion's `rule`), in upper or lower case.",
+            "items": {"type": "string", "minLength": 1, "maxLength": report.MAX_IGNORED_CHARS},
+            "maxItems": report.MAX_IGNORED,
+            "default": [],
+        },
+        types={
+            "type": "array",
+            "description": "Only suggestions of these types; all when empty.",
+            "items": {"type": "string", "enum": list(report.TYPES)},
+            "maxItems": len(report.TYPES),
+            "uniqueItems": True,
+            "default": [],
+        },
+    ),
+    price_credits=0,
+    unit="job",
+    cost_micro_usd=0,
+    expected_s=0.3,
+)
+
+MODELS = (CANVAS, INPAINT, STYLISE, UPSCALE, DESCRIBE, CHECK)

@@ -1,0 +1,217 @@
+"""Phrases that say in five words what one says. After `=`: the shorter wording; nothing there means: leave it out.
+
+One a line, else written as clichés are (`cliches.py`).
+"""
+
+WORDY = """
+a large|great|vast number of = many
+a majority of = most
+a sufficient amount of = enough
+absolutely essential = essential
+added bonus = bonus
+advance planning = planning
+advance warning = warning
+after the conclusion of = after
+all of a sudden = suddenly
+all throughout = throughout
+an adequate amount of = enough
+an overwhelming majority of = most
+any and all = all
+as a consequence of = because of
+as a matter of fact = in fact
+as a means of = to
+as a result of the fact that = because
+as of yet = yet
+as to whether = whether
+at a later date = later
+at an early date = soon
+at such time as = when
+at that point in time = then
+at the conclusion of = after
+at the present time = now
+at the time that|when = when
+at this moment in time = now
+at this point in time = now
+basic fundamentals = fundamentals
+by means of = by
+by virtue of the fact that = because
+close proximity = proximity
+cognizant of = aware of
+completely destroyed = destroyed
+completely eliminate = eliminate
+completely finished = finished
+despite the fact that = although
+due to the fact that = because
+during the course of = during
+during the time that = while
+each and every = each
+end result = result
+except in a small number of cases = usually
+exact same = same
+excessive number of = too many
+fewer in number = fewer
+final outcome = outcome
+first and foremost = first
+for the duration of = during
+for the most part = mostly
+for the purpose|purposes of = for
+for the reason that = because
+free gift = gift
+future plans = plans
+general consensus = consensus
+had the ability to = could
+has the ability to = can
+has the capacity to = can
+has the potential to = may
+have the ability to = can
+have the capacity to = can
+have the potential to = may
+if at all possible = if possible
+in a situation in which|where = where
+in addition to the fact that = besides
+in actual fact = in fact
+in advance of = before
+in all likelihood = probably
+in an effort to = to
+in close proximity to = near
+in connection with = about
+in excess of = more than
+in lieu of = instead of
+in light of the fact that = because
+in many cases = often
+in my personal opinion = I think
+in order that = so that
+in order to = to
+in point of fact = in fact
+in reference to = about
+in regard|regards to = about
+in relation to = about
+in spite of the fact that = although
+in the absence of = without
+in the course of = during
+in the event that = if
+in the final analysis = finally
+in the majority of cases = usually
+in the near future = soon
+in the neighborhood|neighbourhood of = about
+in the not too distant future = soon
+in the vicinity of = near
+in view of the fact that = because
+is able to = can
+are able to = can
+was able to = could
+were able to = could
+is of the opinion that = thinks that
+it is important to note that =
+it is interesting to note that =
+it is worth noting that =
+it should be noted that =
+it would appear that = apparently
+last of all = last
+leaving aside the fact that = although
+major breakthrough = breakthrough
+mutual cooperation = cooperation
+new innovation = innovation
+notwithstanding the fact that = although
+null and void = void
+of the opinion that = convinced that
+on a daily basis = daily
+on a monthly basis = monthly
+on a regular basis = regularly
+on a weekly basis = weekly
+on a yearly basis = yearly
+on account of the fact that = because
+on an annual basis = yearly
+on numerous|many occasions = often
+on the grounds that = because
+on the occasion of = on
+over and over again = repeatedly
+owing to the fact that = because
+past experience = experience
+past history = history
+period of time = time
+personal opinion = opinion
+pertaining to = about
+postpone until later = postpone
+prior to = before
+reason why is that = reason is that
+refer|refers|referred back to = refer to
+regardless of the fact that = although
+repeat again = repeat
+return back = return
+revert back = revert
+round in shape = round
+small in size = small
+large in size = large
+subsequent to = after
+sufficient number of = enough
+sum total = total
+take into consideration = consider
+the question as to whether = whether
+the vast majority of = most
+there is no doubt but that = no doubt
+there is no doubt that = no doubt
+through the use of = by
+time period = time
+to the extent that = as far as
+true fact = fact
+unexpected surprise = surprise
+until such time as = until
+utilization of = use of
+utilize|utilise = use
+utilized|utilised = used
+utilizes|utilises = uses
+utilizing|utilising = using
+whether or not = whether
+with reference to = about
+with regard|regards to = about
+with the exception of = except
+with the possible exception of = except perhaps
+with the result that = so that
+"""
+
+LIGHT_VERBS = """
+make a decision = decide decides decided deciding
+make a choice = choose chooses chose choosing
+make a recommendation = recommend recommends recommended recommending
+make an announcement = announce announces announced announcing
+make an assumption = assume assumes assumed assuming
+make an attempt = try tries tried trying
+make an improvement = improve improves improved improving
+make contact with = contact contacts contacted contacting
+make reference to = mention mentions mentioned mentioning
+make use of = use uses used using
+give consideration to = consider considers considered considering
+give an explanation of = explain explains explained explaining
+give a description of = describe describes described describing
+give permission to = allow allows allowed allowing
+have a discussion about = discuss discusses discussed discussing
+have a tendency to = tend tends tended tending
+have a need for = need needs needed needing
+hold a meeting = meet meets met meeting
+come to a conclusion = conclude concludes concluded concluding
+come to an agreement = agree agrees agreed agreeing
+come to the realization that = realize realizes realized realizing
+take into account = consider considers considered considering
+take action = act acts acted acting
+conduct an analysis of = analyze analyzes analyzed analyzing
+conduct an investigation of|into = investigate investigates investigated investigating
+perform an analysis of = analyze analyzes analyzed analyzing
+provide assistance to = help helps helped helping
+provide an explanation of = explain explains explained explaining
+place an emphasis on = stress stresses stressed stressing
+"""
+"""A verb's forms follow those of the light verb: base, third person, past, -ing."""
+
+VERB_FORMS = {
+    "make": ("make", "makes", "made", "making"),
+    "give": ("give", "gives", "gave", "giving"),
+    "have": ("have", "has", "had", "having"),
+    "hold": ("hold", "holds", "held", "holding"),
+    "come": ("come", "comes", "came", "coming"),
+    "take": ("take", "takes", "took", "taking"),
+    "conduct": ("conduct", "conducts", "conducted", "conducting"),
+    "perform": ("perform", "performs", "performed", "performing"),
+    "provide": ("provide", "provides", "provided", "providing"),
+    "place": ("place", "places", "placed", "placing"),
+}
