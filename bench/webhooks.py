@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from bench import rig
+from limner.db import wake
 from limner.db.pools import Database
 from limner.events import endpoints
 from limner.kit.crypto import Sealer
@@ -31,12 +32,15 @@ class Receiver:
     url: str = ""
     at: list[float] = field(default_factory=list)
     stuck: int = 0
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if head.startswith(b"POST /stuck"):
             self.stuck += 1
-            await asyncio.sleep(3600)
+            await self.over.wait()
+            writer.close()
+            return
         self.at.append(time.time())
         length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
         await reader.readexactly(length)
@@ -52,6 +56,7 @@ async def receiving(port: int) -> AsyncIterator[Receiver]:
     try:
         yield receiver
     finally:
+        receiver.over.set()
         server.close()
 
 
@@ -69,6 +74,7 @@ async def one_by_one(bench: rig.Rig, app: rig.BenchApp, receiver: Receiver, coun
             seen = len(receiver.at)
             conn.execute(EVENTS, [app.org_id, app.app_id, "job.completed", 1])
             committed = time.time()
+            conn.execute(f"NOTIFY {wake.CHANNEL}, '{wake.EVENT}'")  # as a process that wrote an event does
             await eventually(lambda: len(receiver.at) > seen, 60, 0.001)  # noqa: B023  (called before the next round)
             took.append(max(receiver.at[seen] - committed, 0.0))
             await asyncio.sleep(0.05)

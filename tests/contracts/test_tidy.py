@@ -25,7 +25,6 @@ ENTRY_POINTS = {
     "limner.cli.main": "the console script",
     "limner.app": "`limner api` names it to uvicorn",
     "limner.worker": "`limner worker` loads it when it is asked for",
-    "limner.egress.doors": "the first composition that makes a call ends this line",
     "limner.db.migrations.env": "Alembic runs it",
     "limner.blocking": "for programs of other people",
 }
