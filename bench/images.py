@@ -82,8 +82,8 @@ async def ready_url(bench: rig.Rig, url: str, data: bytes) -> str:
         return copy
 
 
-async def serve(bench: rig.Rig, data: bytes, args: argparse.Namespace) -> tuple[float, list[float]]:
-    """(made copies served a second by one core, seconds of each)."""
+async def serve(bench: rig.Rig, data: bytes, args: argparse.Namespace) -> tuple[float, float, list[float]]:
+    """(made copies served a second by one core, seconds of its time that each took, seconds that each was waited for)."""
     api = bench.api(core=0)
     rig.pin_others(bench.embedded, 1)
     try:
@@ -91,9 +91,10 @@ async def serve(bench: rig.Rig, data: bytes, args: argparse.Namespace) -> tuple[
         host = api.url.removeprefix("http://")
         request = f"GET {copy.removeprefix(api.url)} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         await rig.hammer(api.url, itertools.cycle([request]), args.clients, 1)
+        before = rig.cpu_seconds(api)
         latencies, statuses, rate = await rig.hammer(api.url, itertools.cycle([request]), args.clients, args.seconds)
         assert set(statuses) == {200}, statuses
-        return rate, latencies
+        return rate, (rig.cpu_seconds(api) - before) / len(latencies), latencies
     finally:
         rig.stop(api)
 
@@ -110,12 +111,13 @@ def main() -> None:
     copy, other = by_limner(data), by_pillow(data)
     ratio = statistics.median(theirs) / statistics.median(ours)
     with rig.rig() as bench:
-        rate, latencies = uvloop.run(serve(bench, data, args))
+        rate, cpu_s, latencies = uvloop.run(serve(bench, data, args))
     rows = [
         (f"a copy, {COPY} px WebP of 12 MP", f"{statistics.median(ours) * 1000:.0f} ms, {len(copy):,} bytes"),
         ("Pillow's thumbnail", f"{statistics.median(theirs) * 1000:.0f} ms, {len(other):,} bytes"),
         ("ratio", f"{ratio:.2f}"),
         (f"made copies served a second, one core, {args.clients} clients", f"{rate:,.0f}"),
+        ("processor time of one, and what fits into a second", f"{cpu_s * 1e6:.0f} µs, {1 / cpu_s:,.0f}"),
         ("p50 / p99", f"{rig.quantile_ms(latencies, 0.5)} / {rig.quantile_ms(latencies, 0.99)} ms"),
     ]
     facts = {
@@ -123,6 +125,7 @@ def main() -> None:
         "pillow_ms": statistics.median(theirs) * 1000,
         "ratio": ratio,
         "hits_per_s": rate,
+        "hits_per_cpu_s": 1 / cpu_s,
     }
     rig.report("images", rows, facts)
 

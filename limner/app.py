@@ -94,7 +94,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(webhooks_api.router(webhooks))
     app.include_router(uploads_api.router(brought))
     app.include_router(receiving.router(db, store, tokens))
-    app.include_router(media_api.router(store, urls, Variants(store, pool, settings.home / "locks")))
+    media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))
+    app.include_router(media_api.router(media))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
     limits = {
@@ -104,7 +105,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         receiving.PREFIX: settings.max_image_bytes,
     }
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
-    direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}
+    direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate, f"GET {media_api.PREFIX}": media}
     edge = Edge(app, settings.max_body_bytes, limits, direct)
     app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)

@@ -4,6 +4,7 @@ An uploaded picture also comes smaller: `&w=960&f=webp`. The signature is the pi
 """
 
 import re
+from collections.abc import AsyncIterator
 
 from fastapi import APIRouter
 from starlette.datastructures import QueryParams
@@ -31,35 +32,63 @@ PICTURES = "u/"
 BUSY = {"retry-after": "2"}
 
 
-def router(store: ObjectStore, urls: MediaUrls, variants: Variants) -> APIRouter:
-    """The router over one store."""
-    routes = APIRouter()
+PREFIX = "/media/"
 
-    @routes.api_route("/media/{key:path}", methods=["GET", "HEAD"], include_in_schema=False)
-    async def media(request: Request, key: str) -> Response:
+
+class MediaEndpoint:
+    """Answers a request for whatever lies under PREFIX."""
+
+    def __init__(self, store: ObjectStore, urls: MediaUrls, variants: Variants) -> None:
+        self._store = store
+        self._urls = urls
+        self._variants = variants
+
+    async def __call__(self, request: Request) -> Response:
+        """Raises ApiError 403 (the URL), 404 (the object, the copy), 503."""
+        key = str(request.scope["path"]).removeprefix(PREFIX)
         query = request.query_params
-        remaining_s = urls.remaining_s(key, query.get("e", ""), query.get("s", ""))
+        remaining_s = self._urls.remaining_s(key, query.get("e", ""), query.get("s", ""))
         shape = KEY.fullmatch(key)
         if remaining_s is None or shape is None:
             raise ApiError(
                 403, "url_not_valid", "This URL is not valid any more. Read the job or upload again for a fresh one."
             )
+        headers = HEADERS | {"cache-control": _caching(key, remaining_s)}
         preset = _preset(query) if key.startswith(PICTURES) else None
-        media_type = preset.media_type if preset else MEDIA_TYPES[shape[1]]
         try:
-            size, chunks = await (variants.open(key, preset) if preset else store.get(key))
+            if preset is not None:
+                copy = await self._variants.read(key, preset)
+                return _shown(request, len(copy), headers, preset.media_type, copy)
+            size, chunks = await self._store.get(key)
+            return _shown(request, size, headers, MEDIA_TYPES[shape[1]], chunks)
         except ObjectMissing:
             raise ApiError(404, "not_found", "This object was removed.") from None
         except StoreUnavailable:
             raise ApiError(503, "unavailable", "The store does not answer.", headers=BUSY) from None
         except (VariantsBusy, VariantFailed):
             raise ApiError(503, "unavailable", "The copy cannot be made now.", headers=BUSY) from None
-        headers = HEADERS | {"content-length": str(size), "cache-control": _caching(key, remaining_s)}
-        if request.method == "HEAD":
-            return Response(headers=headers, media_type=media_type)
-        return StreamingResponse(chunks, headers=headers, media_type=media_type)
+
+
+def router(endpoint: MediaEndpoint) -> APIRouter:
+    """The router over one endpoint."""
+    routes = APIRouter()
+
+    @routes.api_route(PREFIX + "{key:path}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def media(request: Request) -> Response:
+        return await endpoint(request)
 
     return routes
+
+
+def _shown(
+    request: Request, size: int, headers: dict[str, str], media_type: str, content: bytes | AsyncIterator[bytes]
+) -> Response:
+    headers = headers | {"content-length": str(size)}
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=media_type)
+    if isinstance(content, bytes):
+        return Response(content, headers=headers, media_type=media_type)
+    return StreamingResponse(content, headers=headers, media_type=media_type)
 
 
 def _preset(query: QueryParams) -> Preset | None:

@@ -44,6 +44,7 @@ STORED_AS = {
 
 WEBP_MAX_SIDE = 16_383  # RFC 9649, VP8 frame header: 14 bits
 AVIF_EFFORT = 2  # of 9
+LARGE_PIXELS = 16_000_000
 MAX_COPY_PIXELS = {"image/webp": 12_000_000, "image/jpeg": 12_000_000, "image/avif": 3_000_000}
 
 
@@ -170,11 +171,16 @@ def _to_srgb(image: Any) -> Any:
 
 
 def save(image: Any, media_type: str, quality: int = 90) -> bytes:
-    """A fresh file without metadata. Raises pyvips.Error; ValueError for a format that is not stored."""
+    """A fresh file without metadata. Raises pyvips.Error; ValueError for a format that is not stored.
+
+    A large JPEG is written as it comes: its best code tables, a few per cent, would take all of its coefficients in memory.
+    """
     if media_type == "image/png":
         return bytes(image.pngsave_buffer(compression=6, keep="none"))
     if media_type == "image/jpeg":
-        return bytes(image.jpegsave_buffer(Q=quality, optimize_coding=True, keep="none"))
+        return bytes(
+            image.jpegsave_buffer(Q=quality, optimize_coding=image.width * image.height <= LARGE_PIXELS, keep="none")
+        )
     if media_type == "image/webp":
         return bytes(image.webpsave_buffer(Q=quality, alpha_q=100, effort=4, keep="none"))
     raise ValueError(f"{media_type} is not a format that is stored")

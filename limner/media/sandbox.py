@@ -39,7 +39,8 @@ MAX_MESSAGE = 300
 COLOUR = re.compile(r"#[0-9a-f]{6}")
 COMMAND = ("-I", "-m", "limner.media.sandboxed")
 """Isolated: neither the working folder nor the environment says what is imported."""
-ENVIRONMENT = {"VIPS_CONCURRENCY": "1", "LC_ALL": "C.UTF-8"}
+ENVIRONMENT = {"VIPS_CONCURRENCY": "1", "VIPS_DISC_THRESHOLD": "2g", "LC_ALL": "C.UTF-8"}
+"""libvips would write what is larger than 100 MB to a file, and the process may write none."""
 
 
 class SandboxBusy(Exception):

@@ -106,6 +106,15 @@ class ObjectStore:
         with _explained():
             return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
 
+    async def read_small(self, key: str) -> bytes:
+        """The whole of a small object that is often asked for: on local disk without a detour through threads, which costs more than
+        reading it does. Raises ObjectMissing, StoreUnavailable.
+        """
+        if self._folder is None:
+            return await self.read(key)
+        with _explained():
+            return _bytes_of(self._folder / key)
+
     async def read_start(self, key: str, length: int) -> bytes:
         """The first bytes of an object, at most so many. Raises ObjectMissing, StoreUnavailable."""
         with _explained():
@@ -141,6 +150,10 @@ def _explained() -> Iterator[None]:
     except (BaseError, OSError, TimeoutError) as error:
         words = str(error).split("\n", 1)[0] or type(error).__name__
         raise StoreUnavailable(words) from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    return path.read_bytes()
 
 
 def _link(root: Path, file: Path, path: Path) -> None:

@@ -82,18 +82,18 @@ class Variants:
         self._making: dict[str, asyncio.Task[None]] = {}
         self._widths: OrderedDict[str, int] = OrderedDict()
 
-    async def open(self, picture_key: str, asked: Preset) -> tuple[int, AsyncIterator[bytes]]:
-        """(size in bytes, its chunks) of the copy.
+    async def read(self, picture_key: str, asked: Preset) -> bytes:
+        """The copy.
 
         Raises ObjectMissing (there is no such picture), StoreUnavailable, VariantsBusy, VariantFailed.
         """
         preset = of_picture(asked, await self._width(picture_key))
         wanted = key(picture_key, preset)
         try:
-            return await self._store.get(wanted)
+            return await self._store.read_small(wanted)
         except ObjectMissing:
             await self._ensure(picture_key, wanted, preset)
-        return await self._store.get(wanted)
+        return await self._store.read_small(wanted)
 
     async def _width(self, picture_key: str) -> int:
         """Of the picture, from its header; remembered, since what a key names never changes."""

@@ -33,7 +33,7 @@ class Edge:
     the rest.
 
     `direct` maps "METHOD /path" to the endpoint that answers it without the router in between: a quarter of the
-    time of the busiest call (bench/submit.py).
+    time of the busiest call (bench/submit.py). A path that ends with a slash stands for all below it that no longer one names.
     """
 
     def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int], direct: Mapping[str, Endpoint]) -> None:
@@ -42,6 +42,7 @@ class Edge:
         self.limits = limits
         self._prefixes = tuple(path for path in limits if path.endswith("/"))
         self.direct = direct
+        self._direct_prefixes = tuple(path for path in direct if path.endswith("/"))
         self._access = logs.AccessLog("http")
         self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
         self._request_times: dict[str, Callable[[float], None]] = {}
@@ -72,12 +73,12 @@ class Edge:
         error: ApiError | None = None
         try:
             limited = _limited(scope, receive, self._limit_of(scope["path"]))
-            endpoint = self.direct.get(f"{scope['method']} {scope['path']}")
-            if endpoint is None:
+            route = self.route(scope)
+            if route is None:
                 await self.app(scope, limited, send_on)
             else:
-                scope["route"] = SimpleNamespace(path=scope["path"])
-                response = await endpoint(Request(scope, limited))
+                scope["route"] = SimpleNamespace(path=route.partition(" ")[2])
+                response = await self.direct[route](Request(scope, limited))
                 await response(scope, limited, send_on)
         except ApiError as raised:
             error = raised
@@ -96,6 +97,15 @@ class Edge:
         if error is not None and not begun:
             await render(error, scope["path"], request_id)(scope, receive, send_on)
         self._account(scope, status, started, error.code if error else None)
+
+    def route(self, scope: Scope) -> str | None:
+        """The key in `direct` of what answers this request without the router, if anything does."""
+        path = f"{scope['method']} {scope['path']}"
+        if path in self.direct:
+            return path
+        if path.startswith(self._direct_prefixes):
+            return next(prefix for prefix in self._direct_prefixes if path.startswith(prefix))
+        return None
 
     def _limit_of(self, path: str) -> int:
         if path.startswith(self._prefixes):
@@ -135,7 +145,7 @@ class Shortcut:
         self._edge = edge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        direct = scope["type"] == "http" and f"{scope['method']} {scope['path']}" in self._edge.direct
+        direct = scope["type"] == "http" and self._edge.route(scope) is not None
         await (self._edge if direct else self._stack)(scope, receive, send)
 
 
