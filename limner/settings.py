@@ -6,10 +6,10 @@ docs/reference/settings.md lists them; a test holds the two together.
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from limner.kit import crypto
 
@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     worker_slots: PositiveInt = 200
     shutdown_s: PositiveFloat = 30.0
 
+    egress_allow_origins: Annotated[frozenset[str], NoDecode] = frozenset()
     webhook_slots: PositiveInt = 64
     webhook_endpoint_slots: PositiveInt = 4
     webhooks_per_app: PositiveInt = 20
@@ -89,6 +90,18 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("egress_allow_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: Any, info: ValidationInfo) -> Any:
+        origins = (
+            frozenset(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        )
+        if origins and info.data.get("env") == "production":
+            raise ValueError("is for development: production sends to public addresses only")
+        if any(not re.fullmatch(r"https?://[^\s/?#@\\]+", origin) for origin in origins):
+            raise ValueError("must be scheme://host[:port], separated by commas")
+        return origins
 
     @field_validator("public_url")
     @classmethod
