@@ -29,6 +29,8 @@ WITHOUT_CONTEXT = {
     ("limner_dispatch", "job"),  # which model it is of
     ("limner_dispatch", "route"),  # ids and priorities
     ("limner_dispatch", "provider"),  # ids and caps
+    ("limner_dispatch", "event"),  # ids, types, transactions
+    ("limner_dispatch", "event_order"),  # ids and places
     ("limner_dispatch", "webhook_endpoint"),  # ids and turns
     ("limner_dispatch", "webhook_delivery"),  # ids and leases
 }
