@@ -38,7 +38,7 @@ from limner.media.variants import Variants
 from limner.settings import MIB, Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
-from limner.web.middleware import Edge, Shortcut, hand_on
+from limner.web.middleware import Edge, Endpoint, Shortcut, hand_on
 from limner.web.reference import Application
 
 ROLES = ("limner_api",)
@@ -105,7 +105,10 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         receiving.PREFIX: settings.max_image_bytes,
     }
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
-    direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate, f"GET {media_api.PREFIX}": media}
+    direct: dict[str, Endpoint] = {
+        "POST /api/v1/generate": hub_api.JobEndpoints(hub).generate,
+        f"GET {media_api.PREFIX}": media,
+    }
     edge = Edge(app, settings.max_body_bytes, limits, direct)
     app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)

@@ -46,6 +46,7 @@ async def operate(db: Database, tenant: Tenant, verb: str, **facts: Any) -> str:
         (api_keys.generate(), "invalid_api_key"), (api_keys.generate()[:-1] + "!", "invalid_api_key"),
         ("' OR 1=1 --", "invalid_api_key"), ("k" * 5000, "invalid_api_key"), ("\u00e9" * 58, "invalid_api_key"),
     ],
+    ids=range(9),
 )  # fmt: skip
 async def test_a_missing_or_malformed_key_answers_401(refusing: Refusing, key: str | None, code: str) -> None:
     refusing.client.api_key = None
@@ -108,7 +109,7 @@ NEEDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "path", "body", "scope"), NEEDS)
+@pytest.mark.parametrize(("method", "path", "body", "scope"), NEEDS, ids=range(len(NEEDS)))
 async def test_a_key_without_the_scope_answers_403_and_says_which(
     refusing: Refusing, db: Database, tenant: Tenant, method: str, path: str, body: Any, scope: str
 ) -> None:
@@ -226,6 +227,7 @@ async def test_an_id_in_the_path_that_cannot_be_a_users_is_absent_and_makes_nobo
     "job_id",
     ["1", "0", "-", "%00", "..", "undefined", "%7B" + "a" * 34 + "%7D", "0123456789abcdef" * 2 + "----",
      "0123456789abcdef" * 2, "urn:uuid:" + str(uuid4()), str(uuid4()) + "%20", str(uuid4())[:-1] + "%C3%A9", str(uuid4())],
+    ids=range(13),
 )  # fmt: skip
 async def test_what_is_no_job_answers_404(refusing: Refusing, job_id: str) -> None:
     for method, rest in (("GET", ""), ("GET", "/receipt"), ("POST", "/cancel")):

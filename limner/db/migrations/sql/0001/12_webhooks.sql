@@ -145,9 +145,11 @@ GRANT EXECUTE ON FUNCTION limner._new_id(), limner._wanted(text, text[], text, b
 -- Cross-tenant, run as limner_dispatch: the endpoints whose turn has come, in order, and of each what is due, while it has room. An
 -- endpoint that somebody else is at is passed over; a stuck one has its places taken and costs the others nothing. p_back_s: turns that
 -- came longer ago are not looked for this time (NULL: all are): the index still has what died while somebody's transaction stayed open.
+-- Planned anew each time: a plan from when there was little reads all of an organization's deliveries once there are many.
 CREATE FUNCTION limner.claim_deliveries(p_owner text, p_n int, p_lease_s double precision, p_most int, p_back_s double precision DEFAULT NULL)
 RETURNS TABLE (org_id uuid, delivery_id uuid, fence bigint, tries int)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := clock_timestamp();
@@ -193,7 +195,8 @@ SET ROLE limner_lookup;
 -- For each of these events what is owed to whom, as the relay places them, in its transaction: how many deliveries that made. The same
 -- event again makes none.
 CREATE FUNCTION limner.queue_deliveries(p_orgs uuid[], p_events uuid[]) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
   owed record;
   made bigint;

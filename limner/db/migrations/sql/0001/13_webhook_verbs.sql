@@ -36,7 +36,8 @@ END $$;
 -- a request's own URL says nothing about the app's.
 CREATE FUNCTION limner.end_delivery(p_ctx text, p_delivery uuid, p_fence bigint, p_outcome text, p_status int, p_latency_ms int,
                                     p_again_s double precision, p_gone boolean, p_off_after_s double precision, p_event uuid)
-RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
   t uuid := limner.enter(p_ctx);
   v_now timestamptz := clock_timestamp();
@@ -78,7 +79,7 @@ END $$;
 -- Once more, under the same id, by a schedule that begins anew: the phase it is in then, 'off' where the endpoint is, NULL when absent.
 -- p_app NULL: an operator's, over the organization's apps.
 CREATE FUNCTION limner.redeliver(p_ctx text, p_app uuid, p_delivery uuid) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
   t uuid := limner.enter(p_ctx);
   e limner.webhook_endpoint;
@@ -103,7 +104,7 @@ END $$;
 CREATE FUNCTION limner.redeliver_span(p_ctx text, p_app uuid, p_endpoint uuid, p_since timestamptz, p_until timestamptz, p_after uuid,
                                       p_all boolean, p_limit int)
 RETURNS TABLE (outcome text, queued bigint, last uuid)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
   t uuid := limner.enter(p_ctx);
   e limner.webhook_endpoint;
