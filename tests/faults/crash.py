@@ -24,6 +24,7 @@ from limner import app, worker
 from limner.cli import serve, session
 from limner.db.pools import Database
 from limner.events.delivering import DeliveryLoop
+from limner.events.relay import Relay
 from limner.hub import loop
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.local.adapter import LocalAdapter
@@ -114,6 +115,7 @@ def idle(*, webhooks: bool = False) -> None:
     vars_of(Database, keep_time=nothing)
     if not webhooks:
         vars_of(DeliveryLoop, run=nothing)
+        vars_of(Relay, run=nothing)
 
 
 def _main(plan: Plan) -> None:

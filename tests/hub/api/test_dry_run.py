@@ -87,7 +87,7 @@ async def test_a_deactivated_user_is_refused(refusing: Refusing, superuser: psyc
 @pytest.mark.parametrize(
     "body",
     [{"model": "none/such", "input": {}}, {"model": "local/canvas", "input": {}}, {"model": "local/canvas"},
-     {**GOOD, "priority": 0}, {**GOOD, "webhook_url": "https://example.com"}, {**GOOD, "run_at": "soon"},
+     {**GOOD, "priority": 0}, {**GOOD, "webhook_url": "http://example.com"}, {**GOOD, "run_at": "soon"},
      {**GOOD, "idempotency_key": "with a blank"},
      {"model": "local/describe", "input": {"images": ["data:image/png;base64,AAAA"]}}],
 )  # fmt: skip

@@ -37,6 +37,8 @@ ROLES = {
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMES = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z")
 SIGNED = re.compile(r"\?e=\d+&s=[\w=-]+")
+LATER = frozenset({"/api/v1/jobs/{job_id}/events", "/api/v1/events"})
+"""The one stays open while the job is, the other shows what a relay has placed: tests/hub/api/test_live.py reads both."""
 VARYING = frozenset({"date", "x-request-id", "content-length", "location"})
 
 
@@ -303,7 +305,7 @@ async def test_ta1_the_crawler_would_notice(
 
     showing = set()
     for probe in probes():
-        if probe.method == "GET":
+        if probe.method == "GET" and probe.template not in LATER:
             method, path, headers = probe.request(values)
             client.user = None
             answer = await client.call(method, path, probe.body, headers=headers)

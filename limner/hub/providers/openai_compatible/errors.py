@@ -122,10 +122,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     try:
         seconds = float(given)
     except ValueError:
-        until = _moment(given)
-        if until is None:
+        until, said = _moment(given), _moment(headers.get("date", ""))
+        if until is None or said is None:
             return None
-        seconds = (until - (_moment(headers.get("date", "")) or datetime.now(UTC))).total_seconds()
+        seconds = (until - said).total_seconds()
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
