@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from limner.db.pools import Address, Database
-from limner.egress import doors
-from limner.egress.untrusted import UntrustedDoor
+from limner.egress import destinations
+from limner.egress.destinations import Destinations
 from limner.events import endpoints
 from limner.hub import api as hub_api
 from limner.hub import catalog, checks, checks_api, inputs, live_api, uploads_api, users_api, webhooks_api
@@ -56,12 +56,12 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     pool = CpuPool(API_CPU_PROCESSES, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
-    door = doors.untrusted(settings)
-    submitter = _submitter(settings, db, pool, store, door)
+    allowed = destinations.of(settings)
+    submitter = _submitter(settings, db, pool, store, allowed)
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
     webhooks = webhooks_api.WebhooksApi(
-        db, authenticate, Sealer(root, endpoints.PURPOSE), door, settings.webhooks_per_app,
+        db, authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
         settings.webhook_secret_overlap_s,
     )  # fmt: skip
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
@@ -115,13 +115,13 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     return app
 
 
-def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, door: UntrustedDoor) -> Submitter:
+def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, allowed: Destinations) -> Submitter:
     images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
     limits = SubmitLimits(
         settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min,
         settings.max_run_at_s,
     )  # fmt: skip
-    return Submitter(db, catalog.ModelCache(), inputs.ImageInputs(db, store, pool, images), door, limits)
+    return Submitter(db, catalog.ModelCache(), inputs.ImageInputs(db, store, pool, images), allowed, limits)
 
 
 def _uploads(

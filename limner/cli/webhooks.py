@@ -11,7 +11,7 @@ from limner.cli import printing, session, webhooks_listen
 from limner.cli.arguments import App, Json, Limit, Org, group, read_id, read_moment
 from limner.db.pools import Database
 from limner.db.tx import Tx
-from limner.egress import doors
+from limner.egress import destinations
 from limner.events import deliveries, endpoints, signing
 from limner.events.deliveries import Delivery
 from limner.events.endpoints import Endpoint
@@ -77,7 +77,7 @@ def add(
     config = session.settings()
 
     async def work(db: Database) -> tuple[Endpoint, Keys]:
-        doors.untrusted(config).check(url)
+        destinations.of(config).check(url)
         async with session.operator_tx(db, org) as tx:
             made = await endpoints.create(
                 tx, sealer(), (await apps.get(tx, app)).id, url, most=config.webhooks_per_app, description=description,

@@ -13,7 +13,7 @@ from typing import Any
 
 from limner.cli import printing, session
 from limner.db.pools import Database
-from limner.egress import doors
+from limner.egress import destinations
 from limner.egress.answers import EgressError
 from limner.events import endpoints, signing
 from limner.events.endpoints import Endpoint
@@ -50,7 +50,7 @@ class Listening:
     async def work(self, db: Database) -> None:
         """Until cancelled. Raises NotAllowed, and OSError when the port is taken."""
         try:
-            doors.untrusted(self.config).check(f"{self.origin}/")
+            destinations.of(self.config).check(f"{self.origin}/")
         except EgressError:
             raise NotAllowed(
                 f"workers send nothing to {self.origin}: set LIMNER_EGRESS_ALLOW_ORIGINS={self.origin} (with what it holds"

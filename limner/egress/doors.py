@@ -1,6 +1,6 @@
 """The doors as the settings make them: one of each for a process."""
 
-from limner.egress import urls
+from limner.egress import destinations
 from limner.egress.fixed import FixedDoor
 from limner.egress.untrusted import UntrustedDoor
 from limner.settings import Settings
@@ -13,6 +13,5 @@ def fixed(settings: Settings) -> FixedDoor:
 
 
 def untrusted(settings: Settings) -> UntrustedDoor:
-    """Door 2. The host of LIMNER_PUBLIC_URL is this installation's own."""
-    own_hosts = [urls.read(settings.public_url).host] if settings.public_url else []
-    return UntrustedDoor(settings.egress_allow_origins, own_hosts, settings.egress_own_networks)
+    """Door 2."""
+    return UntrustedDoor(destinations.of(settings))

@@ -7,7 +7,7 @@ the connection goes to the very address that was checked (`pinned`). What change
 
 import asyncio
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -15,6 +15,7 @@ import aiohttp
 from limner.egress import addresses, exchange, fields, urls
 from limner.egress.addresses import Address
 from limner.egress.answers import Answer, DestinationNotAllowed, EgressError
+from limner.egress.destinations import Destinations
 from limner.egress.exchange import Sending
 from limner.egress.pinned import PinnedConnector
 from limner.egress.resolving import DnsResolver, Resolver
@@ -50,30 +51,11 @@ class _Request:
 class UntrustedDoor:
     """One door serves a process. It keeps no connection and nothing else between two requests."""
 
-    def __init__(
-        self,
-        allow_origins: Collection[str],
-        own_hosts: Collection[str],
-        own_networks: Collection[str] = (),
-        resolver: Resolver | None = None,
-    ) -> None:
-        """`allow_origins`: exact origins that may have any scheme, port and address; every other rule holds for them too.
-        `own_hosts`: this installation's names, refused with all names below them; addresses among them count as networks.
-        `own_networks`: its public addresses or prefixes. Raises ValueError for what is none of that."""
-        self._exceptions = frozenset(origins.normal(origin) for origin in allow_origins)
-        own_addresses = {host for host in own_hosts if addresses.plain(host) is not None}
-        self._own_hosts = frozenset(origins.host(host) for host in own_hosts if host not in own_addresses)
-        self._own_networks = addresses.networks([*own_networks, *own_addresses])
+    def __init__(self, destinations: Destinations, resolver: Resolver | None = None) -> None:
+        self._destinations = destinations
         self._resolver: Resolver = resolver or DnsResolver()
         self._tls = ssl.create_default_context()
         self._tls.set_alpn_protocols(["http/1.1"])
-
-    def check(self, url: str) -> None:
-        """Whether `url` could be asked at all, as far as its text tells: for endpoints that are being registered.
-
-        Raises DestinationNotAllowed with words for whoever gave it. Opens no socket.
-        """
-        self._parse(url)
 
     async def post(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Answer:
         """POSTs `body` as it is, within 15 s. Of the answer 64 KiB are kept; a redirect is an answer and is not followed.
@@ -97,25 +79,19 @@ class UntrustedDoor:
     async def aclose(self) -> None:
         """Nothing is open between two requests; one that is under way ends by its own limits."""
 
-    def _parse(self, url: str) -> Target:
-        target = urls.parse(url, self._exceptions)
-        if any(target.host == own or target.host.endswith("." + own) for own in self._own_hosts):
-            raise DestinationNotAllowed("the host is this installation's own")
-        return target
-
     async def _post(self, url: str, request: _Request, sending: Sending) -> Answer:
         async with asyncio.timeout(POST_S):
-            return await self._ask(self._parse(url), request, sending)
+            return await self._ask(self._destinations.parse(url), request, sending)
 
     async def _fetch(self, url: str, request: _Request, sending: Sending) -> Answer:
         async with asyncio.timeout(FETCH_S):
-            target = self._parse(url)
+            target = self._destinations.parse(url)
             for _ in range(MAX_REDIRECTS + 1):
                 sending.begun = False  # of this hop
                 answer = await self._ask(target, request, sending)
                 if answer.status not in _REDIRECTS or "location" not in answer.headers:
                     return answer
-                target = self._parse(urls.joined(target, answer.headers["location"]))
+                target = self._destinations.parse(urls.joined(target, answer.headers["location"]))
         raise DestinationNotAllowed("there are too many redirects")
 
     async def _ask(self, target: Target, request: _Request, sending: Sending) -> Answer:
@@ -137,9 +113,7 @@ class UntrustedDoor:
         found = [address for text in answers if (address := addresses.plain(text)) is not None]
         if not answers or len(answers) > MAX_ADDRESSES or len(found) != len(answers):
             raise self._refusal(target, "unresolved")
-        if target.origin not in self._exceptions and not all(
-            addresses.allowed(text, self._own_networks) for text in answers
-        ):
+        if not self._destinations.allows(target, answers):
             raise self._refusal(target, "address")
         chosen: dict[int, Address] = {}
         for address in found:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from limner.db.pools import Database
 from limner.db.wake import Waker
 from limner.egress.answers import DestinationNotAllowed
-from limner.egress.untrusted import UntrustedDoor
+from limner.egress.destinations import Destinations
 from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
 from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
@@ -46,10 +46,15 @@ class Submitter:
     """Takes `POST /api/v1/generate` requests of authenticated callers."""
 
     def __init__(
-        self, db: Database, models: catalog.ModelCache, images: ImageInputs, door: UntrustedDoor, limits: SubmitLimits
+        self,
+        db: Database,
+        models: catalog.ModelCache,
+        images: ImageInputs,
+        destinations: Destinations,
+        limits: SubmitLimits,
     ) -> None:
         self._db = db
-        self._door = door
+        self._destinations = destinations
         self._models = models
         self._images = images
         self._limits = limits
@@ -132,7 +137,7 @@ class Submitter:
     def _checked(self, webhook_url: str) -> None:
         """Raises ApiError 400 for a URL that nothing would ever be sent to."""
         try:
-            self._door.check(webhook_url)
+            self._destinations.check(webhook_url)
         except DestinationNotAllowed as error:
             raise invalid({"/webhook_url": [str(error)]}, error.code, "Nothing is sent to this URL.") from None
 

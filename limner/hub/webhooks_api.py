@@ -14,7 +14,7 @@ from starlette.responses import Response
 from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.egress.answers import EgressError
-from limner.egress.untrusted import UntrustedDoor
+from limner.egress.destinations import Destinations
 from limner.events import deliveries, endpoints
 from limner.events.deliveries import STATUSES
 from limner.events.endpoints import Endpoint
@@ -39,7 +39,7 @@ class WebhooksApi:
     db: Database
     authenticate: Authenticate
     sealer: Sealer
-    door: UntrustedDoor
+    destinations: Destinations
     most: int
     overlap_s: int
 
@@ -169,7 +169,7 @@ class WebhookEndpoints:
     def _check(self, url: str) -> None:
         """Raises ApiError 400 for a URL that nothing would ever be sent to."""
         try:
-            self._api.door.check(url)
+            self._api.destinations.check(url)
         except EgressError as error:
             raise invalid({"/url": [str(error)]}, error.code, "Nothing can be sent to this URL.") from None
 

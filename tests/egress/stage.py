@@ -20,6 +20,7 @@ import uvloop
 
 from limner.egress import addresses, urls
 from limner.egress.answers import Answer, DestinationNotAllowed, EgressError
+from limner.egress.destinations import Destinations
 from limner.egress.fixed import FixedDoor
 from limner.egress.resolving import DnsResolver
 from limner.egress.untrusted import UntrustedDoor
@@ -60,7 +61,7 @@ class Stage:
     def __init__(self, judged: Judge, names: Nameserver) -> None:
         self.judge = judged
         self.nameserver = names
-        self.door = UntrustedDoor((), hostile.OWN_HOSTS, hostile.OWN_NETWORKS, DnsResolver([OUTSIDE]))
+        self.door = UntrustedDoor(Destinations((), hostile.OWN_HOSTS, hostile.OWN_NETWORKS), DnsResolver([OUTSIDE]))
 
     def post(self, url: str) -> Awaitable[str]:
         return outcome(self.door.post(url, headers={"content-type": "application/json"}, body=b"{}"))

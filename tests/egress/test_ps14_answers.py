@@ -8,6 +8,7 @@ import pytest
 
 from limner.egress import untrusted
 from limner.egress.answers import AnswerTooLarge, ConnectionLost, TimedOut
+from limner.egress.destinations import Destinations
 from limner.egress.untrusted import UntrustedDoor
 from tests.emulators import rogue
 from tests.emulators.rogue import Request, Rogue, plain
@@ -17,7 +18,7 @@ KIB = 1024
 
 
 def door(server: Rogue) -> UntrustedDoor:
-    return UntrustedDoor([server.origin], [])
+    return UntrustedDoor(Destinations([server.origin], []))
 
 
 async def test_a_webhooks_answer_is_cut_at_64_kib() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from limner.egress import doors
+from limner.egress import destinations, doors
 from limner.egress.answers import DestinationNotAllowed
 from limner.egress.untrusted import UntrustedDoor
 from limner.settings import Settings
@@ -41,7 +41,7 @@ def test_what_is_set_makes_doors(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert found.provider_keys.keys() == {"https://api.openai.com:443", "http://127.0.0.1:11434"}
     doors.fixed(found)
-    doors.untrusted(found).check("http://127.0.0.1:9000/in")
+    destinations.of(found).check("http://127.0.0.1:9000/in")
     assert KEY not in repr(found) + str(found.model_dump()) + found.model_dump_json()
 
 
@@ -58,7 +58,7 @@ async def test_the_key_of_the_settings_goes_with_a_call() -> None:
     "public_url", ["https://api.limner.example", "https://API.limner.example:8443/", "http://api.limner.example"]
 )
 def test_this_installations_own_host_is_refused(public_url: str) -> None:
-    door = doors.untrusted(settings(public_url=public_url))
+    door = destinations.of(settings(public_url=public_url))
 
     door.check("https://other.limner.example/")
     for url in ("https://api.limner.example/", "https://api.limner.example:8443/x", "https://eu.api.limner.example/"):
@@ -75,7 +75,7 @@ async def test_own_networks_are_refused() -> None:
 
     assert found.egress_own_networks == ("93.184.215.0/24", "2606:2800:220::/48")
     with pytest.raises(DestinationNotAllowed):
-        await UntrustedDoor([], [], found.egress_own_networks, Resolver()).fetch("https://a.example.com/", max_bytes=1)
+        await UntrustedDoor(destinations.of(found), Resolver()).fetch("https://a.example.com/", max_bytes=1)
     with pytest.raises(ValidationError):
         settings(egress_own_networks="internal")
 

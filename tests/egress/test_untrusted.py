@@ -14,6 +14,7 @@ from limner.egress.answers import (
     DestinationNotAllowed,
     EgressError,
 )
+from limner.egress.destinations import Destinations
 from limner.egress.resolving import DnsResolver
 from limner.egress.untrusted import UntrustedDoor
 from tests.emulators import nameserver, rogue
@@ -24,7 +25,7 @@ KIB = 1024
 
 
 def door(*servers: Rogue) -> UntrustedDoor:
-    return UntrustedDoor([server.origin for server in servers], [])
+    return UntrustedDoor(Destinations([server.origin for server in servers], []))
 
 
 @pytest_asyncio.fixture
@@ -135,7 +136,7 @@ async def test_ps3_a_redirect_against_the_rules_is_not_even_resolved(location: s
             return []
 
     async with rogue.running(plain(302, b"", f"Location: {location}")) as server:
-        client = UntrustedDoor([server.origin], ["api.limner.example"], resolver=Resolver())
+        client = UntrustedDoor(Destinations([server.origin], ["api.limner.example"]), resolver=Resolver())
         with pytest.raises(DestinationNotAllowed):
             await client.fetch(server.origin, max_bytes=100)
 
@@ -168,7 +169,7 @@ async def test_ps3_refused_and_unknown_names_cannot_be_told_apart() -> None:
     }
     told = []
     async with nameserver.running(nameserver.table(names)) as server:
-        client = UntrustedDoor([], [], resolver=DnsResolver(["127.0.0.1"], server.port))
+        client = UntrustedDoor(Destinations([], []), resolver=DnsResolver(["127.0.0.1"], server.port))
         for name in (*names, "nobody.example.com"):
             with pytest.raises(DestinationNotAllowed) as refused:
                 await client.post(f"https://{name}/", headers=HEADERS, body=b"{}")
@@ -186,7 +187,7 @@ async def test_a_resolver_that_never_answers_is_a_name_that_does_not_exist(monke
     monkeypatch.setattr(untrusted, "RESOLVE_S", 0.1)
 
     with pytest.raises(DestinationNotAllowed):
-        await UntrustedDoor([], [], resolver=Never()).fetch("https://a.example.com/", max_bytes=1)
+        await UntrustedDoor(Destinations([], []), resolver=Never()).fetch("https://a.example.com/", max_bytes=1)
 
 
 async def test_the_other_family_is_tried_where_nobody_listens_on_the_first() -> None:
@@ -194,7 +195,7 @@ async def test_the_other_family_is_tried_where_nobody_listens_on_the_first() -> 
         names = nameserver.table({"both.example.com": ["127.0.0.2", "::1"]})
         async with nameserver.running(names) as resolver:
             origin = f"http://both.example.com:{server.port}"
-            client = UntrustedDoor([origin], [], resolver=DnsResolver(["127.0.0.1"], resolver.port))
+            client = UntrustedDoor(Destinations([origin], []), resolver=DnsResolver(["127.0.0.1"], resolver.port))
 
             answer = await client.post(origin + "/", headers=HEADERS, body=b"{}")
 
@@ -210,7 +211,7 @@ async def test_ps3_a_request_is_not_repeated_at_another_address_once_it_was_sent
         names = nameserver.table({"both.example.com": ["127.0.0.1", "::1"]})
         async with nameserver.running(names) as resolver:
             origin = f"http://both.example.com:{first.port}"
-            client = UntrustedDoor([origin], [], resolver=DnsResolver(["127.0.0.1"], resolver.port))
+            client = UntrustedDoor(Destinations([origin], []), resolver=DnsResolver(["127.0.0.1"], resolver.port))
 
             with pytest.raises(ConnectionLost):
                 await client.post(origin, headers=HEADERS, body=b"{}")

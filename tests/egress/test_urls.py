@@ -4,10 +4,10 @@ import pytest
 
 from limner.egress import urls
 from limner.egress.answers import DestinationNotAllowed
-from limner.egress.untrusted import UntrustedDoor
+from limner.egress.destinations import Destinations
 from tests.egress import hostile
 
-DOOR = UntrustedDoor((), hostile.OWN_HOSTS, hostile.OWN_NETWORKS)
+DOOR = Destinations((), hostile.OWN_HOSTS, hostile.OWN_NETWORKS)
 
 GOOD = {
     "https://hooks.example.com": "https://hooks.example.com/",
@@ -64,9 +64,7 @@ def test_a_name_is_not_looked_up_to_check_a_url() -> None:
 
 
 def test_exceptions_are_exact_origins_and_own_names_stay_refused() -> None:
-    door = UntrustedDoor(
-        ["http://127.0.0.1:9000", "http://receiver:80", "http://api.limner.example"], hostile.OWN_HOSTS
-    )
+    door = Destinations(["http://127.0.0.1:9000", "http://receiver:80", "http://api.limner.example"], hostile.OWN_HOSTS)
 
     door.check("http://127.0.0.1:9000/in")
     door.check("http://receiver/in")
@@ -105,4 +103,4 @@ def test_ps3_a_redirect_that_would_be_repaired_is_refused(location: str) -> None
 )
 def test_exceptions_that_are_no_origins_are_refused(entry: str) -> None:
     with pytest.raises(ValueError, match="not an origin"):
-        UntrustedDoor([entry], [])
+        Destinations([entry], [])

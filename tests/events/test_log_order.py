@@ -42,7 +42,9 @@ async def relaying(db: Database, relays: int = 1) -> AsyncIterator[list[Relay]]:
 
 
 def placed(superuser: psycopg.Connection, tenant: Tenant) -> int:
-    return acts.count(superuser, "SELECT count(*) FROM limner.event_order WHERE org_id = %s", tenant.org_id)
+    return acts.count(
+        superuser, "SELECT coalesce(max(seq), 0) FROM limner.event_order WHERE org_id = %s", tenant.org_id
+    )
 
 
 async def write(server: Server, tenant: Tenant, writer: int, transactions: int) -> list[tuple[int, list[UUID]]]:
@@ -94,7 +96,7 @@ async def test_mj16_a_tailing_reader_misses_nothing_whatever_commits_late(
         written = await asyncio.gather(*(write(server, tenant, n, events // (2 * WRITERS)) for n in range(WRITERS)))
         relay.wake()
         total = sum(len(made) for of_writer in written for _, made in of_writer)
-        await eventually(lambda: placed(superuser, tenant) == total)
+        await eventually(lambda: placed(superuser, tenant) == total, 60, 0.1)
         done.set()
         read = await reading
 
