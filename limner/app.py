@@ -26,6 +26,7 @@ from limner.media.urls import MediaUrls
 from limner.settings import Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
+from limner.web.bodies import BodyMemory
 from limner.web.middleware import Edge, Shortcut, hand_on
 from limner.web.reference import Application
 
@@ -83,9 +84,10 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
     limits = {"/api/v1/generate": settings.max_generate_body_bytes}
-    app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
+    most, within_s, memory = settings.max_body_bytes, settings.body_within_s, BodyMemory(settings.max_bodies_bytes)
+    app.add_middleware(Edge, limit=most, limits=limits, direct={}, body_within_s=within_s, memory=memory)
     direct = {"POST /api/v1/generate": hub_api.JobEndpoints(hub).generate}
-    edge = Edge(app, settings.max_body_bytes, limits, direct)
+    edge = Edge(app, most, limits, direct, within_s, memory)
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
 

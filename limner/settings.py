@@ -46,8 +46,14 @@ class Settings(BaseSettings):
     output_url_s: PositiveInt = 86_400
     loser_sweep_after_s: PositiveInt = 86_400
 
+    max_connections: PositiveInt = 4000
+    head_within_s: PositiveFloat = 20.0
+    body_within_s: PositiveFloat = 120.0
+    send_within_s: PositiveFloat = 60.0
+    keep_alive_s: PositiveFloat = 75.0
     max_body_bytes: PositiveInt = MIB
     max_generate_body_bytes: PositiveInt = 64 * MIB
+    max_bodies_bytes: PositiveInt = 256 * MIB
     max_image_bytes: PositiveInt = 20 * MIB
     max_image_pixels: PositiveInt = 40_000_000
     max_image_side: PositiveInt = 16_384

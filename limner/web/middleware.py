@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from limner.db.pools import AWAY
 from limner.kit import ids
 from limner.telemetry import logs, metrics
+from limner.web import bodies
 from limner.web.errors import ApiError, render
 
 log = logs.get("http")
@@ -26,17 +27,23 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Edge:
-    """ASGI middleware. `limits` maps exact paths to body limits in bytes; `limit` holds for the rest.
+    """ASGI middleware. `limits` maps exact paths to body limits in bytes; `limit` holds for the rest, `body_within_s` for all.
 
+    `memory` counts the bodies that are held at once; every edge of a process has the same.
     `direct` maps "METHOD /path" to the endpoint that answers it without the router in between: a quarter of the
     time of the busiest call (bench/submit.py).
     """
 
-    def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int], direct: Mapping[str, Endpoint]) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, limits: Mapping[str, int], direct: Mapping[str, Endpoint],
+        body_within_s: float, memory: bodies.BodyMemory,
+    ) -> None:  # fmt: skip
         self.app = app
         self.limit = limit
         self.limits = limits
         self.direct = direct
+        self.body_within_s = body_within_s
+        self.memory = memory
         self._access = logs.AccessLog("http")
         self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
         self._request_times: dict[str, Callable[[float], None]] = {}
@@ -47,7 +54,8 @@ class Edge:
             return
         started = time.perf_counter()
         request_id = str(ids.new())
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "body_memory": self.memory}
         status = 500
         begun = False
 
@@ -66,7 +74,7 @@ class Edge:
 
         error: ApiError | None = None
         try:
-            limited = _limited(scope, receive, self.limits.get(scope["path"], self.limit))
+            limited = self._limited(scope, receive)
             endpoint = self.direct.get(f"{scope['method']} {scope['path']}")
             if endpoint is None:
                 await self.app(scope, limited, send_on)
@@ -88,9 +96,21 @@ class Edge:
         except Exception:
             log.exception("request.crashed", request=request_id, path=scope["path"])
             error = ApiError(500, "internal_error", "Something went wrong on our side.")
+        finally:
+            self.memory.release(state)
         if error is not None and not begun:
             await render(error, scope["path"], request_id)(scope, receive, send_on)
         self._account(scope, status, started, error.code if error else None)
+
+    def _limited(self, scope: Scope, receive: Receive) -> bodies.Arriving:
+        """Bounds on the body, by its declared length and as it arrives. Raises ApiError 413, 404."""
+        if "\n" in scope["path"]:  # a route's `$` would match before it: two paths for one object
+            raise ApiError(404, "not_found", "Not Found")
+        limit = self.limits.get(scope["path"], self.limit)
+        for name, value in scope["headers"]:
+            if name == b"content-length" and (not value.isdigit() or int(value) > limit):
+                raise bodies.too_large(limit)
+        return bodies.Arriving(receive, limit, self.body_within_s)
 
     def _account(self, scope: Scope, status: int, started: float, code: str | None) -> None:
         took = time.perf_counter() - started
@@ -132,34 +152,6 @@ class Shortcut:
 async def hand_on(_: Request, error: Exception) -> Response:
     """Starlette's handler of its own errors: they go on to the Edge, which knows the surface's format."""
     raise error
-
-
-def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Refuse a body longer than `limit`, by its declared length or as it arrives. Raises ApiError 413, 404."""
-    if "\n" in scope["path"]:  # a route's `$` would match before it: two paths for one object
-        raise ApiError(404, "not_found", "Not Found")
-    for name, value in scope["headers"]:
-        if name == b"content-length" and (not value.isdigit() or int(value) > limit):
-            raise _too_large(limit)
-    seen = 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _too_large(limit)
-        return message
-
-    return counted
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413, "body_too_large", f"The body is larger than {limit} bytes.", extra={"limit_bytes": limit},
-        headers={"connection": "close"},
-    )  # fmt: skip
 
 
 def _code(status: int) -> str:
