@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
 
 import orjson
 import uvloop
@@ -18,7 +19,9 @@ from tests.web import hostile, raw
 
 BODY = orjson.dumps({"model": "local/canvas", "input": {"prompt": "A quiet harbour at sunset"}})
 PATIENCE_S = 300.0
-SETTLE_S = 3.0
+OPEN_S = 5.0
+PAUSE_S = 1.0
+"""Between two bytes of a slow connection: a thousand of them are slow, not a flood."""
 
 
 @dataclass
@@ -49,9 +52,12 @@ async def paced(url: str, requests: list[bytes], per_s: float, lanes: int, secon
     await asyncio.gather(*(lane(number) for number in range(lanes)))
 
 
-def attack(target: hostile.Target, slow: int, bodies: int, seconds: float, core: int) -> None:
-    """In a process of its own: keeps so many slow connections open and sends so many bodies in this time, evenly."""
+def attack(target: hostile.Target, slow: int, bodies: int, seconds: float, core: int, ready: Event) -> None:
+    """In a process of its own: opens so many slow connections, one after another, keeps them open and then sends so many
+    bodies in this time, evenly.
+    """
     rig.pin(os.getpid(), core)
+    hostile.PAUSE_S = PAUSE_S
     os.nice(19)
 
     async def again(start: hostile.Attack) -> None:
@@ -67,13 +73,15 @@ def attack(target: hostile.Target, slow: int, bodies: int, seconds: float, core:
 
     async def run() -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds + SETTLE_S), asyncio.TaskGroup() as tasks:
+            async with asyncio.timeout(seconds + OPEN_S + 1), asyncio.TaskGroup() as tasks:
+                made = hostile.bodies(target, bodies, seed=14)
                 for start in hostile.slow(target, slow):
                     tasks.create_task(again(start))
-                await asyncio.sleep(SETTLE_S)
-                tasks.create_task(send(hostile.bodies(target, bodies, seed=14)))
+                    await asyncio.sleep(OPEN_S / slow)
+                ready.set()
+                tasks.create_task(send(made))
 
-    uvloop.run(run())
+    asyncio.run(run())
 
 
 def main() -> None:
@@ -85,6 +93,7 @@ def main() -> None:
     parser.add_argument("--bodies", type=int, default=200)
     args = parser.parse_args()
     alone, beside = Measured(), Measured()
+    spawn = multiprocessing.get_context("spawn")
     with rig.rig() as bench:
         [app, attacker] = asyncio.run(_tenants(bench))
         rig.pin_others(bench.embedded, core=1)
@@ -96,10 +105,11 @@ def main() -> None:
             before, most = rig.resident_mb(api), 0
             for _ in range(args.rounds):
                 uvloop.run(paced(api.url, requests, args.per_s, 8, args.seconds, alone))
-                order = (target, args.slow, args.bodies, args.seconds, 1)
-                attackers = multiprocessing.get_context("spawn").Process(target=attack, args=order)
+                ready = spawn.Event()
+                order = (target, args.slow, args.bodies, args.seconds, 1, ready)
+                attackers = spawn.Process(target=attack, args=order)
                 attackers.start()
-                time.sleep(SETTLE_S)
+                ready.wait(60)
                 uvloop.run(paced(api.url, requests, args.per_s, 8, args.seconds, beside))
                 most = max(most, rig.resident_mb(api))
                 attackers.join()

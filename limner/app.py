@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import fastapi_offline
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from limner.db.pools import Address, Database
 from limner.hub import api as hub_api
@@ -75,7 +76,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
 
     app = Application(
         title="limner", version=VERSION, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
-        openapi_url="/openapi.json", redirect_slashes=False, exception_handlers={HTTPException: hand_on},
+        openapi_url=None, redirect_slashes=False, exception_handlers={HTTPException: hand_on},
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
@@ -93,7 +94,17 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
 
 
 def _serve_docs(app: FastAPI) -> None:
-    """The reference at /docs, from files of this machine: it works without a network."""
+    """The document, written once (anybody may ask, and writing it takes milliseconds), and the reference at /docs, from
+    files of this machine: it works without a network.
+    """
+    written: list[bytes] = []
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(_: Request) -> Response:
+        if not written:
+            written.append(orjson.dumps(app.openapi()))
+        return Response(written[0], media_type="application/json")
+
     folder = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/docs/static", StaticFiles(directory=folder), name="docs-static")
 

@@ -68,7 +68,7 @@ async def attack(kind: str, target: Target, send: Sends, patience_s: float, *, r
     small.setblocking(False)
     await asyncio.get_running_loop().sock_connect(small, target.address)
     reader, writer = await asyncio.open_connection(sock=small, limit=4096)
-    sending = asyncio.create_task(_until_gone(send(writer)))
+    sending = asyncio.create_task(_until_gone(send, writer))
     got, closed = b"", False
     try:
         async with asyncio.timeout(patience_s):
@@ -86,9 +86,9 @@ async def attack(kind: str, target: Target, send: Sends, patience_s: float, *, r
     return End(kind, tuple(int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", got)), closed)
 
 
-async def _until_gone(sending: Awaitable[None]) -> None:
+async def _until_gone(send: Sends, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError):
-        await sending
+        await send(writer)
 
 
 # Slow
