@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import fastapi_offline
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from limner.db.pools import Address, Database
 from limner.egress import destinations
@@ -38,6 +39,7 @@ from limner.media.variants import Variants
 from limner.settings import MIB, Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
+from limner.web.bodies import BodyMemory
 from limner.web.middleware import Edge, Endpoint, Shortcut, hand_on
 from limner.web.reference import Application
 
@@ -84,7 +86,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
 
     app = Application(
         title="limner", version=VERSION, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
-        openapi_url="/openapi.json", redirect_slashes=False, exception_handlers={HTTPException: hand_on},
+        openapi_url=None, redirect_slashes=False, exception_handlers={HTTPException: hand_on},
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
@@ -104,12 +106,13 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
         receiving.PREFIX: settings.max_image_bytes,
     }
-    app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={})
+    most, within_s, memory = settings.max_body_bytes, settings.body_within_s, BodyMemory(settings.max_bodies_bytes)
+    app.add_middleware(Edge, limit=most, limits=limits, direct={}, body_within_s=within_s, memory=memory)
     direct: dict[str, Endpoint] = {
         "POST /api/v1/generate": hub_api.JobEndpoints(hub).generate,
         f"GET {media_api.PREFIX}": media,
     }
-    edge = Edge(app, settings.max_body_bytes, limits, direct)
+    edge = Edge(app, most, limits, direct, within_s, memory)
     app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
@@ -139,7 +142,17 @@ def _uploads(
 
 
 def _serve_docs(app: FastAPI) -> None:
-    """The reference at /docs, from files of this machine: it works without a network."""
+    """The document, written once (anybody may ask, and writing it takes milliseconds), and the reference at /docs, from
+    files of this machine: it works without a network.
+    """
+    written: list[bytes] = []
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(_: Request) -> Response:
+        if not written:
+            written.append(orjson.dumps(app.openapi()))
+        return Response(written[0], media_type="application/json")
+
     folder = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/docs/static", StaticFiles(directory=folder), name="docs-static")
 

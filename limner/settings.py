@@ -62,8 +62,14 @@ class Settings(BaseSettings):
     output_url_s: PositiveInt = 86_400
     loser_sweep_after_s: PositiveInt = 86_400
 
+    max_connections: PositiveInt = 4000
+    head_within_s: PositiveFloat = 20.0
+    body_within_s: PositiveFloat = 120.0
+    send_within_s: PositiveFloat = 60.0
+    keep_alive_s: PositiveFloat = 75.0
     max_body_bytes: PositiveInt = MIB
     max_generate_body_bytes: PositiveInt = 64 * MIB
+    max_bodies_bytes: PositiveInt = 256 * MIB
     max_image_bytes: PositiveInt = 20 * MIB
     max_image_pixels: PositiveInt = 40_000_000
     max_image_side: PositiveInt = 16_384
@@ -76,8 +82,8 @@ class Settings(BaseSettings):
     user_jobs_per_min: int = Field(default=30, ge=0, le=6000)
     app_jobs_per_min: int = Field(default=1000, ge=0, le=1_000_000)
     reads_per_min: int = Field(default=600, ge=0)
-    max_streams: PositiveInt = 5000
-    max_streams_per_app: PositiveInt = 2500
+    max_streams: PositiveInt = 3000
+    max_streams_per_app: PositiveInt = 1500
     stream_heartbeat_s: PositiveFloat = 15.0
     stream_life_s: PositiveFloat = 3600.0
     max_run_at_s: PositiveInt = 30 * 86_400

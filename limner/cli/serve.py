@@ -1,7 +1,9 @@
 """`limner api` and `limner worker`: one process each, any number of them over one database."""
 
 import gc
+import math
 import os
+import resource
 import signal
 import socket
 import threading
@@ -20,11 +22,10 @@ from limner.cli import listening, printing, session
 from limner.db.pools import DatabaseUnavailable
 from limner.settings import Settings
 from limner.telemetry import logs
-from limner.web.wire import BoundedHead
+from limner.web import wire
 
-KEEP_ALIVE_S = (
-    75  # longer than the idle time of common proxies and clients: they close first, and meet no closed connection
-)
+OTHER_DESCRIPTORS = 512
+"""For the database, the store, child processes and files, beside the connections of clients."""
 LEAVE_WITHIN_S = 10.0  # beyond the shutdown time: then the process is stuck, and ends without ceremony
 
 api_command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -51,9 +52,9 @@ def api(
         gc.set_threshold(50_000, 20, 20)
         server = _Server(
             uvicorn.Config(
-                application, log_config=None, access_log=False, loop="uvloop", http=BoundedHead, server_header=False,
-                timeout_graceful_shutdown=int(config.shutdown_s), proxy_headers=False, lifespan="on",
-                timeout_keep_alive=KEEP_ALIVE_S,
+                application, log_config=None, access_log=False, loop="uvloop", http=_protocol(config), ws="none",
+                server_header=False, timeout_graceful_shutdown=int(config.shutdown_s), proxy_headers=False,
+                lifespan="on", timeout_keep_alive=math.ceil(config.keep_alive_s),
             )
         )  # fmt: skip
         try:
@@ -98,6 +99,33 @@ def _listener(config: Settings) -> socket.socket:
     """The supervisor's listening socket, which outlives this process; without a supervisor one of our own."""
     inherited = os.environ.get(listening.FD)
     return socket.socket(fileno=int(inherited)) if inherited else listening.listen(config.host, config.port)
+
+
+def _protocol(config: Settings) -> type[wire.BoundedHttp]:
+    """How connections are held to the settings."""
+    limits = wire.WireLimits(
+        connections=_room(config.max_connections),
+        head_within_s=config.head_within_s,
+        body_within_s=config.body_within_s,
+        idle_within_s=config.keep_alive_s,
+        send_within_s=config.send_within_s,
+        discard_bytes=max(config.max_body_bytes, config.max_generate_body_bytes),
+    )
+    return wire.bounded(wire.Connections(limits))
+
+
+def _room(connections: int) -> int:
+    """As many of these connections as the system lets this process have; the soft limit of descriptors is raised for them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_DESCRIPTORS
+    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < granted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    if granted == wanted:
+        return connections
+    room = max(granted - OTHER_DESCRIPTORS, granted // 2)
+    logs.get("api").warning("api.few_descriptors", descriptors=granted, max_connections=connections, room=room)
+    return min(connections, room)
 
 
 def _leave_with_supervisor(config: Settings) -> None:

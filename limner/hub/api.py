@@ -81,7 +81,7 @@ class JobEndpoints:
         caller = await self._api.authenticate(request)
         caller.require("jobs:read")
         limit = parsing.page_limit(request)
-        status = request.query_params.get("status") or None
+        status = request.query_params.get("status")
         if status is not None and status not in jobs.STATES:
             raise invalid({"/status": [f"must be one of {', '.join(jobs.STATES)}"]})
         async with self._api.db.tenant_tx(caller.org_id) as tx:

@@ -145,7 +145,11 @@ LIST_JOBS: dict[str, Any] = {
             USER_ID,
             query("status", {"type": "string", "enum": list(jobs.STATES)}, "Only jobs in this state."),
             query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
-            query("cursor", {"type": "string", "format": "uuid"}, "`next_cursor` of the page before."),
+            query(
+                "cursor",
+                {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "maxLength": 0}]},
+                "`next_cursor` of the page before; empty for the first.",
+            ),
         ]
     },
 }
@@ -213,7 +217,7 @@ LIST_TRANSACTIONS: dict[str, Any] = {
     "summary": "A user's transactions",
     "description": "What moved in the user's wallet and why, newest first. Reading never makes a user.",
     "response_model": schemas.TransactionPage,
-    "responses": _errors(404),
+    "responses": _errors(404, 429),
     "openapi_extra": {
         "parameters": [
             USER_ID,
@@ -222,7 +226,7 @@ LIST_TRANSACTIONS: dict[str, Any] = {
             query("until", {"type": "string", "format": "date-time"}, "Before this moment."),
             query("job_id", {"type": "string", "format": "uuid"}, "Only what one job moved."),
             query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Rows on a page."),
-            query("cursor", {"type": "string"}, "`next_cursor` of the page before."),
+            query("cursor", {"type": "string"}, "`next_cursor` of the page before; empty for the first."),
         ]
     },
 }
@@ -240,7 +244,7 @@ GRANT_BATCH: dict[str, Any] = {
     "response_model": schemas.GrantedBatch,
     "responses": {
         200: {"headers": {"Idempotent-Replayed": REPLAYED}},
-        **_errors(402, 404, 408, 413, 415),
+        **_errors(402, 404, 408, 413, 415, 429),
         422: {
             "model": schemas.Problem,
             "description": "`invalid_rows`: `details` says what is wrong in each row, such as `/grants/3/amount`; or"
@@ -270,7 +274,7 @@ GRANT_TOKENS: dict[str, Any] = {
     "response_model": schemas.Granted,
     "responses": {
         200: {"headers": {"Idempotent-Replayed": REPLAYED}},
-        **_errors(402, 404, 408, 413, 415),
+        **_errors(402, 404, 408, 413, 415, 429),
         422: {"model": schemas.Problem, "description": "`invalid_expiry`, or `idempotency_key_reused`."},
     },
     "openapi_extra": {

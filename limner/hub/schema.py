@@ -14,6 +14,7 @@ from limner.web.errors import invalid
 
 MAX_REPORTED = 20
 MAX_NAME = 128
+SCALARS = ("string", "integer", "number", "boolean", "null")
 
 ENVELOPE: dict[str, Any] = {
     "type": "object",
@@ -119,15 +120,27 @@ class InputSchema:
         """What is wrong at which pointer, at most MAX_REPORTED: the answer to a hostile body stays short."""
         if self._validator.is_valid(value):
             return {}
-        problems: dict[str, list[str]] = {}
+        unknown, shown = self._shown(value)
+        problems = {f"{self._at}/{_escape(name)}": ["is not a known field"] for name in unknown[:MAX_REPORTED]}
         try:
-            for error in self._validator.iter_errors(value):
+            for error in self._validator.iter_errors(shown):
                 self._add(problems, error)
                 if len(problems) >= MAX_REPORTED:
                     break
         except ValueError:  # the validator's own limit of recursion
             problems.setdefault(self._at, []).append("is nested too deeply")
-        return dict(itertools.islice(problems.items(), MAX_REPORTED))
+        return dict(itertools.islice(problems.items(), MAX_REPORTED)) or {self._at: ["is not valid"]}
+
+    def _shown(self, value: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
+        """The unknown fields, and the others with what is enough to say what is wrong with them.
+
+        The validator copies a wrong value into each of its errors: of a megabyte of nonsense that took a tenth of a second.
+        """
+        if "patternProperties" in self._schema:
+            return [], value
+        properties: Mapping[str, Any] = self._schema.get("properties", {})
+        unknown = [name for name in value if name not in properties]
+        return unknown, {name: _cut(item, properties[name]) for name, item in value.items() if name in properties}
 
     def _add(self, problems: dict[str, list[str]], error: jsonschema_rs.ValidationError) -> None:
         base = self._at + "".join(f"/{_escape(part)}" for part in error.instance_path)
@@ -152,6 +165,16 @@ def _priced(outputs: Any) -> None:
     whole = all(isinstance(bound, int) and bound >= 1 for bound in (low, high))
     if not whole or outputs.get("type") != "integer" or type(outputs.get("default", 1)) is not int:
         raise SchemaInvalid('"num_outputs" is of type "integer" with a "minimum" of 1 or more and a "maximum"')
+
+
+def _cut(value: Any, schema: Any) -> Any:
+    """A list one longer than it may be; an empty list or object for one that may not be there at all."""
+    if not isinstance(value, list | dict) or not isinstance(schema, dict):
+        return value
+    if schema.get("type") in SCALARS:
+        return type(value)()
+    longest = schema.get("maxItems")
+    return value[: longest + 1] if isinstance(value, list) and isinstance(longest, int) else value
 
 
 def _filled(value: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ REQUEST_SECONDS = Histogram(
     "limner_request_seconds", "Time to answer a request", ["route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )  # fmt: skip
+CONNECTIONS_ENDED = Counter("limner_connections_ended", "Connections of the API that limner hung up on", ["reason"])
 JOBS = Counter("limner_jobs_finished", "Jobs closed", ["model", "outcome", "error_code"])
 JOB_SECONDS = Histogram(
     "limner_job_seconds", "From a run's start to the job's end", ["model"],

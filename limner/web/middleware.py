@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from limner.db.pools import AWAY
 from limner.kit import ids
 from limner.telemetry import logs, metrics
+from limner.web import bodies
 from limner.web.errors import ApiError, render
 
 log = logs.get("http")
@@ -30,19 +31,25 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 class Edge:
     """ASGI middleware. `limits` maps paths to body limits in bytes: exact ones, and prefixes that end with a slash; `limit` holds for
-    the rest.
+    the rest, `body_within_s` for all.
 
+    `memory` counts the bodies that are held at once; every edge of a process has the same.
     `direct` maps "METHOD /path" to the endpoint that answers it without the router in between: a quarter of the
     time of the busiest call (bench/submit.py). A path that ends with a slash stands for all below it that no longer one names.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int], direct: Mapping[str, Endpoint]) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, limits: Mapping[str, int], direct: Mapping[str, Endpoint],
+        body_within_s: float, memory: bodies.BodyMemory,
+    ) -> None:  # fmt: skip
         self.app = app
         self.limit = limit
         self.limits = limits
         self._prefixes = tuple(path for path in limits if path.endswith("/"))
         self.direct = direct
         self._direct_prefixes = tuple(path for path in direct if path.endswith("/"))
+        self.body_within_s = body_within_s
+        self.memory = memory
         self._access = logs.AccessLog("http")
         self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
         self._request_times: dict[str, Callable[[float], None]] = {}
@@ -53,7 +60,8 @@ class Edge:
             return
         started = time.perf_counter()
         request_id = str(ids.new())
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "body_memory": self.memory}
         status = 500
         begun = False
 
@@ -72,7 +80,7 @@ class Edge:
 
         error: ApiError | None = None
         try:
-            limited = _limited(scope, receive, self._limit_of(scope["path"]))
+            limited = self._limited(scope, receive)
             route = self.route(scope)
             if route is None:
                 await self.app(scope, limited, send_on)
@@ -94,6 +102,8 @@ class Edge:
         except Exception:
             log.exception("request.crashed", request=request_id, path=scope["path"])
             error = ApiError(500, "internal_error", "Something went wrong on our side.")
+        finally:
+            self.memory.release(state)
         if error is not None and not begun:
             await render(error, scope["path"], request_id)(scope, receive, send_on)
         self._account(scope, status, started, error.code if error else None)
@@ -111,6 +121,16 @@ class Edge:
         if path.startswith(self._prefixes):
             return next(self.limits[prefix] for prefix in self._prefixes if path.startswith(prefix))
         return self.limits.get(path, self.limit)
+
+    def _limited(self, scope: Scope, receive: Receive) -> bodies.Arriving:
+        """Bounds on the body, by its declared length and as it arrives. Raises ApiError 413, 404."""
+        if "\n" in scope["path"]:  # a route's `$` would match before it: two paths for one object
+            raise ApiError(404, "not_found", "Not Found")
+        limit = self._limit_of(scope["path"])
+        for name, value in scope["headers"]:
+            if name == b"content-length" and (not value.isdigit() or int(value) > limit):
+                raise bodies.too_large(limit)
+        return bodies.Arriving(receive, limit, self.body_within_s)
 
     def _account(self, scope: Scope, status: int, started: float, code: str | None) -> None:
         took = time.perf_counter() - started
@@ -163,34 +183,6 @@ async def hand_on(request: Request, error: Exception) -> Response:
 def _serves(request: Request, method: str) -> bool:
     scope = {**request.scope, "method": method}
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
-
-
-def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Refuse a body longer than `limit`, by its declared length or as it arrives. Raises ApiError 413, 404."""
-    if "\n" in scope["path"]:  # a route's `$` would match before it: two paths for one object
-        raise ApiError(404, "not_found", "Not Found")
-    for name, value in scope["headers"]:
-        if name == b"content-length" and (not value.isdigit() or int(value) > limit):
-            raise _too_large(limit)
-    seen = 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        if message["type"] == "http.request":
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _too_large(limit)
-        return message
-
-    return counted
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413, "body_too_large", f"The body is larger than {limit} bytes.", extra={"limit_bytes": limit},
-        headers={"connection": "close"},
-    )  # fmt: skip
 
 
 def _code(status: int) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
@@ -11,15 +10,13 @@ from uuid import UUID
 import orjson
 import psycopg
 import pytest
-import pytest_asyncio
-import uvicorn
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from limner.db.pools import DatabaseUnavailable
-from limner.web import wire
+from limner.web.bodies import BodyMemory
 from limner.web.middleware import Edge
-from tests.running import Api, Client, free_port
+from tests.running import Api, Client
 from tests.web import document, raw
 
 
@@ -107,7 +104,7 @@ async def edge_answers(behind: Any, path: str = "/api/v1/jobs") -> tuple[int, di
         raise behind
 
     scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-    await Edge(app, 10, {}, {})(scope, receive, send)
+    await Edge(app, 10, {}, {}, body_within_s=10, memory=BodyMemory(10))(scope, receive, send)
     headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], headers, orjson.loads(sent[1]["body"])
 
@@ -206,53 +203,6 @@ async def test_headers_of_a_reasonable_size_are_taken(api: Api) -> None:
     head = {f"X-Padding-{n}": "p" * 4000 for n in range(12)}
 
     assert (await raw.exchange(api.url, raw.request("GET", "/healthz", head))).status == 200
-
-
-@pytest_asyncio.fixture
-async def impatient(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """A server of limner's protocol that waits 0.3 s for a head."""
-    monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.3)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
-
-    port = free_port()
-    config = uvicorn.Config(app, port=port, log_config=None, lifespan="off", http=wire.BoundedHead)
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    await task
-
-
-@pytest.mark.parametrize(
-    "trickle", [b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET / HTTP/1.1\r\nX: "]
-)
-async def test_a_head_that_never_ends_is_hung_up_on(impatient: str, trickle: bytes) -> None:
-    host, port = impatient.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(trickle)
-
-    async with asyncio.timeout(3):
-        got = await reader.read()
-
-    assert got.count(b"HTTP/1.1 200") == trickle.count(b"\r\n\r\n")
-    writer.close()
-
-
-async def test_a_head_in_pieces_and_many_requests_on_one_connection_are_fine(impatient: str) -> None:
-    host, port = impatient.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    for _ in range(8):
-        for piece in (b"GET / HT", b"TP/1.1\r\nHo", b"st: h\r\n", b"\r\n"):
-            writer.write(piece)
-            await asyncio.sleep(0.02)
-        assert (await raw.read(reader)).body == b"ok"
-    writer.close()
 
 
 # Host names

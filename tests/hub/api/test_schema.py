@@ -46,6 +46,44 @@ def test_mj12_a_number_of_outputs_that_cannot_be_priced_is_refused(outputs: Any)
         InputSchema(schema(num_outputs=outputs))
 
 
+ALL = {
+    **schema(text={"type": "string"}, some={"type": "array", "maxItems": 2, "items": {"type": "integer"}}, any={}),
+    "required": ["any"],
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "pointers"),
+    [
+        ({"any": 1, "x": 1, "text": 2}, {"/x", "/text"}),
+        ({"x": 1}, {"/x", "/any"}),
+        ({"any": 1, "text": [{}] * 300_000}, {"/text"}),
+        ({"any": 1, "text": {str(n): n for n in range(80_000)}}, {"/text"}),
+        ({"any": 1, "some": [1] * 300_000}, {"/some"}),
+        ({"any": 1, "some": ["a"] * 300_000}, {"/some", "/some/0", "/some/1", "/some/2"}),
+        ({"any": [{}] * 1000, "some": [1, "a"]}, {"/some/1"}),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_also_where_most_of_it_is_not_looked_at(value: Any, pointers: set[str]) -> None:
+    assert set(InputSchema(ALL).problems(value)) == pointers
+
+
+def test_of_a_great_many_unknown_fields_a_few_are_named() -> None:
+    found = InputSchema(ALL).problems({"any": 1, **{f"x{n}": n for n in range(80_000)}})
+
+    assert 1 <= len(found) <= 20
+    assert {text for texts in found.values() for text in texts} == {"is not a known field"}
+
+
+@pytest.mark.parametrize(
+    "more", [{"maxProperties": 1}, {"not": {"required": ["text"]}}, {"patternProperties": {"^p": {"type": "null"}}}]
+)
+def test_a_value_that_is_not_valid_never_passes(more: dict[str, Any]) -> None:
+    for value in ({"any": 1, "text": "a", "p": 1}, {"any": 1, "text": "a", "some": [1] * 9, "p": 1}):
+        with pytest.raises(ApiError):
+            InputSchema(ALL | more).parse(value)
+
+
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[str]]]:
     """An HTTP server of this machine, and the paths it was asked for."""

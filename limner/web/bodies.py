@@ -1,0 +1,102 @@
+"""Request bodies while they arrive: how large, how slow, and how much of memory all of them may take together."""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.types import Message, Receive
+
+from limner.web.errors import ApiError
+
+SMALL_BYTES = 64 * 1024
+"""A body of at most this size is not counted: what most requests send goes on whatever the long ones do."""
+SHARE = 2
+"""One organization holds at most this part of the whole (a half): the rest goes on for the others."""
+RETRY_AFTER_S = 2
+
+State = MutableMapping[str, Any]
+
+
+class BodyMemory:
+    """Bytes of the bodies that this process holds at once, of all requests and of each organization's.
+
+    A body that has arrived is held until its request is answered. Without this, clients that send most of a long body
+    and then nothing would each keep it in memory for as long as a body may take. What is alone always passes: the limit
+    of a single body is another one.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._held_bytes = 0
+        self._of: dict[object, int] = {}
+
+    def hold(self, state: State, size: int) -> None:
+        """The request of this state has `size` bytes now. Raises ApiError 429 `too_many_bodies`, 503 `unavailable`."""
+        if size <= SMALL_BYTES:
+            return
+        owner, before = state.get("held", (state.get("log", {}).get("org"), 0))
+        own, others = self._of.get(owner, 0) - before, self._held_bytes - before
+        if own and own + size > self._limit_bytes // SHARE:
+            raise _refusal(429, "too_many_bodies", "Too many long bodies of yours are under way: try again.")
+        if others and others + size > self._limit_bytes:
+            raise _refusal(503, "unavailable", "Too many long bodies are under way: try again.")
+        self._of[owner] = own + size
+        self._held_bytes = others + size
+        state["held"] = (owner, size)
+
+    def release(self, state: State) -> None:
+        """The request is over."""
+        if "held" not in state:
+            return
+        owner, size = state.pop("held")
+        self._held_bytes -= size
+        self._of[owner] -= size
+        if not self._of[owner]:
+            del self._of[owner]
+
+
+class Arriving:
+    """ASGI's `receive` for one request: a body of at most `limit` bytes, whole within `within_s` of the first look at it."""
+
+    __slots__ = ("_by", "_limit", "_receive", "_seen", "_whole", "_within_s")
+
+    def __init__(self, receive: Receive, limit: int, within_s: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._within_s = within_s
+        self._by: float | None = None
+        self._seen = 0
+        self._whole = False
+
+    async def __call__(self) -> Message:
+        """Raises ApiError 408, 413."""
+        if self._whole:  # then whoever asks waits for the client to leave
+            return await self._receive()
+        if self._by is None:
+            self._by = asyncio.get_running_loop().time() + self._within_s
+        try:
+            async with asyncio.timeout_at(self._by):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(
+                408, "body_too_slow", f"The body took more than {self._within_s:g} s.", headers={"connection": "close"}
+            ) from None
+        self._whole = not message.get("more_body", False)
+        if message["type"] == "http.request":
+            self._seen += len(message.get("body", b""))
+            if self._seen > self._limit:
+                raise too_large(self._limit)
+        return message
+
+
+def _refusal(status: int, code: str, message: str) -> ApiError:
+    headers = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
+    return ApiError(status, code, message, extra={"retry_after": RETRY_AFTER_S}, headers=headers)
+
+
+def too_large(limit: int) -> ApiError:
+    """413 that says how large a body may be, in bytes."""
+    return ApiError(
+        413, "body_too_large", f"The body is larger than {limit} bytes.", extra={"limit_bytes": limit},
+        headers={"connection": "close"},
+    )  # fmt: skip
