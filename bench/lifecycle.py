@@ -19,8 +19,12 @@ from psycopg.conninfo import conninfo_to_dict
 from bench import rig
 from limner.db.pools import Address, Database, runtime_conninfo
 from limner.db.wake import Herald
+from limner.egress.destinations import Destinations
+from limner.egress.untrusted import UntrustedDoor
 from limner.events.relay import Relay
 from limner.hub import catalog, executor, jobs
+from limner.hub.imports import Imports
+from limner.hub.inputs import ImageLimits
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderResult
@@ -109,7 +113,8 @@ async def drain(url: str, home: Path, slots: int, delay_s: float) -> None:
     herald = Herald(db, "limner_dispatch")
     relay = Relay(db, herald)
     news = News(relay.wake, herald.tell)
-    made = executor.resources(db, {NoOp.name: NoOp(delay_s)}, ObjectStore(None, home), pool, 3, 5.0, news)
+    imports = Imports(UntrustedDoor(Destinations((), ())), pool, ImageLimits(1, 1, 1))
+    made = executor.resources(db, {NoOp.name: NoOp(delay_s)}, ObjectStore(None, home), pool, 3, 5.0, imports, news)
     loop = WorkerLoop(made, LoopSettings(slots=slots, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0))
     asyncio.get_running_loop().add_signal_handler(15, loop.stop)
     aside = [asyncio.create_task(work) for work in (relay.run(), herald.run())]

@@ -124,7 +124,7 @@ def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectSto
         settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min,
         settings.max_run_at_s,
     )  # fmt: skip
-    return Submitter(db, catalog.ModelCache(), inputs.ImageInputs(db, store, pool, images), allowed, limits)
+    return Submitter(db, catalog.ModelCache(), inputs.ImageInputs(db, store, pool, allowed, images), allowed, limits)
 
 
 def _uploads(

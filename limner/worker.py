@@ -16,6 +16,8 @@ from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
 from limner.hub import executor, retention, webhook_bodies
+from limner.hub.imports import Imports
+from limner.hub.inputs import ImageLimits
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
 from limner.hub.providers.base import Adapter
@@ -53,7 +55,14 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     delivering = _delivering(settings, root, db)
     relay = Relay(db, herald, delivering.wake)
     resources = executor.resources(
-        db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s, News(relay.wake, herald.tell)
+        db,
+        adapters,
+        store,
+        pool,
+        settings.max_runs,
+        settings.retry_backoff_s,
+        _imports(settings, pool),
+        News(relay.wake, herald.tell),
     )
     loop = WorkerLoop(
         resources,
@@ -113,6 +122,11 @@ def _delivering(settings: Settings, root: RootKey, db: Database) -> DeliveryLoop
         settings.webhook_slots, settings.webhook_endpoint_slots, settings.webhook_off_after_s, settings.shutdown_s / 3
     )
     return DeliveryLoop(db, doors.untrusted(settings), Sealer(root, endpoints.PURPOSE), bodies.compose, limits)
+
+
+def _imports(settings: Settings, pool: CpuPool) -> Imports:
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    return Imports(doors.untrusted(settings), pool, limits)
 
 
 def _uploads(db: Database, store: ObjectStore, settings: Settings) -> tending.UploadTending:

@@ -17,6 +17,7 @@ from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.hub import catalog, endings, outputs, pricing, routing, runs, stated
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
+from limner.hub.imports import ImportFailed, Imports
 from limner.hub.progress import NOBODY, News, ProgressBoard
 from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
 from limner.hub.runs import Delivery, Lease, Work
@@ -52,15 +53,16 @@ class Resources:
     routes: catalog.RouteCache
     progress: ProgressBoard
     news: News
+    imports: Imports
 
 
 def resources(
     db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float,
-    news: News = NOBODY,
+    imports: Imports, news: News = NOBODY,
 ) -> Resources:  # fmt: skip
     """One worker's resources, with a batch of its own for what shares a commit."""
     shared, routes, progress = SharedWrites(db), catalog.RouteCache(), ProgressBoard(db, news)
-    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news)
+    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,10 @@ class Run:
         """Work on the job until it is clear how the run ends. Raises refusals.StaleLease when the lease was lost."""
         if self.lease.exhausted is not None:
             return await self._exhausted(self.lease.exhausted)
-        prepared = await self._prepare()
+        try:
+            prepared = await self._prepare()
+        except ImportFailed as failed:
+            return self._without_result([Failure(failed.code, failed.message, failed.kind)])
         work = prepared.work
         log.info("run.started", request=work.request_id, model=work.model, **self._facts)
         failures: list[Failure] = []
@@ -163,13 +168,15 @@ class Run:
             work = await self._insist("start", start)
         self._resources.news.committed()
         self._model = work.model
-        images: Mapping[str, Blob] = {}
+        images: dict[str, Blob] = {}
         if any(field in work.input for field in ("images", "mask")):
 
             async def load(tx: Tx) -> dict[str, Blob]:
                 return await runs.load_images(tx, self.lease.job_id)
 
-            images = await self._insist("load", load, single=False)
+            images = await self._insist("load", load, single=False) | await self._resources.imports.fetch_all(
+                work.input
+            )
         routes = self._resources.routes.find(self.lease.org_id, work.model_id)
         if routes is None:
 

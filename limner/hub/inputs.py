@@ -1,5 +1,6 @@
 """Input images, described in the job's record: data URIs are taken out of the request, measured and decoded once; `upload:<id>` is
-a picture that was uploaded before, as limner encoded it.
+a picture that was uploaded before, as limner encoded it; an https URL is read strictly, and fetched when the job is worked on
+(hub.imports).
 """
 
 import binascii
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from limner.db.pools import Database
+from limner.egress.answers import DestinationNotAllowed
+from limner.egress.destinations import Destinations
 from limner.hub.providers.base import Blob
 from limner.kit import ids
 from limner.kit.cpu import CpuError, CpuPool
@@ -36,16 +39,19 @@ class ImageLimits:
 class ImageInputs:
     """Takes pictures out of requests."""
 
-    def __init__(self, db: Database, store: ObjectStore, pool: CpuPool, limits: ImageLimits) -> None:
+    def __init__(
+        self, db: Database, store: ObjectStore, pool: CpuPool, destinations: Destinations, limits: ImageLimits
+    ) -> None:
         self._db = db
+        self._destinations = destinations
         self._store = store
         self._pool = pool
         self._limits = limits
 
     async def take(self, caller: Caller, parsed: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, Blob]]]:
-        """The input with each image replaced by its description, and the images by name (image_0 …, mask).
+        """The input with each image replaced by its description, or its URL, and those that came by name (image_0 …, mask).
 
-        Raises ApiError 400: `url_inputs_not_available`, `unreadable_image`, `unsupported_media`, `image_too_large`,
+        Raises ApiError 400: `destination_not_allowed`, `unreadable_image`, `unsupported_media`, `image_too_large`,
         `upload_not_found`, `upload_not_ready`; 503 where the store does not answer.
         """
         recorded = dict(parsed)
@@ -53,10 +59,15 @@ class ImageInputs:
         if isinstance(images := parsed.get("images"), list):
             recorded["images"] = []
             for index, text in enumerate(images):
-                blob = await self._take_one(caller, text, f"/input/images/{index}")
+                if self._is_url(text, at := f"/input/images/{index}"):
+                    recorded["images"].append({"url": text})
+                    continue
+                blob = await self._take_one(caller, text, at)
                 blobs.append((f"image_{index}", blob))
                 recorded["images"].append(_described(blob))
         if isinstance(mask := parsed.get("mask"), str):
+            if self._is_url(mask, "/input/mask"):
+                return recorded | {"mask": {"url": mask}}, blobs
             blob = await self._take_one(caller, mask, "/input/mask")
             if blob.media_type != "image/png":
                 raise invalid(
@@ -65,6 +76,16 @@ class ImageInputs:
             blobs.append(("mask", blob))
             recorded["mask"] = _described(blob)
         return recorded, blobs
+
+    def _is_url(self, text: Any, at: str) -> bool:
+        """Raises ApiError 400 for one that nothing is ever fetched from."""
+        if not isinstance(text, str) or not text[:8].lower().startswith(("http://", "https://")):
+            return False
+        try:
+            self._destinations.check(text)
+        except DestinationNotAllowed as error:
+            raise invalid({at: [str(error)]}, error.code, "Nothing is fetched from this URL.") from None
+        return True
 
     async def _take_one(self, caller: Caller, text: str, at: str) -> Blob:
         if isinstance(text, str) and text.startswith(UPLOAD):
@@ -130,15 +151,14 @@ async def _from_data_uri(text: str, at: str, limits: ImageLimits, pool: CpuPool)
 
 def _decode(text: str, at: str, limits: ImageLimits) -> bytes:
     if not isinstance(text, str):
-        raise invalid({at: ["must be a data URI: data:image/png;base64,…"]}, "unreadable_image")
-    if text[:8].lower().startswith(("http://", "https://")):
-        raise ApiError(
-            400, "url_inputs_not_available", "Images by URL are not available yet: send them as data URIs.",
-            details={at: ["send data:image/…;base64,…"]},
-        )  # fmt: skip
+        raise invalid(
+            {at: ["must be a data URI (data:image/png;base64,…), upload:<id> or an https URL"]}, "unreadable_image"
+        )
     match = DATA_URI.match(text)
     if match is None:
-        raise invalid({at: ["must be a data URI: data:image/png;base64,…"]}, "unreadable_image")
+        raise invalid(
+            {at: ["must be a data URI (data:image/png;base64,…), upload:<id> or an https URL"]}, "unreadable_image"
+        )
     if (len(text) - match.end()) * 3 // 4 > limits.max_bytes + 2:
         raise _too_large(at, "has too many bytes", limits)
     try:

@@ -12,8 +12,12 @@ from uuid import UUID
 from prometheus_client import REGISTRY
 
 from limner.db.pools import Database
+from limner.egress.destinations import Destinations
+from limner.egress.untrusted import UntrustedDoor
 from limner.hub import catalog, jobs, runs
 from limner.hub.executor import Resources, Run, resources
+from limner.hub.imports import Imports
+from limner.hub.inputs import ImageLimits
 from limner.hub.providers.base import Adapter, Blob, CallClass, Output, ProviderCall, ProviderResult
 from limner.kit import ids
 from limner.kit.cpu import CpuPool
@@ -163,6 +167,12 @@ class Shop:
         return row is not None and row["wait_s"] <= 0
 
 
+def imports(pool: CpuPool, *allowed: str) -> Imports:
+    """Pictures by URL, from these origins and from public addresses."""
+    limits = ImageLimits(20 << 20, 40_000_000, 16_384)
+    return Imports(UntrustedDoor(Destinations(allowed, ())), pool, limits)
+
+
 async def open_shop(
     db: Database, tenant: Tenant, store: ObjectStore, pool: CpuPool, *providers: Scripted,
     backoff_s: float = 0.05, max_runs: int = 3, config: dict[str, Any] | None = None, cost_micro_usd: int = 700,
@@ -179,7 +189,9 @@ async def open_shop(
             )
             await catalog.put_route(tx, name, provider.name, provider_model="m", priority=place,
                                     cost_micro_usd=cost_micro_usd, config=config)  # fmt: skip
-    return Shop(db, tenant, model_id, resources(db, adapters, store, pool, max_runs, backoff_s), providers)
+    return Shop(
+        db, tenant, model_id, resources(db, adapters, store, pool, max_runs, backoff_s, imports(pool)), providers
+    )
 
 
 def counted(name: str, **labels: str) -> float:

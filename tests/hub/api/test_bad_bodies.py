@@ -180,7 +180,7 @@ async def test_the_same_request_written_another_way_is_the_same_request(client: 
 
 BASE64 = "data:image/png;base64,"
 PICTURES = [
-    ("https://example.com/a.png", "url_inputs_not_available"), ("HTTP://example.com/a.png", "url_inputs_not_available"),
+    ("https://10.0.0.1/a.png", "destination_not_allowed"), ("HTTP://example.com/a.png", "destination_not_allowed"),
     ("not a uri", "unreadable_image"), ("data:image/png,raw", "unreadable_image"), ("file:///etc/passwd", "unreadable_image"),
     (BASE64, "unsupported_media"), (BASE64 + "!!!!", "unreadable_image"), (BASE64 + "AAA", "unreadable_image"),
     (BASE64 + "AA\nAA", "unreadable_image"), (BASE64 + "é", "unreadable_image"),
@@ -204,7 +204,7 @@ async def test_a_picture_that_cannot_be_used_answers_400(refusing: Refusing, tex
 
 async def test_a_mask_that_cannot_be_used_answers_400(refusing: Refusing) -> None:
     for mask, code in (
-        ("https://example.com/m.png", "url_inputs_not_available"), (uri(b"hello"), "unsupported_media"),
+        ("https://localhost/m.png", "destination_not_allowed"), (uri(b"hello"), "unsupported_media"),
         (uri(png()[:40]), "unreadable_image"),
     ):  # fmt: skip
         answer = await refusing.post({"model": "local/inpaint", "input": {"images": [PICTURE], "mask": mask}})

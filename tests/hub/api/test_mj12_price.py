@@ -23,6 +23,7 @@ from limner.kit.cpu import CpuPool
 from limner.media.store import ObjectStore
 from tests import acts
 from tests.conftest import MakeTenant
+from tests.hub.doubles import imports
 from tests.running import Client, Process
 from tests.web import stored
 from tests.web.pictures import png, uri
@@ -89,7 +90,9 @@ async def work_off(db: Database, org_id: UUID, provider: CountingProvider, folde
     """Run limner's worker loop over that provider until the organization has no open job."""
     pool = CpuPool(1, 2 << 30, 30.0)
     loop = WorkerLoop(
-        executor.resources(db, {"local": provider}, ObjectStore(None, folder), pool, max_runs=3, backoff_s=0.1),
+        executor.resources(
+            db, {"local": provider}, ObjectStore(None, folder), pool, max_runs=3, backoff_s=0.1, imports=imports(pool)
+        ),
         LoopSettings(slots=50, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0),
     )
     running = asyncio.create_task(loop.run())

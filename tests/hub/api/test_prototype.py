@@ -19,6 +19,7 @@ from limner.media.store import ObjectStore
 from tests import acts
 from tests.conftest import MakeTenant, Server
 from tests.hub.api.test_reading import second_app
+from tests.hub.doubles import imports
 from tests.running import Client
 from tests.web import stored
 
@@ -168,7 +169,9 @@ async def test_outputs_have_their_true_type_and_are_not_all_called_png(
     pool = CpuPool(1, 2 << 30, 30.0)
     store = ObjectStore(None, Path(server.home))
     loop = WorkerLoop(
-        executor.resources(db, {"local": Photographer()}, store, pool, max_runs=3, backoff_s=0.1),
+        executor.resources(
+            db, {"local": Photographer()}, store, pool, max_runs=3, backoff_s=0.1, imports=imports(pool)
+        ),
         LoopSettings(slots=5, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0),
     )
     running = asyncio.create_task(loop.run())
@@ -206,7 +209,7 @@ async def test_urls_in_a_request_are_never_fetched(client: Client, superuser: ps
     await asyncio.sleep(0.2)
     server.close()
 
-    assert codes == ["url_inputs_not_available"] * 2 + ["destination_not_allowed", None]
+    assert codes == ["destination_not_allowed"] * 3 + [None]
     assert called == 0
 
 

@@ -63,7 +63,7 @@ def _capabilities(*, images: int = 0, prompt: bool = False, mask: bool = False, 
 _PNG = "data:image/png;base64,iVBORw0KGgo="
 _IMAGES = {
     "type": "array",
-    "description": "The picture to work on: one data URI (PNG, JPEG, WebP, GIF or AVIF, at most 20 MiB), or upload:<id>.",
+    "description": "The picture to work on: one data URI (PNG, JPEG, WebP, GIF or AVIF, at most 20 MiB), upload:<id>, or an https URL.",
     "items": {"type": "string", "minLength": 1, "maxLength": MAX_DATA_URI_CHARS},
     "minItems": 1,
     "maxItems": 1,
