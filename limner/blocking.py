@@ -35,11 +35,11 @@ class Limner:
 
     def generate(
         self, model: str, input: Mapping[str, Any], *, priority: int | None = None, run_at: datetime | None = None,  # noqa: A002
-        idempotency_key: str | None = None,
+        idempotency_key: str | None = None, webhook_url: str | None = None,
     ) -> Accepted:  # fmt: skip
         async def call() -> Accepted:
             return await self._limner.generate(
-                model, input, priority=priority, run_at=run_at, idempotency_key=idempotency_key
+                model, input, priority=priority, run_at=run_at, idempotency_key=idempotency_key, webhook_url=webhook_url
             )
 
         return self._portal.call(call)
@@ -95,6 +95,9 @@ class Limner:
             return await self._limner.download(output)
 
         return self._portal.call(call)
+
+    def webhook_secret(self) -> str:
+        return self._portal.call(self._limner.webhook_secret)
 
     def upload(self, data: bytes, *, name: str = "") -> Upload:
         async def call() -> Upload:

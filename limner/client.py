@@ -11,6 +11,7 @@ has the same for programs without an event loop.
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from limner.egress.loopback import ApiRefused, ApiUnreachable, LoopbackClient
-from limner.kit import ids
+from limner.kit import ids, signing
 
 TRIES = 6
 PAUSE_S = 0.25
@@ -43,6 +44,10 @@ class LimnerError(Exception):
 
 class Unreachable(Exception):
     """Nobody answered as limner's API does, for as long as it was tried."""
+
+
+class WebhookForged(Exception):
+    """Somebody else sent this, or somebody sent it again much later."""
 
 
 class JobUnsuccessful(Exception):
@@ -137,14 +142,16 @@ class Limner:
 
     async def generate(
         self, model: str, input: Mapping[str, Any], *, priority: int | None = None, run_at: datetime | None = None,  # noqa: A002
-        idempotency_key: str | None = None,
+        idempotency_key: str | None = None, webhook_url: str | None = None,
     ) -> Accepted:  # fmt: skip
-        """Submit a job. `run_at` needs an offset."""
+        """Submit a job. `run_at` needs an offset; `webhook_url`: where to be told of its end."""
         body: dict[str, Any] = {"model": model, "input": dict(input)}
         if priority is not None:
             body["priority"] = priority
         if run_at is not None:
             body["run_at"] = run_at.isoformat()
+        if webhook_url is not None:
+            body["webhook_url"] = webhook_url
         answer = await self._call(
             "POST", "/api/v1/generate", body, {"Idempotency-Key": idempotency_key or str(ids.new())}
         )
@@ -224,6 +231,11 @@ class Limner:
         except ApiUnreachable as error:
             raise Unreachable(str(error)) from None
 
+    async def webhook_secret(self) -> str:
+        """`whsec_…`: what signs deliveries to a job's `webhook_url`, and to the app's own. Needs webhooks:manage."""
+        own = (await self._call("GET", "/api/v1/webhooks"))["webhooks"][0]
+        return str((await self._call("GET", f"/api/v1/webhooks/{own['id']}/secret"))["secret"])
+
     async def upload(self, data: bytes, *, name: str = "") -> Upload:
         """A picture, reserved, sent and made ready: jobs take it by its `input`. Raises LimnerError for one that is refused."""
         wanted = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "kind": "image", "name": name}
@@ -276,6 +288,20 @@ class Limner:
                     raise Unreachable(str(error)) from None
             await asyncio.sleep(pause_s)
         raise AssertionError
+
+
+def verify_webhook(secret: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """What a delivery tells, once it is clear that limner signed these very bytes, not more than five minutes ago.
+
+    `secret` as limner shows it; `headers` by any case of their names; `body` as it arrived. Raises WebhookForged. Source:
+    the Standard Webhooks specification 1.0.
+    """
+    sent = {name.lower(): value for name, value in headers.items()}
+    if not signing.verify([signing.read_secret(secret)], sent, body, time.time()):
+        raise WebhookForged("the signature is not limner's, or is too old")
+    told = json.loads(body)
+    assert isinstance(told, dict)
+    return told
 
 
 def _job(body: Mapping[str, Any]) -> Job:

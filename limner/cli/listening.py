@@ -46,6 +46,16 @@ def try_listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def free_port(wanted: int) -> int:
+    """A port of 127.0.0.1 that is free now: `wanted` if it is, else any."""
+    try:
+        found = try_listen("127.0.0.1", wanted)
+    except OSError:
+        found = listen("127.0.0.1", 0)
+    with found:
+        return int(found.getsockname()[1])
+
+
 def local_url(host: str, port: int) -> str:
     """How this machine reaches an API that listens on `host`, which may mean every address."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  (not bound here)

@@ -24,6 +24,7 @@ from limner.kit.crypto import RootKey
 from limner.settings import Settings
 
 START_TIMEOUT_S = 60.0
+RECEIVER_PORT = 8010
 BACKOFF_S = (0.2, 1.0, 5.0, 15.0)
 STABLE_S = 30.0
 KILL_AFTER_S = 5.0  # beyond the shutdown time the processes give themselves
@@ -60,7 +61,8 @@ class StopRequest:
 class Facts:
     """How to reach an instance that is up, as `home`/up.json (0600) keeps it. `local_url` works on this machine.
 
-    `org` to `end_user` are the demo organization's; None in production, which has none.
+    `org` to `end_user` are the demo organization's; None in production, which has none. `receiver`: an origin of this machine
+    that webhooks may be sent to, for `limner demo` and `limner webhooks listen`; None in production.
     """
 
     base_url: str
@@ -71,6 +73,7 @@ class Facts:
     end_user: str | None
     pid: int
     local_url: str
+    receiver: str | None = None
 
 
 @dataclass(slots=True)
@@ -136,7 +139,7 @@ class Instance:
         self._stop = stop
         self._server = EmbeddedPostgres(config.home) if config.embedded else None
         self._listener = listener
-        self._children = _children(config, listener, workers)
+        self._children = _children(config, listener, workers, facts.receiver)
 
     def wait_until_ready(self) -> None:
         """Start the processes and return once the API serves. Raises Stopped; leaves when they do not come up."""
@@ -197,9 +200,10 @@ def started(config: Settings, workers: int, stop: StopRequest) -> Iterator[Insta
         session.bring_up_to_date(config, url, root)
         stop.check()
         tenant = asyncio.run(_prepare(config, url, root))
+        receiver = None if config.env == "production" else f"http://127.0.0.1:{listening.free_port(RECEIVER_PORT)}"
         facts = Facts(
             base_url=config.base_url, home=str(config.home), pid=os.getpid(),
-            local_url=listening.local_url(config.host, config.port),
+            local_url=listening.local_url(config.host, config.port), receiver=receiver,
             **(asdict(tenant) if tenant else dict.fromkeys(("org", "app", "api_key", "end_user"))),
         )  # fmt: skip
         instance = Instance(config, listener, workers, stop, facts)
@@ -299,7 +303,7 @@ async def _prepare(config: Settings, url: str, root: RootKey) -> demo_tenant.Dem
         await db.close()
 
 
-def _children(config: Settings, listener: socket.socket, workers: int) -> list[Child]:
+def _children(config: Settings, listener: socket.socket, workers: int, receiver: str | None) -> list[Child]:
     shared = config.home / "metrics"
     shutil.rmtree(shared, ignore_errors=True)
     shared.mkdir(mode=0o700, exist_ok=True)
@@ -312,6 +316,8 @@ def _children(config: Settings, listener: socket.socket, workers: int) -> list[C
         "LIMNER_PORT": str(config.port),
         "LIMNER_HOST": config.host,
     }
+    if receiver is not None:
+        env["LIMNER_EGRESS_ALLOW_ORIGINS"] = ",".join([*config.egress_allow_origins, receiver])
     command = [sys.executable, "-m", "limner"]
     fd = listener.fileno()
     children = [Child("api", [*command, "api"], env | {listening.FD: str(fd)}, logs / "api.log", (fd,))]

@@ -7,18 +7,20 @@ from uuid import UUID
 
 import typer
 
-from limner.cli import printing, session, webhooks_listen
+from limner.cli import printing, session, supervisor, webhooks_listen
 from limner.cli.arguments import App, Json, Limit, Org, group, read_id, read_moment
+from limner.cli.supervisor import StopRequest
 from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.egress import destinations
-from limner.events import deliveries, endpoints, signing
+from limner.events import deliveries, endpoints
 from limner.events.deliveries import Delivery
 from limner.events.endpoints import Endpoint
-from limner.events.signing import Keys
 from limner.hub import webhooks_schemas
 from limner.hub.events import ANNOUNCED
+from limner.kit import signing
 from limner.kit.crypto import Sealer
+from limner.kit.signing import Keys
 from limner.tenancy import apps, audit
 
 app = group("Webhooks: where apps hear of their events, and what was sent.")
@@ -209,12 +211,19 @@ def listen(
     org: Org,
     app: App,
     event: Events = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 8010,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1; without one, that of limner up.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Receive an app's webhooks on this machine, verify and print each, until Ctrl-C."""
     check_types(event)
     config = session.settings()
+    running = supervisor.find_running(config.home, StopRequest())
+    if running is not None and running.receiver is not None:
+        config = config.model_copy(update={"egress_allow_origins": (*config.egress_allow_origins, running.receiver)})
+        port = port or int(running.receiver.rpartition(":")[2])
+    port = port or supervisor.RECEIVER_PORT
     listening = webhooks_listen.Listening(org, app, event or [], port, config, sealer(), as_json)
     session.run(listening.work)
 

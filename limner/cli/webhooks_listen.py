@@ -15,8 +15,9 @@ from limner.cli import printing, session
 from limner.db.pools import Database
 from limner.egress import destinations
 from limner.egress.answers import EgressError
-from limner.events import endpoints, signing
+from limner.events import endpoints
 from limner.events.endpoints import Endpoint
+from limner.kit import signing
 from limner.kit.crypto import Sealer
 from limner.settings import Settings
 from limner.tenancy import apps

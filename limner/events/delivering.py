@@ -20,10 +20,10 @@ from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.egress.answers import EgressError
 from limner.egress.untrusted import UntrustedDoor
-from limner.events import deliveries, endpoints, schedule, signing
+from limner.events import deliveries, endpoints, schedule
 from limner.events.deliveries import Ended, Lease, Order, Outcome
 from limner.events.log import Event
-from limner.kit import ids
+from limner.kit import ids, signing
 from limner.kit.crypto import Sealer
 from limner.telemetry import logs, metrics
 

@@ -8,10 +8,9 @@ from uuid import UUID
 import psycopg
 
 from limner.db.tx import Row, Tx
-from limner.events import signing
-from limner.events.signing import Keys
-from limner.kit import ids
+from limner.kit import ids, signing
 from limner.kit.crypto import Sealer
+from limner.kit.signing import Keys
 
 PURPOSE = "webhook"
 """What secrets are sealed for (limner.kit.crypto.Sealer)."""

@@ -7,11 +7,11 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from limner.events import signing
 from limner.events.deliveries import Delivery, Outcome
 from limner.events.endpoints import Endpoint
-from limner.events.signing import Keys
 from limner.hub.events import ANNOUNCED
+from limner.kit import signing
+from limner.kit.signing import Keys
 
 URL = {
     "type": "string",

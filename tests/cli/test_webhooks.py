@@ -15,8 +15,8 @@ from uuid import uuid4
 import aiohttp
 import pytest
 
-from limner.events import signing
-from limner.events.signing import Keys
+from limner.kit import signing
+from limner.kit.signing import Keys
 from tests.cli.conftest import Limner, environment, until
 from tests.conftest import Server
 from tests.running import free_port

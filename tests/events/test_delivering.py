@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from standardwebhooks import Webhook
 
-from limner.events import signing
+from limner.kit import signing
 from tests.events.office import Office, ended
 from tests.faults.cluster import eventually
 from tests.running import free_port

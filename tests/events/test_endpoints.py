@@ -5,8 +5,8 @@ import json
 import pytest
 from standardwebhooks import Webhook
 
-from limner.events import signing
 from limner.events.deliveries import EndpointOff
+from limner.kit import signing
 from limner.kit.crypto import RootKey
 from tests.events.office import Office
 from tests.faults.cluster import eventually

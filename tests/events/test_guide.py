@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from limner.events import signing
-from limner.events.signing import Keys
+from limner.kit import signing
+from limner.kit.signing import Keys
 from tests.contracts.source import REPOSITORY
 
 GUIDE = (REPOSITORY / "docs" / "guide" / "receive-webhooks.md").read_text()

@@ -11,7 +11,8 @@ import pytest_asyncio
 from standardwebhooks import Webhook
 
 from limner.db.pools import Database
-from limner.events import endpoints, signing
+from limner.events import endpoints
+from limner.kit import signing
 from limner.kit.crypto import Sealer
 from tests import acts, tiers
 from tests.conftest import MakeTenant, Server, Tenant

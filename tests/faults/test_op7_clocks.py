@@ -25,7 +25,7 @@ def test_op7_nothing_that_serves_or_works_reads_this_machines_wall_clock() -> No
     readers = [
         str(file.relative_to(LIMNER))
         for file in LIMNER.rglob("*.py")
-        if file.relative_to(LIMNER).parts[0] != "cli"
+        if file.relative_to(LIMNER).parts[0] not in {"cli", "client.py"}  # those run for people, where they are
         and WALL_CLOCK.search(file.read_text().replace("monotonic_ns(", ""))
     ]
     assert readers == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from limner.events import signing
+from limner.kit import signing
 
 HERE = Path(__file__).parent
 needed = pytest.mark.skipif(

@@ -43,6 +43,11 @@ def secret_text(secret: bytes) -> str:
     return SECRET_PREFIX + base64.b64encode(secret).decode()
 
 
+def read_secret(text: str) -> bytes:
+    """The other way round. Raises ValueError."""
+    return base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+
+
 def public_key(seed: bytes) -> bytes:
     """The 32 bytes that verify what the seed signs (RFC 8032)."""
     return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()

@@ -11,8 +11,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from limner.events import signing
-from limner.events.signing import Keys
+from limner.kit import signing
+from limner.kit.signing import Keys
 from tests.events import node
 
 ID = UUID("019a1f85-126f-701c-b732-d9e071145302")
