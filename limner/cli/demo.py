@@ -47,11 +47,11 @@ def demo(
     try:
         picture = asyncio.run(demo_picture.read(image, config))
         out.mkdir(parents=True, exist_ok=True)
-        todo = demo_jobs.steps(picture, demo_picture.mask(picture.facts.width, picture.facts.height, picture.holes))
+        todo = demo_jobs.steps(demo_picture.mask(picture.facts.width, picture.facts.height, picture.holes))
         if not as_json:
             _introduce(picture)
         with _limner(config, stop, quiet=as_json) as (facts, instance):
-            asyncio.run(_work(facts, instance, todo, out, picture.path.stem, stop, quiet=as_json))
+            asyncio.run(_work(facts, instance, picture, todo, out, stop, quiet=as_json))
     except (demo_picture.PictureRefused, DemoFailed) as error:
         printing.fail(str(error))
     except OSError as error:
@@ -81,11 +81,18 @@ def _limner(config: Settings, stop: StopRequest, *, quiet: bool) -> Iterator[tup
 
 
 async def _work(
-    facts: Facts, instance: Instance | None, todo: list[Step], out: Path, stem: str, stop: StopRequest, *, quiet: bool
+    facts: Facts,
+    instance: Instance | None,
+    picture: Picture,
+    todo: list[Step],
+    out: Path,
+    stop: StopRequest,
+    *,
+    quiet: bool,
 ) -> None:
     bars = _Bars(todo, quiet=quiet)
     with bars.progress:
-        work = asyncio.create_task(demo_jobs.run(facts, todo, out, stem, bars.update))
+        work = asyncio.create_task(demo_jobs.run(facts, picture, todo, out, bars.update))
         asked = False
         while not work.done():
             if stop.count and not asked:
@@ -164,6 +171,10 @@ def _tell(todo: list[Step], facts: Facts) -> None:
         if step.error is not None:
             words = printing.clean(f"{step.model}: {step.error['message']}")
             console.print(Text.assemble(("✗ ", "red"), words))
+    told = [step.told for step in todo if step.told is not None]
+    if told:
+        words = f"{sum(told)} of {len(told)} told {facts.receiver} of their ends, signatures verified"
+        printing.facts([("Webhooks", words)], prose=True)
     console.print()
     receipts = [step.receipt for step in todo if step.receipt is not None]
     if receipts:
@@ -187,7 +198,7 @@ def _document(picture: Picture, todo: list[Step], facts: Facts) -> dict[str, Any
         "files": [str(step.file) for step in todo if step.file],
         "jobs": [
             {"name": step.name, "model": step.model, "job_id": step.job_id, "status": step.status, "error": step.error,
-             "file": str(step.file) if step.file else None, "receipt": step.receipt}
+             "file": str(step.file) if step.file else None, "webhook_verified": step.told, "receipt": step.receipt}
             for step in todo
         ],
     }  # fmt: skip

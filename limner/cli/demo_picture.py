@@ -50,10 +50,6 @@ class Picture:
     holes: Sequence[Ellipse]
     note: str | None
 
-    @property
-    def uri(self) -> str:
-        return data_uri(self.facts.media_type, self.data)
-
 
 async def read(path: Path | None, settings: Settings) -> Picture:
     """The picture at `path`, or the shipped one. Raises PictureRefused."""

@@ -2,29 +2,23 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from limner.cli import printing, session
+from limner.cli.receiver import HOST, Delivered, receiving
 from limner.db.pools import Database
 from limner.egress import destinations
 from limner.egress.answers import EgressError
 from limner.events import endpoints
 from limner.events.endpoints import Endpoint
-from limner.kit import signing
 from limner.kit.crypto import Sealer
 from limner.settings import Settings
 from limner.tenancy import apps
 
-HOST = "127.0.0.1"
-MAX_BYTES = 64 * 1024 * 1024
-READ_WITHIN_S = 15.0
 DESCRIPTION = "limner webhooks listen"
 
 
@@ -49,7 +43,7 @@ class Listening:
         return f"http://{HOST}:{self.port}"
 
     async def work(self, db: Database) -> None:
-        """Until cancelled. Raises NotAllowed, and OSError when the port is taken."""
+        """Until cancelled. Raises NotAllowed; leaves with exit code 2 when the port is taken."""
         try:
             destinations.of(self.config).check(f"{self.origin}/")
         except EgressError:
@@ -57,11 +51,15 @@ class Listening:
                 f"workers send nothing to {self.origin}: set LIMNER_EGRESS_ALLOW_ORIGINS={self.origin} (with what it holds"
                 " already, separated by commas) for them and for this command, and start them again"
             ) from None
-        with _serving(self) as receiver:
-            async with self._registered(db) as secrets:
-                receiver.secrets = secrets
-                printing.note(f"listening on {self.origin} for {self.app} of {self.org}; Ctrl-C ends it")
-                await asyncio.Event().wait()
+        secrets: list[bytes] = []
+        try:
+            with receiving(self.port, secrets, functools.partial(_told, as_json=self.as_json)):
+                async with self._registered(db) as known:
+                    secrets += known
+                    printing.note(f"listening on {self.origin} for {self.app} of {self.org}; Ctrl-C ends it")
+                    await asyncio.Event().wait()
+        except OSError as error:
+            printing.fail(f"cannot listen on {self.origin}: {error.strerror}; choose another port with --port", code=2)
 
     @contextlib.asynccontextmanager
     async def _registered(self, db: Database) -> AsyncIterator[list[bytes]]:
@@ -87,68 +85,12 @@ class Listening:
             await endpoints.remove(tx, made)
 
 
-class _Receiver(ThreadingHTTPServer):
-    """`secrets`: whose signatures count."""
-
-    daemon_threads = True
-
-    def __init__(self, port: int, as_json: bool) -> None:
-        super().__init__((HOST, port), _Handler)
-        self.as_json = as_json
-        self.secrets: list[bytes] = []
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Answers 200 to what it could verify, 400 to the rest."""
-
-    server: _Receiver
-    timeout = READ_WITHIN_S
-
-    def do_POST(self) -> None:
-        length = self.headers.get("content-length", "")
-        if not length.isdigit() or int(length) > MAX_BYTES:
-            self._reply(413)
-            return
-        body = self.rfile.read(int(length))
-        sent = {name.lower(): value for name, value in self.headers.items()}
-        verified = signing.verify(self.server.secrets, sent, body, time.time())
-        _print(sent.get("webhook-id", ""), body, verified, self.server.as_json)
-        self._reply(200 if verified else 400)
-
-    def _reply(self, status: int) -> None:
-        self.send_response(status)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Each delivery has its line already."""
-
-
-@contextlib.contextmanager
-def _serving(listening: Listening) -> Iterator[_Receiver]:
-    try:
-        receiver = _Receiver(listening.port, listening.as_json)
-    except OSError as error:
-        printing.fail(f"cannot listen on {listening.origin}: {error.strerror}; choose another port with --port", code=2)
-    thread = threading.Thread(target=receiver.serve_forever, daemon=True, name="receiver")
-    thread.start()
-    try:
-        yield receiver
-    finally:
-        receiver.shutdown()
-        receiver.server_close()
-
-
-def _print(message_id: str, body: bytes, verified: bool, as_json: bool) -> None:
+def _told(delivered: Delivered, *, as_json: bool) -> None:
     """Id, type, job, verified yes or no."""
-    try:
-        told = json.loads(body)
-        type_, job = str(told["type"]), told.get("job_id")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        type_, job = "?", None
     if as_json:
-        print(json.dumps({"id": message_id, "type": type_, "job_id": job, "verified": verified}), flush=True)
+        facts = {"id": delivered.id, "type": delivered.type, "job_id": delivered.job_id, "verified": delivered.verified}
+        print(json.dumps(facts), flush=True)
         return
-    yes = "yes" if verified else "NO"
-    printing.say(f"{message_id}  {type_}  job {job or '–'}  verified {yes}")
+    yes = "yes" if delivered.verified else "NO"
+    printing.say(f"{delivered.id}  {delivered.type}  job {delivered.job_id or '–'}  verified {yes}")
     sys.stdout.flush()
