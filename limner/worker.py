@@ -74,16 +74,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
             settings.org_max_running or None,
         ),
     )
-    hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
-    kept = retention.Retention(db, store, settings.keep_days, settings.keep_jobs)
-    duties = [
-        chores.Chore("check_books", hub_chores.CHECK_EVERY_S, hub.check_books),
-        chores.Chore("check_whole_book", hub_chores.WHOLE_BOOK_EVERY_S, hub.check_whole_book),
-        chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
-        *ledger_chores.LedgerChores(db).all(),
-        chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
-        chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings).tend),
-    ]
+    duties = _duties(settings, db, store)
 
     def stop() -> None:
         loop.stop()
@@ -113,6 +104,19 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
                 await door.aclose()
                 await pool.aclose()
         await db.close()
+
+
+def _duties(settings: Settings, db: Database, store: ObjectStore) -> list[chores.Chore]:
+    hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
+    kept = retention.Retention(db, store, settings.keep_days, settings.keep_jobs)
+    return [
+        chores.Chore("check_books", hub_chores.CHECK_EVERY_S, hub.check_books),
+        chores.Chore("check_whole_book", hub_chores.WHOLE_BOOK_EVERY_S, hub.check_whole_book),
+        chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
+        *ledger_chores.LedgerChores(db).all(),
+        chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
+        chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings).tend),
+    ]
 
 
 def _delivering(settings: Settings, root: RootKey, db: Database) -> DeliveryLoop:
