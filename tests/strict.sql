@@ -14,6 +14,7 @@ ALTER TABLE limner.job
   ADD CONSTRAINT strict_app FOREIGN KEY (org_id, app_id) REFERENCES limner.app (org_id, id);
 ALTER TABLE limner.job_queue
   ADD CONSTRAINT strict_job FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id),
+  ADD CONSTRAINT strict_line CHECK (phase <> 'capped' OR model_id IS NOT NULL),
   ADD CONSTRAINT strict_range CHECK (max_runs >= 1 AND percent BETWEEN 0 AND 100 AND length(stage) <= 100);
 ALTER TABLE limner.usage_record ADD CONSTRAINT strict_job FOREIGN KEY (org_id, job_id) REFERENCES limner.job (org_id, id);
 ALTER TABLE limner.provider_call

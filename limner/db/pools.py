@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, OperationalError
+from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -72,7 +72,7 @@ class Database:
                 return
             try:
                 await AsyncConnectionPool.check_connection(conn)
-            except OperationalError:
+            except psycopg.OperationalError:
                 await pool.check()  # what ended this one has most likely ended the others
                 raise
 
@@ -97,7 +97,7 @@ class Database:
                 await pool.open()
                 await pool.wait(timeout=15)
             await self.sync_clock()
-        except (PoolTimeout, OperationalError) as error:
+        except (PoolTimeout, psycopg.OperationalError) as error:
             await self.close()  # pools left open go on connecting, and the process never ends
             raise DatabaseUnavailable(str(error)) from error
 

@@ -248,11 +248,15 @@ def vars_of(target: Any, **names: Any) -> None:
 
 
 def _who_asks() -> str:
-    """limner's functions on the way to this statement, outermost first; '' for the pool's own doing."""
+    """limner's functions on the way to this statement, outermost first; '' for the pool's own doing.
+
+    A batch is named by one verb of those in it: starts, intents and finishes leave by the same way.
+    """
     names, frame = [], sys._getframe(2)
     while frame.f_back is not None:
         if frame.f_globals.get("__name__", "").startswith("limner."):
-            names.append(frame.f_code.co_qualname)
+            name = frame.f_code.co_qualname
+            names.append(f"{name}({min(frame.f_locals['batch'])})" if name == "work_many" else name)
         frame = frame.f_back
     return " > ".join(reversed(names))
 

@@ -23,7 +23,8 @@ QUEUED = (
 )
 
 DEARER = f"UPDATE limner.job SET price_hold_mc = price_hold_mc + 1 WHERE org_id = %(org)s AND id IN {OPEN}"
-OF_THE_OPEN_JOB = (ENDED, DEARER)
+LINELESS = "UPDATE limner.job_queue SET phase = 'capped', model_id = NULL WHERE org_id = %(org)s"
+OF_THE_OPEN_JOB = (ENDED, DEARER, LINELESS)
 
 # by invariant: statements that break it, whose money is among the recent transfers
 DEFECTS = [
@@ -52,6 +53,7 @@ DEFECTS = [
     (11, f"UPDATE limner.job SET priority = 0 WHERE org_id = %(org)s AND id IN {DONE}"),
     (11, "DELETE FROM limner.end_user WHERE org_id = %(org)s"),
     (11, "DELETE FROM limner.wallet WHERE org_id = %(org)s"),
+    (11, LINELESS),
     (11, "UPDATE limner.wallet SET owner = 'organization' WHERE org_id = %(org)s AND id <> org_id AND jobs_submitted > 0"),
     (12, "UPDATE limner.wallet SET lots_end = NULL WHERE org_id = %(org)s AND lots_end IS NOT NULL"),
     (12, f"UPDATE limner.lot_draw SET used_mc = used_mc - 1 WHERE org_id = %(org)s AND job_id IN {DONE}"),
@@ -63,6 +65,7 @@ DEFECTS = [
 UNCHECKED = (
     "ALTER TABLE limner.transfer DROP CONSTRAINT strict_sound", "ALTER TABLE limner.job DROP CONSTRAINT strict_sound",
     "ALTER TABLE limner.wallet DROP CONSTRAINT wallet_never_negative, DROP CONSTRAINT strict_owner",
+    "ALTER TABLE limner.job_queue DROP CONSTRAINT strict_line",
     "SET LOCAL session_replication_role = replica",
 )  # fmt: skip
 

@@ -181,8 +181,7 @@ CREATE TABLE limner.job_queue (
   wallet_id    uuid NOT NULL,                       -- what the job holds, and whose: so that open holds are counted without the jobs
   hold_mc      bigint NOT NULL,
   created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
-  PRIMARY KEY (org_id, job_id),
-  CONSTRAINT a_line_by_model CHECK (phase <> 'capped' OR model_id IS NOT NULL)
+  PRIMARY KEY (org_id, job_id)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500,
         autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX job_queue_ready ON limner.job_queue (org_id, app_id, priority, job_id) WHERE phase = 'ready';

@@ -7,9 +7,14 @@ CREATE FUNCTION limner._shards(p_rate int) RETURNS int LANGUAGE sql IMMUTABLE AS
 -- what one request moves that time on; rounded down, so that as many as the limit says fit into a minute (seven do not into 7 x 8.571429 s)
 CREATE FUNCTION limner._step(p_rate int, p_pieces int) RETURNS interval LANGUAGE sql IMMUTABLE AS $$
   SELECT make_interval(secs => trunc(60.0 * p_pieces / p_rate, 6)::float8) $$;
+-- That time moved on, and whether the bucket has a token left (NULL where there is no limit). The clock is asked, not the transaction's
+-- time: who waited for a bucket began before the one it waited for.
+CREATE FUNCTION limner._moved(p_tat timestamptz, p_step interval) RETURNS timestamptz LANGUAGE sql VOLATILE AS $$
+  SELECT greatest(p_tat, clock_timestamp()) + p_step $$;
+CREATE FUNCTION limner._has_token(p_tat timestamptz, p_step interval) RETURNS boolean LANGUAGE sql VOLATILE AS $$
+  SELECT greatest(p_tat, clock_timestamp()) + p_step <= clock_timestamp() + interval '1 minute' $$;
 
--- Internal: takes one token of an app's or organization's bucket; when it is full again, or NULL when it is empty. The clock is asked,
--- not the transaction's time: who waited for a piece began before the one it waited for.
+-- internal: takes one token of an app's or organization's bucket; when it is full again, or NULL when it is empty
 CREATE FUNCTION limner._take_token(t uuid, p_subject uuid, p_rate int) RETURNS timestamptz
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -19,8 +24,8 @@ DECLARE
   v_tat timestamptz;
 BEGIN
   FOR i IN 0..n LOOP
-    UPDATE limner.rate_counter c SET tat = greatest(c.tat, clock_timestamp()) + step
-     WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard = piece AND greatest(c.tat, clock_timestamp()) + step <= clock_timestamp() + interval '1 minute'
+    UPDATE limner.rate_counter c SET tat = limner._moved(c.tat, step)
+     WHERE c.org_id = t AND c.subject_id = p_subject AND c.shard = piece AND limner._has_token(c.tat, step)
     RETURNING c.tat INTO v_tat;
     IF FOUND THEN RETURN v_tat; END IF;
     IF i = 0 THEN                                    -- the first request of all makes the pieces, and looks again
@@ -49,7 +54,7 @@ END $$;
 
 -- Internal, the end of every submit: the hold first, whose row lock orders everybody who spends this wallet, then job, transfer
 -- and queue row. `available` NULL, and nothing written but what had ended, when the wallet holds too little, owes, or its user's rate is
--- used up. Of that the clock is asked, not the transaction's time: who waited for the wallet began before the one it waited for.
+-- used up.
 CREATE FUNCTION limner._place(
   t uuid, p_job uuid, p_app uuid, p_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text, p_unit_price bigint, p_hold bigint,
   p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int, p_max_runs int, p_request_id text, p_traceparent text,
@@ -64,18 +69,18 @@ DECLARE
 BEGIN
   UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold,
                              version = x.version + 1, jobs_submitted = x.jobs_submitted + 1,
-                             rate_tat = coalesce(greatest(x.rate_tat, clock_timestamp()) + step, x.rate_tat)
+                             rate_tat = coalesce(limner._moved(x.rate_tat, step), x.rate_tat)
    WHERE x.org_id = t AND x.id = v_wallet AND x.available_mc >= p_hold        -- checked again after a lock wait
-     AND x.lots_end IS NULL AND x.owed_mc = 0 AND (step IS NULL OR greatest(x.rate_tat, clock_timestamp()) + step <= clock_timestamp() + interval '1 minute')
+     AND x.lots_end IS NULL AND x.owed_mc = 0 AND (step IS NULL OR limner._has_token(x.rate_tat, step))
   RETURNING x.available_mc, x.version, x.rate_tat INTO available, v_version, full_at;
   IF NOT FOUND THEN
     w := limner._sweep(t, v_wallet);
-    IF w.id IS NULL OR w.owed_mc > 0 OR w.available_mc < p_hold OR greatest(w.rate_tat, clock_timestamp()) + step > clock_timestamp() + interval '1 minute' THEN
+    IF w.id IS NULL OR w.owed_mc > 0 OR w.available_mc < p_hold OR NOT limner._has_token(w.rate_tat, step) THEN
       RETURN;
     END IF;
     SELECT count(*) > 0 INTO lots FROM limner._draw(t, v_wallet, p_job, p_hold);
     UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold, version = x.version + 1,
-                               jobs_submitted = x.jobs_submitted + 1, rate_tat = coalesce(greatest(x.rate_tat, clock_timestamp()) + step, x.rate_tat)
+                               jobs_submitted = x.jobs_submitted + 1, rate_tat = coalesce(limner._moved(x.rate_tat, step), x.rate_tat)
      WHERE x.org_id = t AND x.id = v_wallet RETURNING x.available_mc, x.version, x.rate_tat INTO STRICT available, v_version, full_at;
   END IF;
   INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
@@ -177,7 +182,7 @@ BEGIN
                        p_webhook_url) p;
   IF available_mc IS NULL THEN
     SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t);
-    IF v_user IS NOT NULL AND greatest(w.rate_tat, clock_timestamp()) + limner._step(p_user_rate, 1) > clock_timestamp() + interval '1 minute' THEN
+    IF v_user IS NOT NULL AND NOT limner._has_token(w.rate_tat, limner._step(p_user_rate, 1)) THEN
       PERFORM limner._refuse_rate(t, 'user', v_user, p_user_rate, w.rate_tat);
     END IF;
     RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(

@@ -81,6 +81,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET jit = off SET work
     SELECT 11, x.job_id FROM limner.provider_call x
      WHERE (p_org IS NULL OR x.org_id = p_org) AND (x.state NOT IN ('intent', 'accepted', 'done', 'error', 'unknown') OR x.cost_micro_usd < 0)
     UNION ALL
+    SELECT 11, x.job_id FROM qu x WHERE x.phase = 'capped' AND x.model_id IS NULL
+    UNION ALL
     SELECT 12, w.id
       FROM wa w LEFT JOIN (SELECT org_id, wallet_id, sum(remaining_mc) AS remaining, min(expires_at) AS ends FROM lo WHERE remaining_mc > 0
                             GROUP BY 1, 2) l ON l.org_id = w.org_id AND l.wallet_id = w.id
@@ -158,13 +160,14 @@ SET enable_nestloop = off SET enable_mergejoin = off SET enable_sort = off AS $$
     SELECT org_id, array_agg(id) AS changed, array_agg(id) FILTER (WHERE hold_mc IS NULL) AS unheld,
            array_agg(id) FILTER (WHERE settled_mc IS NULL) AS unsettled FROM changed GROUP BY 1),
   jobs AS MATERIALIZED (
-    SELECT k.*, q.id IS NOT NULL AS queued, (q.wallet_id, q.hold_mc) IS DISTINCT FROM (j.wallet_id, j.price_hold_mc) AS misqueued, j.id AS found, j.sound, j.finished_at, j.wallet_id, j.end_user_id, j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.drew_lots
+    SELECT k.*, q.id IS NOT NULL AS queued, (q.wallet_id, q.hold_mc) IS DISTINCT FROM (j.wallet_id, j.price_hold_mc) OR q.lineless AS misqueued, j.id AS found, j.sound, j.finished_at, j.wallet_id, j.end_user_id, j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.drew_lots
       FROM changed k LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
         SELECT x.org_id, x.id, limner.job_is_sound(x) AS sound, x.finished_at, x.wallet_id, x.end_user_id, x.price_hold_mc, x.price_final_mc,
                x.refunded_mc, x.drew_lots FROM limner.job x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.changed) OFFSET 0) x) j
         ON j.org_id = k.org_id AND j.id = k.id
       LEFT JOIN (SELECT x.* FROM ids CROSS JOIN LATERAL (
-        SELECT x.org_id, x.job_id AS id, x.wallet_id, x.hold_mc FROM limner.job_queue x WHERE x.org_id = ids.org_id AND x.job_id = ANY (ids.changed) OFFSET 0) x) q
+        SELECT x.org_id, x.job_id AS id, x.wallet_id, x.hold_mc, x.phase = 'capped' AND x.model_id IS NULL AS lineless
+          FROM limner.job_queue x WHERE x.org_id = ids.org_id AND x.job_id = ANY (ids.changed) OFFSET 0) x) q
         ON q.org_id = k.org_id AND q.id = k.id),
   hold AS (SELECT x.* FROM ids CROSS JOIN LATERAL (
     SELECT x.org_id, x.id, x.amount_mc FROM limner.transfer x WHERE x.org_id = ids.org_id AND x.id = ANY (ids.unheld) OFFSET 0) x),
