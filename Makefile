@@ -15,7 +15,7 @@ test: .venv/ready
 	$(RUN)/pytest -q -n 2 --dist loadfile --durations=40 --durations-min=5
 
 test-long: .venv/ready
-	$(RUN)/pytest -q -m long
+	$(RUN)/pytest -q -m long -n 2 --dist load --maxschedchunk 1 --durations=40 --durations-min=5
 
 soak: .venv/ready
 	$(RUN)/pytest -q -m soak

@@ -23,9 +23,9 @@ from limner.settings import Settings, load_root_key
 from limner.tenancy import api_keys, apps, organizations
 from tests import strict
 from tests.running import Api, Client, Process, start_worker
-from tests.tally import pytest_configure, pytest_terminal_summary, tally
+from tests.tally import pytest_configure, pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown, tally
 
-__all__ = ["pytest_configure", "pytest_terminal_summary", "tally"]
+__all__ = ["pytest_configure", "pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown", "tally"]
 
 ROLES = ("limner_api", "limner_worker", "limner_dispatch", "limner_operator", "limner_audit")
 

@@ -40,6 +40,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[KEY] = Tally()
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several hands its counts to the one that tells them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = session.config.stash[KEY].counted
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """pytest-xdist's: one of the processes has ended."""
+    node.config.stash[KEY].counted += [tuple(entry) for entry in getattr(node, "workeroutput", {}).get("tally", [])]
+
+
 @pytest.fixture(scope="session")
 def tally(request: pytest.FixtureRequest) -> Tally:
     return request.config.stash[KEY]
