@@ -15,7 +15,7 @@ from limner.cli import demo_jobs, demo_picture, printing, receipt, session, supe
 from limner.cli.demo_jobs import DemoFailed, Step
 from limner.cli.demo_picture import Picture
 from limner.cli.supervisor import Facts, Instance, StopRequest
-from limner.client import CLOSED
+from limner.client import CLOSED, Upload
 from limner.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -51,7 +51,7 @@ def demo(
         if not as_json:
             _introduce(picture)
         with _limner(config, stop, quiet=as_json) as (facts, instance):
-            asyncio.run(_work(facts, instance, picture, todo, out, stop, quiet=as_json))
+            uploaded = asyncio.run(_work(facts, instance, picture, todo, out, stop, quiet=as_json))
     except (demo_picture.PictureRefused, DemoFailed) as error:
         printing.fail(str(error))
     except OSError as error:
@@ -60,9 +60,9 @@ def demo(
         printing.note("stopped; what was still open is cancelled")
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        printing.document(_document(picture, todo, facts))
+        printing.document(_document(picture, uploaded, todo, facts))
     else:
-        _tell(todo, facts)
+        _tell(uploaded, todo, facts)
     if any(step.status != "succeeded" for step in todo):
         raise typer.Exit(1)
 
@@ -89,7 +89,7 @@ async def _work(
     stop: StopRequest,
     *,
     quiet: bool,
-) -> None:
+) -> Upload:
     bars = _Bars(todo, quiet=quiet)
     with bars.progress:
         work = asyncio.create_task(demo_jobs.run(facts, picture, todo, out, bars.update))
@@ -100,7 +100,7 @@ async def _work(
             if instance is not None:
                 await asyncio.to_thread(instance.tend)
             await asyncio.wait([work], timeout=TICK_S)
-        await work
+        return await work
 
 
 class _Bars:
@@ -151,9 +151,12 @@ def _introduce(picture: Picture) -> None:
     console.print()
 
 
-def _tell(todo: list[Step], facts: Facts) -> None:
+def _tell(uploaded: Upload, todo: list[Step], facts: Facts) -> None:
     console = printing.console(prose=True)
     console.print()
+    encoded = f"{uploaded.body['media_type'].removeprefix('image/').upper()} of {_size(uploaded.body['bytes'])}"
+    words = f"by its signed URL, checked, and kept as a fresh {encoded} without its metadata; deleted when all was done"
+    printing.facts([("Uploaded", words)], prose=True)
     for step in todo:
         if "text" in step.output:
             tags = step.output.get("facts", {}).get("tags", [])
@@ -186,13 +189,14 @@ def _tell(todo: list[Step], facts: Facts) -> None:
         console.print(Text(f"One of them again: {again}", style="dim"), soft_wrap=True)
 
 
-def _document(picture: Picture, todo: list[Step], facts: Facts) -> dict[str, Any]:
+def _document(picture: Picture, uploaded: Upload, todo: list[Step], facts: Facts) -> dict[str, Any]:
     described = next((step.output for step in todo if "text" in step.output), {})
     return {
         "ok": all(step.status == "succeeded" for step in todo),
         "base_url": facts.base_url,
         "end_user": facts.end_user,
         "image": {"path": str(picture.path), "width": picture.facts.width, "height": picture.facts.height},
+        "upload": uploaded.body,
         "alt_text": described.get("text"),
         "tags": described.get("facts", {}).get("tags"),
         "files": [str(step.file) for step in todo if step.file],

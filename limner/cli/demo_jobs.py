@@ -12,7 +12,7 @@ from limner.cli import demo_picture
 from limner.cli.demo_picture import Picture
 from limner.cli.receiver import Delivered, receiving
 from limner.cli.supervisor import Facts
-from limner.client import CLOSED, Limner, LimnerError, Progress, Unreachable
+from limner.client import CLOSED, Limner, LimnerError, Progress, Unreachable, Upload
 from limner.kit import signing
 
 WITHIN_S = 300.0
@@ -59,7 +59,7 @@ def steps(mask: bytes) -> list[Step]:
     ]  # fmt: skip
 
 
-async def run(facts: Facts, picture: Picture, todo: list[Step], folder: Path, shown: Callable[[], None]) -> None:
+async def run(facts: Facts, picture: Picture, todo: list[Step], folder: Path, shown: Callable[[], None]) -> Upload:
     """Upload, submit all, follow them live to their ends, fetch outputs and receipts; calls `shown` after each change.
 
     What the API refuses is kept in the step. Jobs that are still open when this is cancelled are cancelled too.
@@ -85,6 +85,7 @@ async def run(facts: Facts, picture: Picture, todo: list[Step], folder: Path, sh
             raise
         except (Unreachable, LimnerError) as error:
             raise DemoFailed(f"the API at {facts.local_url} does not answer as it should: {error}") from None
+        return uploaded
 
 
 @contextlib.asynccontextmanager

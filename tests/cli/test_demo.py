@@ -52,6 +52,10 @@ def test_an_empty_home_to_a_receipt(home: Path, tmp_path: Path) -> None:
     assert [receipt["credits"]["charged"] for receipt in receipts] == ["1", "1", "2", "2"]
     assert receipts[0]["credits"]["before"] == "1000"
     assert {receipt["credits"]["after"] for receipt in receipts} == {"994"}
+    assert (done["upload"]["status"], done["upload"]["width"], done["upload"]["height"]) == ("ready", 512, 512)
+    assert [job["webhook_verified"] for job in done["jobs"]] == [True] * 4
+    told = [delivery for receipt in receipts for delivery in receipt["webhooks"]]
+    assert [delivery["status"] for delivery in told] == ["delivered"] * 4
     assert all(receipt["attempts"][0]["latency_ms"] >= 0 for receipt in receipts)
     assert EmbeddedPostgres(home).postmaster_pid() is None
 
@@ -66,6 +70,8 @@ def test_people_see_words_files_and_a_receipt(start: StartUp, home: Path, tmp_pa
     assert said.code == 0, said.err
     assert said.err == ""
     for words in (
+        "Uploaded",
+        "4 of 4 told",
         "Alt text",
         "holiday [1]-watercolour.png",
         "Receipt of demo-user",
