@@ -64,7 +64,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     hub = hub_api.HubApi(db, authenticate, submitter, urls)
     webhooks = webhooks_api.WebhooksApi(
         db, authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
-        settings.webhook_secret_overlap_s,
+        settings.webhook_secret_overlap_s, settings.keep_deliveries_days,
     )  # fmt: skip
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
     checker = checks.Checker(

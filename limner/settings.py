@@ -104,6 +104,7 @@ class Settings(BaseSettings):
     webhooks_per_app: PositiveInt = 20
     webhook_secret_overlap_s: int = Field(default=86_400, ge=0, le=30 * 86_400)
     webhook_off_after_s: PositiveInt = 5 * 86_400
+    keep_deliveries_days: int = Field(default=30, ge=0, le=36_500)
 
     cpu_processes: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 1)
     cpu_memory_bytes: PositiveInt = 2048 * MIB

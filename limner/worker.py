@@ -11,7 +11,7 @@ from prometheus_client import start_http_server
 from limner.db.pools import Address, Database
 from limner.db.wake import Herald
 from limner.egress import doors
-from limner.events import endpoints
+from limner.events import endpoints, forgetting
 from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
@@ -108,6 +108,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
 
 def _duties(settings: Settings, db: Database, store: ObjectStore) -> list[chores.Chore]:
     hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
+    deliveries = forgetting.Forgetting(db, settings.keep_deliveries_days)
     kept = retention.Retention(db, store, settings.keep_days, settings.keep_jobs)
     return [
         chores.Chore("check_books", hub_chores.CHECK_EVERY_S, hub.check_books),
@@ -115,6 +116,7 @@ def _duties(settings: Settings, db: Database, store: ObjectStore) -> list[chores
         chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
         *ledger_chores.LedgerChores(db).all(),
         chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
+        chores.Chore("forget_deliveries", forgetting.FORGET_EVERY_S, deliveries.forget_deliveries),
         chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings).tend),
     ]
 

@@ -14,7 +14,7 @@ from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.egress import destinations
 from limner.events import deliveries, endpoints
-from limner.events.deliveries import Delivery
+from limner.events.deliveries import Delivery, SpanTooOld
 from limner.events.endpoints import Endpoint
 from limner.hub import webhooks_schemas
 from limner.hub.events import ANNOUNCED
@@ -198,9 +198,12 @@ def redeliver(
             return 1
         assert webhook is not None
         assert since is not None
-        return await _redeliver_span(
-            db, org, webhook, since, until or datetime.fromtimestamp(db.clock.now(), UTC), everything
-        )
+        now = datetime.fromtimestamp(db.clock.now(), UTC)
+        try:
+            deliveries.check_span(since, now, session.settings().keep_deliveries_days)
+        except SpanTooOld as old:
+            raise typer.BadParameter(f"--since {old}") from None
+        return await _redeliver_span(db, org, webhook, since, until or now, everything)
 
     queued = session.run(work)
     _told({"queued": queued}, f"{queued} to be sent again", as_json=as_json)

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -47,6 +47,10 @@ class DeliveryNotFound(LookupError):
 
 class EndpointOff(ValueError):
     """The webhook is turned off: turn it on first."""
+
+
+class SpanTooOld(ValueError):
+    """Of so long ago nobody knows any more what arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,18 @@ async def redeliver_span(
     if row["outcome"] == "off":
         raise EndpointOff("the webhook is turned off")
     return Span(row["queued"], row["last"])
+
+
+def check_span(since: datetime, now: datetime, keep_days: int) -> None:
+    """Raises SpanTooOld where deliveries of `since` may be forgotten; `keep_days` 0: none ever are."""
+    if keep_days and since < now - timedelta(days=keep_days):
+        raise SpanTooOld(f"must be within the last {keep_days} days: what was delivered before is forgotten")
+
+
+async def forget(tx: Tx, keep_days: int, limit: int) -> int:
+    """Forget up to `limit` deliveries that ended more than `keep_days` ago, with their tries: how many those were."""
+    row = await tx.get("SELECT limner.forget_deliveries(%s, %s, %s) AS gone", [tx.ctx, keep_days, limit])
+    return int(row["gone"])
 
 
 def _delivery(row: Row) -> Delivery:

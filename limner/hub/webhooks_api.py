@@ -16,7 +16,7 @@ from limner.db.tx import Tx
 from limner.egress.answers import EgressError
 from limner.egress.destinations import Destinations
 from limner.events import deliveries, endpoints
-from limner.events.deliveries import STATUSES
+from limner.events.deliveries import STATUSES, SpanTooOld
 from limner.events.endpoints import Endpoint
 from limner.hub import webhooks_docs, webhooks_schemas
 from limner.hub.api import answer
@@ -34,7 +34,10 @@ MAX_SPAN_DAYS = 31
 
 @dataclass(frozen=True, slots=True)
 class WebhooksApi:
-    """What the endpoints need. `most`: webhooks of an app; `overlap_s`: how long a rotated secret signs on."""
+    """What the endpoints need. `most`: webhooks of an app; `overlap_s`: how long a rotated secret signs on.
+
+    `keep_days`: after which deliveries are forgotten; 0 is never.
+    """
 
     db: Database
     authenticate: Authenticate
@@ -42,6 +45,7 @@ class WebhooksApi:
     destinations: Destinations
     most: int
     overlap_s: int
+    keep_days: int
 
 
 class WebhookEndpoints:
@@ -187,6 +191,10 @@ class WebhookEndpoints:
             raise invalid({"/until": ["must be later than since"]})
         if (until - since).days >= MAX_SPAN_DAYS:
             raise invalid({"/since": [f"must be less than {MAX_SPAN_DAYS} days before until"]})
+        try:
+            deliveries.check_span(since, now, self._api.keep_days)
+        except SpanTooOld as old:
+            raise invalid({"/since": [str(old)]}) from None
         return since, until
 
 

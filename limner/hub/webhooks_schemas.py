@@ -49,7 +49,11 @@ CHANGE: dict[str, Any] = {
 SPAN: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "since": {"type": "string", "maxLength": 40, "description": "RFC 3339 with an offset."},
+        "since": {
+            "type": "string",
+            "maxLength": 40,
+            "description": "RFC 3339 with an offset; as late as deliveries are kept.",
+        },
         "until": {"type": "string", "maxLength": 40, "description": "Excluded; absent: now."},
         "everything": {"type": "boolean", "default": False, "description": "What arrived, too; else what was missed."},
         "cursor": {"type": "string", "maxLength": 36, "description": "`next_cursor` of the call before."},

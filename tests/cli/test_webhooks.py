@@ -91,6 +91,9 @@ def test_a_span_is_sent_again_by_command(limner: Limner, org: str) -> None:
 
     assert limner.ok("webhooks", "redeliver", "--webhook", made["id"], "--since", since, "--org", org) == {"queued": 0}
     limner.ok("webhooks", "disable", made["id"], "--org", org)
+    long_ago = limner("webhooks", "redeliver", "--webhook", made["id"], "--since", "2020-01-01", "--org", org)
+    assert long_ago.code == 2
+    assert "within the last 30 days" in long_ago.err
     said = limner("webhooks", "redeliver", "--webhook", made["id"], "--since", since, "--org", org)
     assert (said.code, "turned off" in said.err) == (1, True)
 

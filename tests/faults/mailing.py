@@ -52,7 +52,7 @@ def begin(home: Path, url: str, receiver_url: str, window: Window | None) -> Doo
         "LIMNER_DATABASE_POOL_SIZE": "4",
         "LIMNER_WORKER_SLOTS": "1",
         "LIMNER_WEBHOOK_SLOTS": "1" if window else "16",
-        "LIMNER_WEBHOOK_ENDPOINT_SLOTS": "64",
+        "LIMNER_WEBHOOK_ENDPOINT_SLOTS": "10000",  # the dead keep their places until all are dead
         "LIMNER_EGRESS_ALLOW_ORIGINS": receiver_url,
     }
     base = crash.Plan("worker", home, home / "log" / f"mailing-{uuid4().hex[:12]}", env=tuple(env.items()))

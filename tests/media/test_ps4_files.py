@@ -61,7 +61,7 @@ async def kept_clean(sender: Sender, data: bytes) -> None:
     assert sender.objects("q") == []
 
 
-@pytest.mark.parametrize("count", tiers.counts(40, 300))
+@pytest.mark.parametrize("count", tiers.counts(40, 304))
 async def test_ps4_an_upload_is_what_it_says_or_it_is_refused(sender: Sender, tally: Tally, count: int) -> None:
     rng = random.Random(4)
     outcomes = {"kept": 0, "refused": 0}

@@ -18,7 +18,7 @@ CREATE TABLE limner.event_order (
   subject_id uuid NOT NULL,
   PRIMARY KEY (org_id, seq)
 );
-CREATE INDEX event_order_of_subject ON limner.event_order (org_id, subject_id, seq);
+CREATE UNIQUE INDEX event_order_of_subject ON limner.event_order (org_id, subject_id, event_id);
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON limner.event_order FOR EACH ROW EXECUTE FUNCTION limner.refuse_change();
 CREATE TRIGGER never_truncated BEFORE TRUNCATE ON limner.event_order EXECUTE FUNCTION limner.refuse_change();
 ALTER TABLE limner.event_order ENABLE ROW LEVEL SECURITY;

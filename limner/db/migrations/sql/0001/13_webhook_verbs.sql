@@ -89,7 +89,8 @@ BEGIN
    WHERE x.org_id = t AND (p_app IS NULL OR x.app_id = p_app) AND x.removed_at IS NULL
      AND x.id = (SELECT y.endpoint_id FROM limner.webhook_delivery y WHERE y.org_id = t AND y.id = p_delivery) FOR NO KEY UPDATE;
   IF NOT FOUND THEN RETURN NULL; END IF;
-  SELECT x.* INTO STRICT d FROM limner.webhook_delivery x WHERE x.org_id = t AND x.id = p_delivery FOR NO KEY UPDATE;
+  SELECT x.* INTO d FROM limner.webhook_delivery x WHERE x.org_id = t AND x.id = p_delivery FOR NO KEY UPDATE;
+  IF NOT FOUND THEN RETURN NULL; END IF;             -- forgotten at this moment
   IF NOT d.per_request AND NOT (e.is_enabled AND e.has_url) THEN RETURN 'off'; END IF;
   IF d.phase = 'leased' THEN RETURN 'leased'; END IF;
   UPDATE limner.webhook_delivery x SET phase = 'waiting', tries = 0, next_at = clock_timestamp(), finished_at = NULL
@@ -141,6 +142,32 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT rpad(lpad(to_hex(greatest(0, extract(epoch FROM p_at) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
 $$;
 
+-- Forgets up to p_n deliveries, oldest first, that ended more than p_days ago (or have waited as long: their endpoint is off or gone),
+-- and their tries; then endpoints that were removed as long ago and have none left. How many deliveries that were.
+CREATE FUNCTION limner.forget_deliveries(p_ctx text, p_days int, p_n int) RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+  t uuid := limner.enter(p_ctx);
+  cut timestamptz := clock_timestamp() - make_interval(days => p_days);
+  old record;
+BEGIN
+  SELECT array_agg(x.id) AS ids, array_agg(DISTINCT x.endpoint_id) AS endpoints INTO old FROM (
+    SELECT d.id, d.endpoint_id FROM limner.webhook_delivery d
+     WHERE d.org_id = t AND d.id < limner._first_id(cut) AND d.phase <> 'leased' AND coalesce(d.finished_at, d.next_at) < cut
+     ORDER BY d.id LIMIT p_n) x;
+  IF old.ids IS NOT NULL THEN
+    PERFORM 1 FROM limner.webhook_endpoint e WHERE e.org_id = t AND e.id = ANY (old.endpoints) ORDER BY e.id FOR NO KEY UPDATE;
+    SELECT array_agg(d.id) AS ids, old.endpoints INTO old FROM limner.webhook_delivery d
+     WHERE d.org_id = t AND d.id = ANY (old.ids) AND d.phase <> 'leased' AND coalesce(d.finished_at, d.next_at) < cut;
+    DELETE FROM limner.webhook_attempt a WHERE a.org_id = t AND a.delivery_id = ANY (old.ids);
+    DELETE FROM limner.webhook_delivery d WHERE d.org_id = t AND d.id = ANY (old.ids);
+  END IF;
+  DELETE FROM limner.webhook_endpoint e
+   WHERE e.org_id = t AND e.removed_at < cut AND NOT EXISTS (
+     SELECT 1 FROM limner.webhook_delivery d WHERE d.org_id = t AND d.endpoint_id = e.id);
+  RETURN coalesce(cardinality(old.ids), 0);
+END $$;
+
 GRANT EXECUTE ON FUNCTION limner.add_endpoint, limner.redeliver, limner.redeliver_span TO limner_api, limner_operator;
-GRANT EXECUTE ON FUNCTION limner.end_delivery TO limner_worker;
+GRANT EXECUTE ON FUNCTION limner.end_delivery, limner.forget_deliveries TO limner_worker;
 RESET ROLE;
