@@ -1,6 +1,7 @@
 """What a provider returned, made into limner's own: decoded, re-encoded, stored under a key that carries the fence."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,7 @@ from limner.telemetry import logs
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 MAX_TEXT_CHARS = 1_000_000
+MAX_DIMENSIONS = 16_384
 MAX_FACTS_BYTES = 64 * 1024
 PUT_PAUSES_S = (0.2, 1.0)  # a store that stumbles is asked again: the result cost money
 log = logs.get("outputs")
@@ -35,6 +37,8 @@ async def keep(lease: Lease, outputs: Sequence[Output], store: ObjectStore, pool
     for place, output in enumerate(outputs):
         if output.type == "text":
             described = _text(output)
+        elif output.type == "vector":
+            described = _vector(output)
         else:
             described = await _image(f"{prefix(lease.org_id, lease.job_id)}{lease.fence}/{place}", output, store, pool)
         if described is None:
@@ -52,6 +56,13 @@ def plain(text: str, limit: int) -> str:
 def _text(output: Output) -> dict[str, Any] | None:
     text = plain(output.text or "", MAX_TEXT_CHARS)
     return {"text": text} if text.strip() else None
+
+
+def _vector(output: Output) -> dict[str, Any] | None:
+    """Numbers that JSON can hold, and not more than MAX_DIMENSIONS of them."""
+    numbers = [float(number) for number in (output.vector or ())[: MAX_DIMENSIONS + 1]]
+    sound = 0 < len(numbers) <= MAX_DIMENSIONS and all(math.isfinite(number) for number in numbers)
+    return {"vector": numbers} if sound else None
 
 
 def _facts(output: Output) -> dict[str, Any]:

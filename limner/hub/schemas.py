@@ -57,16 +57,17 @@ class DryRun(BaseModel):
 
 
 class Output(BaseModel):
-    """An image carries `url` (signed, at least 24 h) and its size; a text carries `text`."""
+    """An image carries `url` (signed, at least 24 h) and its size; a text carries `text`, an embedding `vector`."""
 
     index: int
-    type: Literal["image", "text"]
+    type: Literal["image", "text", "vector"]
     url: str | None = None
     media_type: str | None = None
     width: int | None = None
     height: int | None = None
     bytes: int | None = None
     text: str | None = None
+    vector: list[float] | None = None
     facts: dict[str, Any] | None = Field(default=None, description="What the model measured, where it measures.")
 
 

@@ -186,6 +186,11 @@ def text_of(prompt: str) -> str:
     return f"Some words about {prompt}."
 
 
+def vector_of(text: str) -> list[float]:
+    """What the model of vectors makes of it."""
+    return [(len(text) * (place + 3) % 17 - 8) / 8 for place in range(8)]
+
+
 async def _read(request: web.Request) -> dict[str, Any]:
     if request.content_type != "multipart/form-data":
         parsed: dict[str, Any] = orjson.loads(await request.read())
@@ -217,7 +222,7 @@ def _completion(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _embedding(body: Mapping[str, Any]) -> dict[str, Any]:
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-    vectors = [[(len(text) * (place + 3) % 17 - 8) / 8 for place in range(8)] for text in texts]
+    vectors = [vector_of(text) for text in texts]
     return {
         "object": "list", "model": body["model"], "usage": {"prompt_tokens": 3, "total_tokens": 3},
         "data": [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)],

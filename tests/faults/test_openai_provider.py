@@ -21,7 +21,7 @@ from limner.kit.money import MC
 from tests import acts, tiers
 from tests.conftest import Server, Tenant
 from tests.emulators import openai_server
-from tests.emulators.openai_server import OpenAIServer, Says, Turn, text_of
+from tests.emulators.openai_server import OpenAIServer, Says, Turn, text_of, vector_of
 from tests.faults.cluster import PICTURE, ApiProcess, Cluster
 from tests.hub.doubles import png
 from tests.running import Answer, Client, Process
@@ -87,7 +87,7 @@ class Shop:
     async def buy(self, *turns: Turn, **wanted: Any) -> tuple[Any, Any]:
         """The closed job and its receipt; `turns`: how the far server fares."""
         self.far.then(*turns)
-        accepted = await self.client.generate(OWN, input={"prompt": "a hare"} | wanted)
+        accepted = await self.client.generate(OWN, input=wanted if "text" in wanted else {"prompt": "a hare"} | wanted)
         assert accepted.status == 202, accepted.body
         job = await self.client.finished(accepted.json["job_id"])
         assert await acts.books(self.db, self.tenant.org_id) == {}
@@ -106,7 +106,7 @@ def shop(db: Database, tenant: Tenant, house: House, far: OpenAIServer, http: ai
 
 
 def _model_of(kind: offers.Kind) -> str:
-    return "tiny" if kind in {"text.generate", "image.describe"} else "painter"
+    return "tiny" if kind in {"text.generate", "text.embed", "image.describe"} else "painter"
 
 
 def _nobody() -> str:
@@ -134,6 +134,18 @@ async def test_a_text_arrives_with_its_tokens_on_the_receipt(shop: Shop) -> None
     ]
     asked = shop.far.asked[-1].body
     assert (asked["max_tokens"], asked["temperature"]) == (1024, 0.5), "what was priced is what is executed"
+
+
+async def test_a_vector_arrives_number_by_number(shop: Shop) -> None:
+    await shop.sell("text.embed", price=1)
+
+    job, receipt = await shop.buy(text="a hare")
+
+    [output] = job["outputs"]
+    assert (job["status"], output["type"], output["vector"]) == ("succeeded", "vector", vector_of("a hare"))
+    assert [(use["kind"], use["quantity"], use["credits"]) for use in receipt["usage"]] == [
+        ("vector", 1, "1"), ("input_tokens", 3, "0"),
+    ]  # fmt: skip
 
 
 async def test_pictures_arrive_and_each_is_charged(shop: Shop) -> None:

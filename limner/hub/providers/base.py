@@ -5,7 +5,7 @@ unknown, docs/reference/providers.md) and turns a parsed request into provider w
 connection, a tenant or a price.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -58,12 +58,16 @@ class ProviderCall:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One result. An image carries `data` (any allowed format: it is re-encoded before storing), text `text`."""
+    """One result. An image carries `data` (any allowed format: it is re-encoded before storing), text `text`.
+
+    A vector carries `vector`: an embedding, finite numbers in the provider's own order.
+    """
 
     index: int
-    type: Literal["image", "text"]
+    type: Literal["image", "text", "vector"]
     data: bytes | None = None
     text: str | None = None
+    vector: Sequence[float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -229,6 +229,28 @@ async def test_pictures_that_are_none(desk: Desk, body: Any, code: str, kind: st
     assert (error.code, error.kind, error.outcome_unknown) == (code, kind, False)
 
 
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (None, "provider_answer_invalid"),
+        ([], "provider_answer_empty"),
+        ([{"embedding": []}], "provider_answer_invalid"),
+        ([{"embedding": "AACAPw=="}], "provider_answer_invalid"),
+        ([{"embedding": [0.5, None]}], "provider_answer_invalid"),
+        ([{"embedding": [True, False]}], "provider_answer_invalid"),
+        ([{"embedding": [0, 0.0]}], "provider_answer_invalid"),
+        ([{"embedding": [1e300]}], "provider_answer_invalid"),
+        ([{"embedding": [0.1] * 16_385}], "provider_answer_invalid"),
+    ],
+)
+async def test_vectors_that_are_none(desk: Desk, data: Any, code: str) -> None:
+    desk.server.then(Says(200, {"data": data}))
+
+    error = await desk.refused("text.embed", text="a hare")
+
+    assert (error.code, error.kind, error.outcome_unknown) == (code, "retryable", False)
+
+
 async def test_of_several_pictures_those_that_are_there_are_kept(desk: Desk) -> None:
     desk.server.then(Says(200, {"data": [{"b64_json": "%"}, {"b64_json": B64}]}))
 

@@ -13,7 +13,8 @@ from limner.hub.providers.openai_compatible import answers, config, errors
 COUNT = 40
 NAMES = st.sampled_from(
     ["choices", "message", "content", "finish_reason", "refusal", "usage", "prompt_tokens", "completion_tokens", "prompt_tokens_details",
-     "cached_tokens", "data", "b64_json", "url", "id", "error", "code", "type", "param", "message", "input_tokens", "output_tokens"]
+     "cached_tokens", "data", "b64_json", "url", "id", "error", "code", "type", "param", "message", "input_tokens", "output_tokens",
+     "embedding"]
 )  # fmt: skip
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8),
@@ -38,11 +39,11 @@ HEADERS = st.dictionaries(st.sampled_from(["x-request-id", "retry-after", "date"
 @settings(max_examples=COUNT, deadline=None)
 @given(ANSWERS, HEADERS)
 def test_any_answer_is_read_or_refused(answer: dict[str, Any], headers: dict[str, str]) -> None:
-    for read in (answers.read_texts, answers.read_pictures):
+    for read in (answers.read_texts, answers.read_pictures, answers.read_vectors):
         with contextlib.suppress(ProviderError):
             result = read(answer, headers)
             assert result.outputs
-            assert all(output.text or output.data is not None for output in result.outputs)
+            assert all(output.text or output.vector or output.data is not None for output in result.outputs)
             assert not any(isinstance(use.quantity, str | list | dict) for use in result.usage)
 
 

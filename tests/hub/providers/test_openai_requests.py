@@ -8,7 +8,7 @@ import pytest
 from limner.hub.providers.base import CallClass, ConfigInvalid, Output, Usage
 from limner.hub.providers.openai_compatible import config as openai_config
 from limner.hub.providers.openai_compatible.requests import DESCRIBE
-from tests.emulators.openai_server import text_of
+from tests.emulators.openai_server import text_of, vector_of
 from tests.hub.doubles import png
 from tests.hub.providers.openai_calls import JOB, KEY, Desk, open_desk, picture
 
@@ -59,6 +59,18 @@ async def test_what_the_request_leaves_open_is_not_sent(desk: Desk) -> None:
     await desk.ask(prompt="a hare", temperature=None, seed=None, system="")
 
     assert desk.server.asked[0].body.keys() == {"model", "messages"}
+
+
+async def test_a_vector_is_asked_for_and_keeps_its_numbers(desk: Desk) -> None:
+    answer = await desk.ask("text.embed", text="a hare", dimensions=8)
+
+    [output] = answer.outputs
+    assert (output.type, output.vector) == ("vector", vector_of("a hare"))
+    assert answer.usage == (Usage("input_tokens", 3, "token"),)
+    [asked] = desk.server.asked
+    assert (asked.path, asked.body) == (
+        "/v1/embeddings", {"model": "tiny", "input": "a hare", "encoding_format": "float", "dimensions": 8},
+    )  # fmt: skip
 
 
 async def test_pictures_are_asked_for_in_base64(desk: Desk) -> None:
@@ -128,6 +140,9 @@ async def test_a_model_that_sees_is_shown_pictures(desk: Desk, kind: str, prompt
         ("text.generate", {"prompt": "x", "mask": picture()}, "unsupported_input", "fatal"),
         ("image.upscale", {"prompt": "x"}, "unsupported_kind", "fatal"),
         ("text.generate", {"prompt": "  "}, "prompt_required", "bad_request"),
+        ("text.embed", {"text": " "}, "text_required", "bad_request"),
+        ("text.embed", {"text": "x", "prompt": "y", "temperature": 1}, "unsupported_input", "fatal"),
+        ("text.embed", {"text": "x", "images": [picture()]}, "unsupported_input", "fatal"),
         ("image.generate", {}, "prompt_required", "bad_request"),
         ("image.edit", {"prompt": "x"}, "image_required", "bad_request"),
         ("image.describe", {}, "image_required", "bad_request"),

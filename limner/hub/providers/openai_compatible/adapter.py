@@ -11,11 +11,12 @@ MAX_TEXT_BYTES = 8 * 1024 * 1024
 MAX_PICTURE_BYTES = 32 * 1024 * 1024  # base64 of a picture of the largest size that is kept, and its frame
 MAX_ANSWER_BYTES = 128 * 1024 * 1024
 HEAD_START_S = 0.25  # the door gives up a little before the run does, and so can tell whether the request was out
+READERS = {"texts": answers.read_texts, "pictures": answers.read_pictures, "vectors": answers.read_vectors}
 log = logs.get("openai")
 
 
 class OpenAICompatibleAdapter:
-    """Texts by chat/completions, pictures by images/generations and images/edits.
+    """Texts by chat/completions, vectors by embeddings, pictures by images/generations and images/edits.
 
     Class C: the interface knows neither an idempotency key nor a look-up. The job's id goes out as X-Client-Request-Id,
     by which a provider's support finds a request; limner relies on nothing about it.
@@ -59,8 +60,7 @@ class OpenAICompatibleAdapter:
         if value.get("error"):  # some gateways had sent their headers when it went wrong
             said = errors.told(value)
             raise self._failure(call, request, answer, said.status or 502, said)
-        read = answers.read_pictures if request.pictures else answers.read_texts
-        return read(value, answer.headers)
+        return READERS[request.answers](value, answer.headers)
 
     def _failure(
         self, call: ProviderCall, request: Request, answer: Answer, status: int, said: errors.Told

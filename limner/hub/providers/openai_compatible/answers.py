@@ -13,6 +13,8 @@ REFERENCE = re.compile(r"[!-~]{1,200}", re.ASCII)
 FINISH_REASONS = ("stop", "length")
 FILTERED = "content_filter"
 MAX_CHOICES = 128
+MAX_DIMENSIONS = 16_384
+MAX_NUMBER = 1e30
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -66,6 +68,27 @@ def read_pictures(value: Mapping[str, Any], headers: Mapping[str, str]) -> Provi
         raise _empty()
     outputs = tuple(Output(index, "image", data=data) for index, data in enumerate(found))
     return ProviderResult(outputs, _picture_usage(value), task_id=_reference(value, headers))
+
+
+def read_vectors(value: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderResult:
+    """The vectors of an embeddings answer, in its order. Raises ProviderError provider_answer_empty and -_invalid (retryable)."""
+    items = _objects(value, "data")
+    vectors = [item.get("embedding") for item in items]
+    if not all(_is_vector(vector) for vector in vectors):
+        raise _invalid("an embedding that is no list of numbers")
+    if not vectors:
+        raise _empty()
+    outputs = tuple(Output(index, "vector", vector=vector) for index, vector in enumerate(vectors))
+    read = _number(_dict(value, "usage"), "prompt_tokens")
+    return ProviderResult(outputs, (Usage("input_tokens", read, "token"),), task_id=_reference(value, headers))
+
+
+def _is_vector(value: Any) -> bool:
+    """Numbers, some of them not zero; JSON knows no infinity, but 1e999 is one."""
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_DIMENSIONS:
+        return False
+    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
+    return numbers and any(value) and all(abs(number) < MAX_NUMBER for number in value)
 
 
 def _objects(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

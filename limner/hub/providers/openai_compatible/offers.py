@@ -5,7 +5,7 @@ Fields are those that most servers take; `limner models put` narrows or widens t
 
 from typing import Any, Literal
 
-Kind = Literal["text.generate", "image.describe", "image.generate", "image.edit"]
+Kind = Literal["text.generate", "text.embed", "image.describe", "image.generate", "image.edit"]
 MAX_PROMPT_CHARS = 100_000
 MAX_PICTURE_PROMPT_CHARS = 4_000
 MAX_DATA_URI_CHARS = 28_000_000  # 20 MiB in base64, and the words before it
@@ -72,6 +72,17 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
         temperature=_TEMPERATURE,
         max_tokens=_max_tokens(1024),
     ),
+    "text.embed": _schema(
+        ["text"],
+        {"text": "A short tale about a lighthouse."},
+        text=_text("What to make a vector of.", MAX_PROMPT_CHARS),
+        dimensions={
+            "type": "integer",
+            "description": "The vector's length, for models that can shorten it; the model's own when absent.",
+            "minimum": 1,
+            "maximum": 16_384,
+        },
+    ),
     "image.describe": _schema(
         ["images"],
         {"images": ["data:image/png;base64,iVBORw0KGgo="], "max_tokens": 100},
@@ -99,6 +110,7 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
 """By the kind of model; what the adapter makes of each stands in requests.py."""
 EXPECTED_S: dict[Kind, float] = {
     "text.generate": 5.0,
+    "text.embed": 1.0,
     "image.describe": 5.0,
     "image.generate": 20.0,
     "image.edit": 20.0,

@@ -4,7 +4,7 @@ import base64
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -14,21 +14,24 @@ from limner.hub.providers.openai_compatible.config import Config
 
 DESCRIBE = "Describe this picture in one or two plain sentences, as an alternative text for people who cannot see it."
 OURS = frozenset({"prompt", "system", "images", "mask", MAX_OUTPUTS_FIELD})
+Answers = Literal["texts", "pictures", "vectors"]
 CHAT_FIELDS = frozenset(
     {"temperature", "top_p", "max_tokens", "stop", "seed", "presence_penalty", "frequency_penalty", "reasoning_effort"}
 )
+EMBEDDING_FIELDS = frozenset({"text", "dimensions"})
 IMAGE_FIELDS = frozenset({"size", "quality", "style", "background"})
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent. `fields`: the names in it, which an answer may call wrong; `pictures`: how many are asked for, 0 for text."""
+    """What is sent. `fields`: the names in it, which an answer may call wrong; `pictures`: how many are asked for, else 0."""
 
     path: str
     content_type: str
     body: bytes
     fields: frozenset[str]
-    pictures: int
+    answers: Answers
+    pictures: int = 0
 
 
 def build(call: ProviderCall, config: Config) -> Request:
@@ -61,13 +64,24 @@ def _chat(call: ProviderCall, config: Config) -> Request:
         given[config.max_tokens_field] = given.pop("max_tokens")
     if (count := _count(call)) > 1:
         given["n"] = count
-    return _json("/chat/completions", {"model": call.provider_model, "messages": messages} | given, pictures=0)
+    return _json("/chat/completions", {"model": call.provider_model, "messages": messages} | given, "texts")
+
+
+def _embed(call: ProviderCall, _: Config) -> Request:
+    if call.images or call.mask is not None:
+        raise _unsupported("images")
+    given = _given(call, EMBEDDING_FIELDS)
+    text = given.pop("text", None)
+    if not isinstance(text, str) or not text.strip():
+        raise ProviderError("text_required", "This model needs a text.", "bad_request")
+    asked = {"model": call.provider_model, "input": text, "encoding_format": "float"}
+    return _json("/embeddings", asked | given, "vectors")
 
 
 def _generate(call: ProviderCall, config: Config) -> Request:
     if call.images or call.mask is not None:
         raise _unsupported("images")
-    return _json("/images/generations", _picture_fields(call, config), pictures=_count(call))
+    return _json("/images/generations", _picture_fields(call, config), "pictures", _count(call))
 
 
 def _edit(call: ProviderCall, config: Config) -> Request:
@@ -80,7 +94,7 @@ def _edit(call: ProviderCall, config: Config) -> Request:
     boundary = secrets.token_hex(16)
     body = _form(boundary, {field: str(value) for field, value in fields.items()}, files)
     named = frozenset({*fields, "image", "mask"})
-    return Request("/images/edits", f"multipart/form-data; boundary={boundary}", body, named, _count(call))
+    return Request("/images/edits", f"multipart/form-data; boundary={boundary}", body, named, "pictures", _count(call))
 
 
 def _picture_fields(call: ProviderCall, config: Config) -> dict[str, Any]:
@@ -115,8 +129,8 @@ def _unsupported(name: str) -> ProviderError:
     return ProviderError("unsupported_input", f"This provider does not take {name[:100]}.", "fatal")
 
 
-def _json(path: str, fields: Mapping[str, Any], pictures: int) -> Request:
-    return Request(path, "application/json", orjson.dumps(fields), frozenset(fields), pictures)
+def _json(path: str, fields: Mapping[str, Any], answers: Answers, pictures: int = 0) -> Request:
+    return Request(path, "application/json", orjson.dumps(fields), frozenset(fields), answers, pictures)
 
 
 def _data_uri(image: Blob) -> str:
@@ -138,6 +152,7 @@ def _form(boundary: str, fields: Mapping[str, str], files: list[tuple[str, Blob]
 
 _BUILDERS: dict[str, Callable[[ProviderCall, Config], Request]] = {
     "text.generate": _chat,
+    "text.embed": _embed,
     "image.describe": _chat,
     "image.generate": _generate,
     "image.edit": _edit,
