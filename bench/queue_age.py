@@ -24,7 +24,7 @@ from bench import lifecycle, rig
 from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.wake import Waker
 from limner.hub import jobs
-from limner.hub.loop import BACK_S, WorkerLoop
+from limner.hub.loop import NEAR_S, WorkerLoop
 from limner.hub.runs import Lease
 from limner.kit import crypto, ids
 
@@ -34,7 +34,7 @@ DEAD = """
 SELECT s.n_dead_tup AS dead, s.n_tup_ins + s.n_tup_upd AS written, pg_total_relation_size(s.relid)::bigint AS bytes
   FROM pg_stat_user_tables s WHERE s.schemaname = 'limner' AND s.relname = 'job_queue'
 """
-PROBE = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM limner.claim_jobs('probe', 64, 1, NULL, {BACK_S})"
+PROBE = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM limner.claim_jobs('probe', 64, 1, NULL, {NEAR_S}, %s)"
 OLD = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'idle in transaction' AND backend_xmin IS NOT NULL)"
 
 
@@ -155,9 +155,10 @@ async def _open_transaction(bench: rig.Rig, seen: Seen) -> AsyncIterator[None]:
 
 
 async def _probe(conn: psycopg.AsyncConnection[Any], seen: Seen) -> None:
-    """A claim that is taken back."""
+    """A claim that is taken back, as most are while claims are slow."""
     async with conn.transaction(force_rollback=True):
-        row = await (await conn.execute(PROBE)).fetchone()
+        since = await (await conn.execute("SELECT limner.ready_since()")).fetchone()
+        row = await (await conn.execute(PROBE, since)).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]
     seen.pages[seen.phase] = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]

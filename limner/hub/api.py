@@ -18,7 +18,7 @@ from limner.media.urls import MediaUrls
 from limner.tenancy import end_users
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
-from limner.web.errors import ApiError, invalid, not_found
+from limner.web.errors import ApiError, not_found
 
 POLL_S = 1
 """Retry-After of a job that is still running, in seconds."""
@@ -81,9 +81,7 @@ class JobEndpoints:
         caller = await self._api.authenticate(request)
         caller.require("jobs:read")
         limit = parsing.page_limit(request)
-        status = request.query_params.get("status")
-        if status is not None and status not in jobs.STATES:
-            raise invalid({"/status": [f"must be one of {', '.join(jobs.STATES)}"]})
+        status = parsing.choice(request, "status", jobs.STATES)
         async with self._api.db.tenant_tx(caller.org_id) as tx:
             await admit_user(tx, caller)
             found = await jobs.list_of_app(

@@ -34,6 +34,9 @@ CLAIM_PAUSE_S = 0.01
 CLAIM_TIMEOUT_S = 10.0
 BACK_S = 120.0  # of the leases that ran out, those of so many seconds are looked for at each claim,
 LOOK_EVERY_S = 60.0  # and all of them so often
+SLOW_S = 0.01  # a claim that takes as long walks past many dead rows: the next ones begin behind them,
+WHOLE_EVERY_S = 2.0  # for so long,
+NEAR_S = 5.0  # and look for leases that ran out in so many seconds
 AHEAD = 4  # pieces of CPU work a worker has waiting for each of its processes
 RARELY = 0.1  # pieces of CPU work a run
 REMEMBERED = 20  # runs
@@ -90,6 +93,8 @@ class WorkerLoop:
         self._active: dict[tuple[UUID, int], _Active] = {}
         self._cpu_use = CpuUse(resources.pool.calls)
         self._looked_at = -math.inf
+        self._since: UUID | None = None
+        self._since_until = -math.inf
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
@@ -144,13 +149,23 @@ class WorkerLoop:
 
     async def _claim(self, room: int) -> list[Lease]:
         began = time.monotonic()
+        since = self._since if began < self._since_until else None
         back_s = BACK_S if began - self._looked_at < LOOK_EVERY_S else None
+        if since is not None:
+            back_s = NEAR_S
         try:
             async with (
                 asyncio.timeout(CLAIM_TIMEOUT_S),
                 self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx,
             ):
-                leases = await runs.claim(tx, self.owner, room, self._settings.lease_s, self._settings.org_cap, back_s)
+                lease_s, org_cap = self._settings.lease_s, self._settings.org_cap
+                leases = await runs.claim(tx, self.owner, room, lease_s, org_cap, back_s, since)
+                if since is None:
+                    slow = time.monotonic() - began > SLOW_S
+                    self._since, self._since_until = (
+                        (await runs.ready_since(tx) if slow else None),
+                        began + WHOLE_EVERY_S,
+                    )
         except (DatabaseUnavailable, psycopg.Error, TimeoutError) as error:
             log.warning("claim.failed", error=str(error) or type(error).__name__)
             return []

@@ -89,17 +89,25 @@ class Closing:
 
 
 async def claim(
-    tx: Tx, owner: str, limit: int, lease_s: float, org_cap: int | None = None, back_s: float | None = None
-) -> list[Lease]:
+    tx: Tx, owner: str, limit: int, lease_s: float, org_cap: int | None = None, back_s: float | None = None,
+    since: UUID | None = None,
+) -> list[Lease]:  # fmt: skip
     """Lease up to `limit` jobs: overdue first, then shared between organizations and their apps by weight.
 
     `org_cap`: how many jobs of one organization may run at once, where it has no cap of its own. `back_s`: leases that
-    ran out longer ago are not looked for this time; None: all are.
+    ran out longer ago are not looked for this time; None: all are. `since`: of `ready_since`; None: whatever is ready.
     """
     rows = await tx.all(
-        "SELECT * FROM limner.claim_jobs(%s, %s, %s, %s::int, %s::float8)", [owner, limit, lease_s, org_cap, back_s]
+        "SELECT * FROM limner.claim_jobs(%s, %s, %s, %s::int, %s::float8, %s)",
+        [owner, limit, lease_s, org_cap, back_s, since],
     )
     return [Lease(**row) for row in rows]
+
+
+async def ready_since(tx: Tx) -> UUID:
+    """Where the next claims may begin to look. What is ready is not older; what becomes so again and what comes late may be."""
+    row = await tx.get("SELECT limner.ready_since() AS id")
+    return UUID(str(row["id"]))
 
 
 async def heartbeat(tx: Tx, leases: Sequence[Lease], lease_s: float) -> dict[UUID, str]:

@@ -111,9 +111,7 @@ class UploadEndpoints:
     async def list_uploads(self, request: Request) -> Response:
         caller = await self._caller(request)
         limit = parsing.page_limit(request)
-        status = request.query_params.get("status") or None
-        if status is not None and status not in uploads.STATES:
-            raise invalid({"/status": [f"must be one of {', '.join(uploads.STATES)}"]})
+        status = parsing.choice(request, "status", uploads.STATES)
         before = parsing.page_cursor(request)
         async with self._api.db.tenant_tx(caller.org_id) as tx:
             await admit_user(tx, caller)

@@ -126,9 +126,7 @@ class WebhookEndpoints:
         caller = await self._caller(request)
         limit = parsing.page_limit(request)
         before = parsing.page_cursor(request)
-        status = request.query_params.get("status") or None
-        if status is not None and status not in STATUSES:
-            raise invalid({"/status": [f"must be one of {', '.join(STATUSES)}"]})
+        status = parsing.choice(request, "status", STATUSES)
         async with self._db.tenant_tx(caller.org_id) as tx:
             endpoint = await _load(tx, caller, webhook_id)
             found = await deliveries.list_of_endpoint(tx, endpoint.id, status=status, limit=limit + 1, before=before)

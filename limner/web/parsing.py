@@ -1,6 +1,7 @@
 """Bodies, idempotency keys and pages, parsed strictly: what cannot be right answers 400 with a pointer."""
 
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -134,6 +135,14 @@ def flag(request: Request, name: str) -> bool:
     if text not in FLAGS:
         raise invalid({f"/{name}": ["must be 1 or 0"]})
     return FLAGS[text]
+
+
+def choice(request: Request, name: str, values: Collection[str]) -> str | None:
+    """A query parameter that is one of some words, or absent. Raises ApiError 400."""
+    value = request.query_params.get(name)
+    if value is not None and value not in values:
+        raise invalid({f"/{name}": [f"must be one of {', '.join(values)}"]})
+    return value
 
 
 def page_limit(request: Request, default: int = 20) -> int:

@@ -7,9 +7,16 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests import acts
 from tests.cli.conftest import Limner
 from tests.conftest import Server
 from tests.running import Process, free_port
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits(superuser: psycopg.Connection) -> None:
+    """What other tests left in the queue would be told of, rightly."""
+    acts.empty_queue(superuser)
 
 
 def _checks(limner: Limner, **env: str) -> tuple[int, dict[str, Any]]:

@@ -19,7 +19,7 @@ from limner.egress.loopback import LoopbackClient
 from tests.cli.conftest import Limner, StartUp, Up, alive, environment, gone, until
 from tests.running import free_port
 
-FIELDS = {"base_url", "home", "org", "app", "api_key", "end_user", "pid"}
+FIELDS = {"base_url", "home", "org", "app", "api_key", "end_user", "pid", "receiver"}
 
 
 async def _paint(facts: dict[str, Any], within_s: float = 30) -> None:
@@ -101,9 +101,7 @@ async def test_a_database_that_waits_for_its_sessions_before_it_stops_is_started
     until(lambda: server.postmaster_pid() not in {None, postmaster})
     until(lambda: _serves(facts))
     await _paint(facts)
-    said = up.said()
-    assert said.count("told the database to stop") == 1
-    assert "the database ended" in said
+    assert up.said().count("told the database to stop") == 1
     assert up.stop() == 0
 
 

@@ -98,8 +98,9 @@ class Shop:
     providers: tuple[Scripted, ...]
 
     async def submit(
-        self, *, outputs: int = 1, price: int = 1, unit: str = "output", image: Blob | None = None, **changes: Any
-    ) -> UUID:
+        self, *, outputs: int = 1, price: int = 1, unit: str = "output", image: Blob | None = None,
+        job_id: UUID | None = None, **changes: Any,
+    ) -> UUID:  # fmt: skip
         """A job worth `price` credits an output (or, `unit` "job", for all of them)."""
         asked = acts.request(self.tenant, price=price, **changes)
         total = price * (outputs if unit == "output" else 1)
@@ -109,7 +110,7 @@ class Shop:
             given["images"] = [{"type": image.media_type}]
         request = replace(asked, model_id=self.model_id, input=given, hold_mc=total * MC, images=images)
         async with self.db.tenant_single(self.tenant.org_id) as tx:
-            return (await jobs.submit(tx, ids.new(), request)).job_id
+            return (await jobs.submit(tx, job_id or ids.new(), request)).job_id
 
     async def lease(self, job_id: UUID, lease_s: float = 30.0) -> runs.Lease:
         return await acts.lease(self.db, job_id, lease_s=lease_s)

@@ -1,15 +1,18 @@
 """The worker's loop over a real database: how much it takes, cancels, mistakes, and leaving."""
 
 import asyncio
+import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from limner.db.pools import Database
 from limner.hub import endings
+from limner.hub import loop as loop_module
 from limner.hub.loop import RARELY, CpuUse, LoopSettings, WorkerLoop
 from limner.hub.providers.base import ProviderCall, ProviderError, ProviderResult
 from limner.hub.sharing import SharedWrites
@@ -37,6 +40,20 @@ async def test_two_hundred_slow_provider_calls_run_at_once(shop: Open) -> None:
 
     assert time.monotonic() - began < 15, "one after another would take 400 s"
     assert len(slow.calls) == 200
+    assert await acts.books(here.db, here.tenant.org_id) == {}
+
+
+async def test_a_worker_whose_claims_are_slow_does_all_the_same(shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is older than all that was ready when it looked last."""
+    monkeypatch.setattr(loop_module, "SLOW_S", 0.0)
+    monkeypatch.setattr(loop_module, "WHOLE_EVERY_S", 0.5)
+    here = await shop(Scripted("quick", after(0.0)))
+
+    async with working(here):
+        for place in range(10):
+            late = UUID(int=(0x01900000 << 96) + (7 << 76) + (1 << 63) + secrets.randbits(60)) if place == 5 else None
+            await closed(here, await here.submit(job_id=late))
+
     assert await acts.books(here.db, here.tenant.org_id) == {}
 
 

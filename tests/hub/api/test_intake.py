@@ -23,6 +23,7 @@ from tests.running import Client
 
 GENERATE = "/api/v1/generate"
 GOOD: dict[str, Any] = {"model": "local/canvas", "input": {"prompt": "a hare"}}
+STRANGERS = "SELECT count(*) FROM limner.end_user WHERE org_id = %s AND external_id = 'stranger'"
 
 
 @pytest_asyncio.fixture
@@ -62,7 +63,7 @@ async def test_a_batch_takes_what_is_plain_and_writes_nothing_of_the_rest(
     # behind one it does not suffice for, a wallet's next goes alone too
     assert placed == {0: 1 * MC, 1: 3 * MC, 6: 0, 9: 2 * MC}
     assert acts.count(superuser, "SELECT count(*) FROM limner.job") == before + 4
-    assert acts.count(superuser, "SELECT count(*) FROM limner.end_user WHERE external_id = 'stranger'") == 0
+    assert acts.count(superuser, STRANGERS, two.org_id) == 0
     assert await acts.books(db, one.org_id) == await acts.books(db, two.org_id) == {}
 
 

@@ -1,6 +1,27 @@
 -- Who works on what: claims, leases, progress. Run as limner_dispatch.
 SET ROLE limner_owner;
 
+-- below every version 7 UUID of that moment
+CREATE FUNCTION limner._first_id(p_at timestamptz) RETURNS uuid
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT rpad(lpad(to_hex(greatest(0, extract(epoch FROM p_at) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
+$$;
+
+-- Below every job that is ready now, and below those that are a minute old: where a claim may begin to look (`p_since` of claim_jobs).
+CREATE FUNCTION limner.ready_since() RETURNS uuid
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+  WITH RECURSIVE line AS (
+    (SELECT q.org_id, q.app_id, q.priority, q.job_id FROM limner.job_queue q WHERE q.phase = 'ready'
+      ORDER BY q.org_id, q.app_id, q.priority, q.job_id LIMIT 1)
+    UNION ALL
+    SELECT n.* FROM line l CROSS JOIN LATERAL (
+      SELECT q.org_id, q.app_id, q.priority, q.job_id FROM limner.job_queue q
+       WHERE q.phase = 'ready' AND (q.org_id, q.app_id, q.priority) > (l.org_id, l.app_id, l.priority)
+       ORDER BY q.org_id, q.app_id, q.priority, q.job_id LIMIT 1) n)
+  SELECT x.id FROM (SELECT l.job_id AS id FROM line l UNION ALL SELECT limner._first_id(clock_timestamp() - interval '1 minute')) x
+   ORDER BY x.id LIMIT 1;
+$$;
+
 -- Jobs of models that a provider with a cap serves (`p_gated`) leave the ready line for one by model, once in their lives, so that a
 -- claim can pass over a full provider's without looking at them. A line is looked at further as long as such jobs are found at its head;
 -- what is behind the last look is sorted by the next claim.
@@ -69,14 +90,17 @@ END $$;
 -- for its weight is served first, drawing lots (by weight) among equals; inside an organization the same between its apps; inside an app
 -- by priority, then age. A paused or full organization or app, or a full provider, holds nobody up behind it.
 -- `p_back_s`: of the leases that ran out only those of so many seconds are looked for (NULL: all). While a transaction of somebody else's
--- stays open, the index still has every lease there was since, and each is walked past.
-CREATE FUNCTION limner.claim_jobs(p_owner text, p_n int, p_lease_s double precision, p_cap int DEFAULT NULL, p_back_s double precision DEFAULT NULL)
+-- stays open, the index still has every lease there was since, and each is walked past. So it has what was ready: `p_since` (ready_since;
+-- NULL: from the first on) lets the index itself pass over what is older, without a look at the rows.
+CREATE FUNCTION limner.claim_jobs(p_owner text, p_n int, p_lease_s double precision, p_cap int DEFAULT NULL, p_back_s double precision DEFAULT NULL,
+                                  p_since uuid DEFAULT NULL)
 RETURNS TABLE (org_id uuid, job_id uuid, app_id uuid, fence bigint, run int, exhausted text, deadline_in_s double precision, waited_ms double precision)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := clock_timestamp();   -- a value: a function that moves cannot bound a scan of an index
   v_from timestamptz := coalesce(v_now - make_interval(secs => p_back_s), '-infinity');
+  v_since uuid := coalesce(p_since, '00000000-0000-0000-0000-000000000000');
   mine uuid[];             -- of the organizations with a cap, or an app with one: those this claim may serve under it
   capped boolean := p_cap IS NOT NULL OR EXISTS (SELECT 1 FROM limner.queue_policy p WHERE p.max_running IS NOT NULL);
   gated uuid[];            -- models that a provider with a cap serves; NULL: no provider has one, nor has anything in line been sorted
@@ -123,12 +147,12 @@ BEGIN
      WHERE q.deadline_at < v_now AND q.claimable_at <= v_now
      ORDER BY q.deadline_at LIMIT least(20, p_n) FOR UPDATE SKIP LOCKED),
   lane AS (               -- a loose index scan: the distinct (organization, app) pairs that have something ready, and the first of each
-    (SELECT q.org_id, q.app_id, q.priority, q.job_id FROM limner.job_queue q WHERE q.phase = 'ready'
+    (SELECT q.org_id, q.app_id, q.priority, q.job_id FROM limner.job_queue q WHERE q.phase = 'ready' AND q.job_id >= v_since
       ORDER BY q.org_id, q.app_id, q.priority, q.job_id LIMIT 1)
     UNION ALL
     SELECT n.* FROM lane l CROSS JOIN LATERAL (
       SELECT q.org_id, q.app_id, q.priority, q.job_id FROM limner.job_queue q
-       WHERE q.phase = 'ready' AND (q.org_id, q.app_id) > (l.org_id, l.app_id) ORDER BY q.org_id, q.app_id, q.priority, q.job_id LIMIT 1) n),
+       WHERE q.phase = 'ready' AND (q.org_id, q.app_id) > (l.org_id, l.app_id) AND q.job_id >= v_since ORDER BY q.org_id, q.app_id, q.priority, q.job_id LIMIT 1) n),
   line AS (               -- beside those the lines by model, each as far as there is room for its jobs
     SELECT m.* FROM unnest(lines.orgs, lines.apps, lines.models, lines.gives) m (org_id, app_id, model_id, gives)
      WHERE m.gives IS NULL OR m.gives > 0),
@@ -164,7 +188,7 @@ BEGIN
       FROM sized l JOIN lane f ON f.org_id = l.org_id AND f.app_id = l.app_id CROSS JOIN LATERAL (
         SELECT q.job_id, q.priority FROM limner.job_queue q         -- from the first on: what is dead before it was walked past once
          WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND (q.priority, q.job_id) >= (f.priority, f.job_id)
-           AND q.deadline_at >= v_now
+           AND q.deadline_at >= v_now AND q.job_id >= v_since
          ORDER BY q.priority, q.job_id
          LIMIT least(l.room, l.depth)
            FOR UPDATE SKIP LOCKED) r
@@ -252,7 +276,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
    WHERE q.org_id = m.org_id AND q.job_id = m.job_id AND q.fence = m.fence AND q.lease_owner IS NOT NULL;
 $$;
 
-GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.sort_line, limner.open_places, limner.heartbeat_many, limner.report_many TO limner_dispatch;
+GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.ready_since, limner._first_id, limner.sort_line, limner.open_places, limner.heartbeat_many, limner.report_many TO limner_dispatch;
 RESET ROLE;
 
 GRANT CREATE ON SCHEMA limner TO limner_lookup;

@@ -136,12 +136,6 @@ BEGIN
   RETURN NEXT;
 END $$;
 
--- below every version 7 UUID of that moment
-CREATE FUNCTION limner._first_id(p_at timestamptz) RETURNS uuid
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT rpad(lpad(to_hex(greatest(0, extract(epoch FROM p_at) * 1000)::bigint), 12, '0'), 32, '0')::uuid;
-$$;
-
 -- Forgets up to p_n deliveries, oldest first, that ended more than p_days ago (or have waited as long: their endpoint is off or gone),
 -- and their tries; then endpoints that were removed as long ago and have none left. How many deliveries that were.
 CREATE FUNCTION limner.forget_deliveries(p_ctx text, p_days int, p_n int) RETURNS int
