@@ -55,7 +55,7 @@ def list_all(
         for u in found
     ]
     printing.table(
-        ("upload", "status", "name", "user", "pixels", "bytes", "created"), rows, empty="There is no such upload."
+        ("upload", "status", "name", "user", "pixels", "bytes", "created"), rows, empty="There are no such uploads."
     )
     printing.say(f"{used_files:,} uploads take {used_bytes:,} bytes of the quota.")
 

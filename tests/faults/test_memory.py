@@ -18,9 +18,10 @@ WORKER_MIB = 200
 
 
 def _resident_mib(process: Process) -> float:
-    """The process and its children: CPU children count."""
+    """The process, and of its children what is theirs alone: pages of libraries that both have loaded are there once."""
     main = psutil.Process(process.popen.pid)
-    return float(sum(p.memory_info().rss for p in (main, *main.children(recursive=True))) / MIB)
+    own = sum(child.memory_full_info().uss for child in main.children(recursive=True))
+    return float((main.memory_info().rss + own) / MIB)
 
 
 async def test_an_idle_worker_and_a_used_api_stay_small(
