@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,12 @@ class Up:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE and command in process.cmdline():
                 return process
         raise AssertionError(f"no {command} among the children")
+
+    def worker(self) -> psutil.Process:
+        """The worker, once it is at work: it holds the lock of the start no more, for which others would wait if it were stopped."""
+        log, worker = self.home / "log" / "worker-1.log", self.child("worker")
+        until(lambda: log.exists() and f'"owner":"{socket.gethostname()}:{worker.pid}:' in log.read_text())
+        return worker
 
     def everything(self) -> list[psutil.Process]:
         """All it started: its processes and theirs, and the database's."""

@@ -121,7 +121,8 @@ def test_a_picture_too_large_to_double(start: StartUp, home: Path, tmp_path: Pat
 def test_ctrl_c_gives_back_what_was_set_aside(start: StartUp, home: Path, tmp_path: Path) -> None:
     up = start()
     facts = up.ready()
-    up.child("worker").suspend()  # so that the jobs are surely open when the signal comes
+    worker = up.worker()
+    worker.suspend()  # so that the jobs are surely open when the signal comes
     limner = Limner(home, tmp_path)
     who = ("user", "show", facts["end_user"], "--org", facts["org"], "--app", facts["app"])
     demo = subprocess.Popen(
@@ -136,7 +137,7 @@ def test_ctrl_c_gives_back_what_was_set_aside(start: StartUp, home: Path, tmp_pa
     assert (demo.returncode, out) == (130, ""), err
     assert "Traceback" not in err
     assert limner.ok(*who)["wallet"]["held"] == "0"
-    up.child("worker").kill()
+    worker.kill()
 
 
 @pytest.mark.parametrize(

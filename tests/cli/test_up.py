@@ -171,8 +171,9 @@ def test_a_signal_during_the_start_stops_it(fresh: Path, after_s: float) -> None
 def test_a_second_signal_does_not_wait(start: StartUp) -> None:
     up = start()
     up.ready()
+    worker = up.worker()
     started = up.everything()
-    os.kill(up.child("worker").pid, signal.SIGSTOP)  # it cannot end by itself now
+    worker.suspend()  # it cannot end by itself now
 
     up.popen.send_signal(signal.SIGTERM)
     time.sleep(0.5)
