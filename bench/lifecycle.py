@@ -24,12 +24,12 @@ from limner.egress.untrusted import UntrustedDoor
 from limner.events.relay import Relay
 from limner.hub import catalog, executor, jobs
 from limner.hub.imports import Imports
-from limner.hub.inputs import ImageLimits
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderResult
 from limner.kit import crypto, ids
 from limner.kit.cpu import CpuPool
+from limner.media.sniffing import ImageLimits
 from limner.media.store import ObjectStore
 from limner.settings import Settings, load_root_key
 from limner.telemetry import logs

@@ -29,8 +29,9 @@ from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.media import api as media_api
 from limner.media import presigning, receiving
-from limner.media.processing import Bounds, Processor
+from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox
+from limner.media.sniffing import ImageLimits
 from limner.media.store import ObjectStore
 from limner.media.tickets import TokenTickets
 from limner.media.uploads import Quota
@@ -119,12 +120,12 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
 
 
 def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, allowed: Destinations) -> Submitter:
-    images = inputs.ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
+    images = inputs.ImageInputs(db, store, pool, allowed, ImageLimits.of(settings))
     limits = SubmitLimits(
         settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min,
         settings.max_run_at_s,
     )  # fmt: skip
-    return Submitter(db, catalog.ModelCache(), inputs.ImageInputs(db, store, pool, allowed, images), allowed, limits)
+    return Submitter(db, catalog.ModelCache(), images, allowed, limits)
 
 
 def _uploads(
@@ -134,8 +135,7 @@ def _uploads(
     bucket = presigning.find_bucket(settings.store_url, os.environ)
     tickets = presigning.BucketTickets(*bucket, hub.db.clock) if bucket else tokens
     quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
-    bounds = Bounds(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
-    processor = Processor(hub.db, "limner_api", store, Sandbox(), bounds, quota)
+    processor = Processor(hub.db, "limner_api", store, Sandbox(), ImageLimits.of(settings), quota)
     return uploads_api.UploadsApi(
         hub.db, hub.authenticate, store, processor, tickets, hub.urls, quota, settings.max_image_bytes, hub.submitter
     )

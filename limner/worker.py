@@ -17,7 +17,6 @@ from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
 from limner.hub import executor, retention, webhook_bodies
 from limner.hub.imports import Imports
-from limner.hub.inputs import ImageLimits
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
 from limner.hub.providers.base import Adapter
@@ -27,8 +26,9 @@ from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.ledger import chores as ledger_chores
 from limner.media import tending
-from limner.media.processing import Bounds, Processor
+from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox
+from limner.media.sniffing import ImageLimits
 from limner.media.store import ObjectStore
 from limner.media.uploads import Quota
 from limner.media.urls import MediaUrls
@@ -131,14 +131,12 @@ def _delivering(settings: Settings, root: RootKey, db: Database) -> DeliveryLoop
 
 
 def _imports(settings: Settings, pool: CpuPool) -> Imports:
-    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
-    return Imports(doors.untrusted(settings), pool, limits)
+    return Imports(doors.untrusted(settings), pool, ImageLimits.of(settings))
 
 
 def _uploads(db: Database, store: ObjectStore, settings: Settings) -> tending.UploadTending:
-    bounds = Bounds(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
     quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
-    processor = Processor(db, tending.ROLE, store, Sandbox(), bounds, quota)
+    processor = Processor(db, tending.ROLE, store, Sandbox(), ImageLimits.of(settings), quota)
     return tending.UploadTending(db, store, processor)
 
 

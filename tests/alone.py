@@ -12,9 +12,11 @@ import pytest
 import pytest_asyncio
 from psycopg.conninfo import make_conninfo
 
+from limner.cli import demo_tenant
 from limner.db.pools import Address, Database
 from tests import strict
 from tests.conftest import ROLES, Server
+from tests.running import Api
 
 
 def superuser_conninfo(server: Server) -> str:
@@ -39,6 +41,23 @@ async def db_alone(server: Server) -> AsyncIterator[Database]:
     await database.open()
     yield database
     await database.close()
+
+
+@pytest_asyncio.fixture(scope="session", name="db")
+async def db_that_sells(server: Server) -> AsyncIterator[Database]:
+    """For the whole folder, with the catalog's models."""
+    database = Database(Address(server.url), server.root, ROLES, size=12)
+    await database.open()
+    await demo_tenant.install_catalog(database)
+    yield database
+    await database.close()
+
+
+@pytest.fixture(scope="session", name="api")
+def api_alone(server: Server, db: Database) -> Iterator[Api]:
+    process = Api(server.home, LIMNER_DATABASE_URL=server.url)
+    yield process
+    process.stop()
 
 
 @pytest.fixture(name="superuser")

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from limner.db.pools import Database
 from limner.events import deliveries
-from limner.tasks.chores import Done
+from limner.tasks.chores import Done, organizations
 
 FORGET_EVERY_S = 3600.0
 BATCH = 1000
@@ -21,10 +21,8 @@ class Forgetting:
         """Every organization in turn, a batch to a transaction."""
         if self._keep_days == 0:
             return Done({"forgotten": 0})
-        async with self._db.system_tx("limner_operator", "the duty goes through all organizations") as tx:
-            orgs = [row["org_id"] for row in await tx.all("SELECT org_id FROM limner.organization ORDER BY org_id")]
         forgotten = 0
-        for org_id in orgs:
+        for org_id in await organizations(self._db):
             gone = BATCH
             while gone == BATCH:
                 async with self._db.tenant_single(org_id, "limner_worker") as tx:

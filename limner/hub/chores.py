@@ -9,7 +9,7 @@ from limner.db.tx import Row
 from limner.hub import outputs
 from limner.ledger import invariants
 from limner.media.store import ObjectStore, StoreUnavailable
-from limner.tasks.chores import Done
+from limner.tasks.chores import Done, organizations
 from limner.telemetry import logs, metrics
 
 CHECK_EVERY_S = 60.0
@@ -63,11 +63,9 @@ class HubChores:
 
     async def sweep_losers(self, _: datetime) -> Done:
         """Delete objects that runs left and no job refers to, a day after the job's end, organization by organization."""
-        async with self._db.system_tx("limner_operator", "the duty goes through all organizations") as tx:
-            orgs = [row["org_id"] for row in await tx.all("SELECT org_id FROM limner.organization ORDER BY org_id")]
         deleted = 0
         failed = 0
-        for org_id in orgs:
+        for org_id in await organizations(self._db):
             try:
                 deleted += await self._sweep(org_id)
             except StoreUnavailable as error:  # what was not swept is still on the list

@@ -63,6 +63,18 @@ def query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]
     return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
 
 
+def page(rows: str) -> list[dict[str, Any]]:
+    """The parameters of a list that is paged: how many of these rows, and from where on."""
+    return [
+        query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, f"{rows} on a page."),
+        query(
+            "cursor",
+            {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "maxLength": 0}]},
+            "`next_cursor` of the page before; empty for the first.",
+        ),
+    ]
+
+
 def header(description: str, kind: str = "string") -> dict[str, Any]:
     """A header of an answer."""
     return {"description": description, "schema": {"type": kind}}
@@ -144,12 +156,7 @@ LIST_JOBS: dict[str, Any] = {
         "parameters": [
             USER_ID,
             query("status", {"type": "string", "enum": list(jobs.STATES)}, "Only jobs in this state."),
-            query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
-            query(
-                "cursor",
-                {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "maxLength": 0}]},
-                "`next_cursor` of the page before; empty for the first.",
-            ),
+            *page("Jobs"),
         ]
     },
 }

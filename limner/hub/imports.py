@@ -9,11 +9,10 @@ from typing import Any
 
 from limner.egress.answers import AnswerTooLarge, DestinationNotAllowed, EgressError
 from limner.egress.untrusted import UntrustedDoor
-from limner.hub.inputs import ImageLimits
 from limner.hub.providers.base import Blob, ErrorKind
 from limner.kit.cpu import CpuError, CpuPool
 from limner.media import sniffing
-from limner.media.sniffing import ImageRejected
+from limner.media.sniffing import ImageLimits, ImageRejected
 
 AT_ONCE = 8
 """Of one worker: each may hold as many bytes as a picture may have."""

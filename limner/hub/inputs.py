@@ -6,7 +6,6 @@ a picture that was uploaded before, as limner encoded it; an https URL is read s
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from limner.db.pools import Database
@@ -16,7 +15,7 @@ from limner.hub.providers.base import Blob
 from limner.kit import ids
 from limner.kit.cpu import CpuError, CpuPool
 from limner.media import sniffing, uploads
-from limner.media.sniffing import ImageRejected
+from limner.media.sniffing import ImageLimits, ImageRejected
 from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
 from limner.media.uploads import Upload
 from limner.web.caller import Caller
@@ -25,15 +24,6 @@ from limner.web.errors import ApiError, invalid
 UPLOAD = "upload:"
 DATA_URI = re.compile(r"data:(image/[a-z+.-]{1,40});base64,", re.ASCII)
 FIELDS = ("images", "mask")
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """Bytes of one image, pixels and side after decoding."""
-
-    max_bytes: int
-    max_pixels: int
-    max_side: int
 
 
 class ImageInputs:

@@ -11,7 +11,7 @@ from limner.db.pools import Database
 from limner.db.tx import Row, Tx
 from limner.hub import outputs
 from limner.media.store import ObjectStore, StoreUnavailable
-from limner.tasks.chores import Done
+from limner.tasks.chores import Done, organizations
 from limner.telemetry import logs
 
 ERASE_EVERY_S = 3600.0
@@ -54,11 +54,9 @@ class Retention:
 
     async def erase_old(self, _: datetime) -> Done:
         """Every app of every organization in turn. Where the store fails, an app's rest waits for the next time."""
-        async with self._db.system_tx("limner_operator", "the duty goes through all organizations") as tx:
-            orgs = [row["org_id"] for row in await tx.all("SELECT org_id FROM limner.organization ORDER BY org_id")]
         erased = 0
         failed = 0
-        for org_id in orgs:
+        for org_id in await organizations(self._db):
             for app in await self._apps(org_id):
                 try:
                     erased += await self._erase_app(app)

@@ -149,12 +149,7 @@ LIST_UPLOADS: dict[str, Any] = {
         "parameters": [
             USER_ID,
             docs.query("status", {"type": "string", "enum": list(uploads.STATES)}, "Only these."),
-            docs.query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Rows on a page."),
-            docs.query(
-                "cursor",
-                {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "maxLength": 0}]},
-                "`next_cursor` of the page before; empty for the first.",
-            ),
+            *docs.page("Rows"),
         ]
     },
 }

@@ -87,12 +87,7 @@ LIST_DELIVERIES: dict[str, Any] = {
     "openapi_extra": {
         "parameters": [
             _query("status", {"type": "string", "enum": list(STATUSES)}, "Only these."),
-            _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Deliveries on a page."),
-            _query(
-                "cursor",
-                {"anyOf": [{"type": "string", "format": "uuid"}, {"type": "string", "maxLength": 0}]},
-                "`next_cursor` of the page before; empty for the first.",
-            ),
+            *docs.page("Deliveries"),
         ]
     },
 }

@@ -5,14 +5,13 @@ state is left in which nobody is responsible.
 """
 
 import hashlib
-from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
 from limner.db.pools import Database
 from limner.media import sniffing, uploads
 from limner.media.sandbox import Prepared, Sandbox, SandboxBusy, SandboxFailed
-from limner.media.sniffing import ImageRejected
+from limner.media.sniffing import ImageLimits, ImageRejected
 from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
 from limner.media.uploads import Quota, Stored, Upload
 from limner.telemetry import logs, metrics
@@ -24,26 +23,17 @@ log = logs.get("uploads")
 Outcome = Literal["done", "missing", "busy"]
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Of a picture: bytes as it comes and as it is stored, pixels, pixels a side."""
-
-    max_bytes: int
-    max_pixels: int
-    max_side: int
-
-
 class Processor:
     """Works on uploads under one of the database's roles."""
 
     def __init__(
-        self, db: Database, role: str, store: ObjectStore, sandbox: Sandbox, bounds: Bounds, quota: Quota
+        self, db: Database, role: str, store: ObjectStore, sandbox: Sandbox, limits: ImageLimits, quota: Quota
     ) -> None:
         self._db = db
         self._role = role
         self._store = store
         self._sandbox = sandbox
-        self._bounds = bounds
+        self._limits = limits
         self._quota = quota
 
     async def process(self, org_id: UUID, upload: Upload) -> Outcome:
@@ -97,7 +87,7 @@ class Processor:
 
     async def _prepare(self, data: bytes) -> Prepared:
         """Twice, where the decoder dies: the first time somebody may have killed it. Raises ImageRejected, SandboxBusy."""
-        bounds = self._bounds
+        bounds = self._limits
         for _ in range(2):
             try:
                 return await self._sandbox.prepare(data, bounds.max_bytes, bounds.max_pixels, bounds.max_side)
@@ -125,7 +115,7 @@ class Processor:
         if media_type is None:
             raise sniffing.unsupported(data)
         if (size := sniffing.header_size(data)) is not None:
-            sniffing.check_bounds(media_type, *size, self._bounds.max_pixels, self._bounds.max_side)
+            sniffing.check_bounds(media_type, *size, self._limits.max_pixels, self._limits.max_side)
 
     async def _reject(self, org_id: UUID, upload: Upload, number: int, error: ImageRejected) -> bool:
         async with self._db.tenant_tx(org_id, self._role) as tx:

@@ -6,6 +6,10 @@ first bytes decide, never a file name or a client's Content-Type (WHATWG MIME Sn
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from limner.settings import Settings
 
 MAX_PIXELS = 40_000_000
 MAX_AVIF_PIXELS = 16_000_000  # AV1 decoding costs several times as much memory a pixel as the others
@@ -27,6 +31,19 @@ FOREIGN = (
     (b"\x1a\x45\xdf\xa3", "a video"), (b"SIMPLE  =", "a FITS picture"),
 )  # fmt: skip
 SCANNED_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Of one picture: bytes as it comes and as it is stored, pixels and pixels a side after decoding."""
+
+    max_bytes: int
+    max_pixels: int
+    max_side: int
+
+    @classmethod
+    def of(cls, settings: "Settings") -> "ImageLimits":
+        return cls(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
 
 
 class ImageRejected(Exception):

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg.types.json import Jsonb
@@ -65,6 +66,13 @@ async def do_if_due(db: Database, chore: Chore) -> bool:
             [due["watermark"] if done.again else due["now"], Jsonb(done.facts), chore.name],
         )
     return True
+
+
+async def organizations(db: Database) -> list[UUID]:
+    """All there are, for duties that go through them in turn."""
+    async with db.system_tx("limner_operator", "the duty goes through all organizations") as tx:
+        rows = await tx.all("SELECT org_id FROM limner.organization ORDER BY org_id")
+    return [row["org_id"] for row in rows]
 
 
 async def last_results(db: Database, role: str = "limner_api") -> dict[str, dict[str, Any]]:

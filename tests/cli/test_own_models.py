@@ -23,6 +23,12 @@ GUIDE = (ROOT / "docs" / "guide" / "own-models.md").read_text()
 KEY = "sk-guide-77ab"
 
 
+def words_of(provider: str) -> tuple[str, ...]:
+    """The command that sells a model of texts of theirs; its last argument is the price."""
+    model = ("--kind", "text.generate", "--provider", provider, "--provider-model", "x")
+    return ("models", "add", "own/words", *model, "--price", "1")
+
+
 @pytest.fixture
 def org(limner: Limner) -> str:
     slug = f"o-{uuid4().hex[:10]}"
@@ -72,19 +78,7 @@ def test_a_server_is_added_and_its_model_sold(limner: Limner, org: str) -> None:
 def test_what_is_there_is_not_added_again(limner: Limner, org: str) -> None:
     at = ("--org", org)
     limner.ok("providers", "add", "box", "http://127.0.0.1:11434/v1", *at)
-    model = (
-        "models",
-        "add",
-        "own/words",
-        "--kind",
-        "text.generate",
-        "--provider",
-        "box",
-        "--provider-model",
-        "x",
-        "--price",
-        "1",
-    )
+    model = words_of("box")
     limner.ok(*model, *at)
 
     provider_again = limner("providers", "add", "box", "http://127.0.0.1:1/v1", *at)
@@ -98,19 +92,7 @@ def test_what_is_there_is_not_added_again(limner: Limner, org: str) -> None:
 
 def test_a_model_without_its_provider_is_not_half_added(limner: Limner, org: str) -> None:
     at = ("--org", org)
-    asked = (
-        "models",
-        "add",
-        "own/words",
-        "--kind",
-        "text.generate",
-        "--provider",
-        "nobody",
-        "--provider-model",
-        "x",
-        "--price",
-        "1",
-    )
+    asked = words_of("nobody")
 
     said = limner(*asked, *at)
 
@@ -141,19 +123,7 @@ def test_a_server_that_cannot_work_is_refused_when_it_is_put(
 
 def test_a_route_whose_configuration_cannot_work_is_refused(limner: Limner, org: str) -> None:
     limner.ok("providers", "add", "box", "http://127.0.0.1:11434/v1", "--org", org)
-    model = (
-        "models",
-        "add",
-        "own/words",
-        "--kind",
-        "text.generate",
-        "--provider",
-        "box",
-        "--provider-model",
-        "x",
-        "--price",
-        "1",
-    )
+    model = words_of("box")
     limner.ok(*model, "--org", org)
     route = ("routes", "put", "own/words", "box", "--provider-model", "x", "--org", org, "--config")
 

@@ -17,11 +17,11 @@ from limner.egress.untrusted import UntrustedDoor
 from limner.hub import catalog, jobs, runs
 from limner.hub.executor import Resources, Run, resources
 from limner.hub.imports import Imports
-from limner.hub.inputs import ImageLimits
 from limner.hub.providers.base import Adapter, Blob, CallClass, Output, ProviderCall, ProviderResult
 from limner.kit import ids
 from limner.kit.cpu import CpuPool
 from limner.kit.money import MC
+from limner.media.sniffing import ImageLimits
 from limner.media.store import ObjectStore
 from tests import acts
 from tests.conftest import Tenant

@@ -11,9 +11,9 @@ import pytest
 
 from limner.db.pools import Database
 from limner.media import uploads
-from limner.media.processing import Bounds, Processor
+from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox, SandboxFailed
-from limner.media.sniffing import MAX_BYTES, MAX_PIXELS, MAX_SIDE
+from limner.media.sniffing import MAX_BYTES, MAX_PIXELS, MAX_SIDE, ImageLimits
 from limner.media.store import ObjectStore, StoreUnavailable
 from limner.media.tending import ROLE, UploadTending
 from limner.media.uploads import Quota
@@ -23,7 +23,7 @@ from tests.web.pictures import png
 
 PICTURE = png(40, 30)
 PLENTY = Quota(2**40, 1000)
-BOUNDS = Bounds(MAX_BYTES, MAX_PIXELS, MAX_SIDE)
+BOUNDS = ImageLimits(MAX_BYTES, MAX_PIXELS, MAX_SIDE)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WEEK = 8 * 86_400
 

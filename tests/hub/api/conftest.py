@@ -1,23 +1,21 @@
 """An installation of its own for these tests: no worker touches its jobs unless a module starts one."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import aiohttp
 import psycopg
 import pytest
-import pytest_asyncio
 
-from limner.cli import demo_tenant
-from limner.db.pools import Address, Database
+from limner.db.pools import Database
 from tests import acts
-from tests.alone import server_alone, superuser_alone, superuser_conninfo
-from tests.conftest import ROLES, Server, Tenant
+from tests.alone import api_alone, db_that_sells, server_alone, superuser_alone, superuser_conninfo
+from tests.conftest import Server, Tenant
 from tests.hub.api.refusing import Refusing
 from tests.running import Answer, Api, Client, Process, start_worker
 from tests.web import document
 
-__all__ = ["server_alone", "superuser_alone"]
+__all__ = ["api_alone", "db_that_sells", "server_alone", "superuser_alone"]
 
 
 class CheckedClient(Client):
@@ -36,22 +34,6 @@ class CheckedClient(Client):
         if path.startswith("/api/"):
             document.check(method, path, answer.status, answer.json)
         return answer
-
-
-@pytest_asyncio.fixture(scope="session")
-async def db(server: Server) -> AsyncIterator[Database]:
-    database = Database(Address(server.url), server.root, ROLES, size=12)
-    await database.open()
-    await demo_tenant.install_catalog(database)
-    yield database
-    await database.close()
-
-
-@pytest.fixture(scope="session")
-def api(server: Server, db: Database) -> Iterator[Api]:
-    process = Api(server.home, LIMNER_DATABASE_URL=server.url)
-    yield process
-    process.stop()
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 
 from limner.db.pools import Database
 from limner.hub.retention import Retention
-from limner.media.processing import Bounds, Processor
+from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox
+from limner.media.sniffing import ImageLimits
 from limner.media.store import ObjectStore
 from limner.media.tending import ROLE, UploadTending
 from limner.media.uploads import Quota
@@ -69,7 +70,7 @@ async def test_it_stays_when_the_jobs_outputs_are_erased(
     await sender.client.finished(job_id)
     sender.age(upload["id"], 400)
     store = ObjectStore(None, server.home)
-    bounds, quota = Bounds(2**20, 10**6, 1000), Quota(2**30, 100)
+    bounds, quota = ImageLimits(2**20, 10**6, 1000), Quota(2**30, 100)
     await UploadTending(db, store, Processor(db, ROLE, store, Sandbox(), bounds, quota)).tend(NOW)
     superuser.execute("UPDATE limner.app SET keep_days = 1 WHERE org_id = %s", [sender.tenant.org_id])
     superuser.execute("ALTER TABLE limner.job DISABLE TRIGGER job_transition")

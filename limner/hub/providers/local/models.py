@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limner.hub.providers.local.writing import report
+from limner.hub.providers.schemas import strict
 
 ASPECT_RATIOS = ("1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3")
 CANVAS_SIZES = (512, 768, 1024)
@@ -36,17 +37,6 @@ def canvas_size(aspect_ratio: str, size: int) -> tuple[int, int]:
     across, down = (int(part) for part in aspect_ratio.split(":"))
     long = max(across, down)
     return round(size * across / long / 2) * 2, round(size * down / long / 2) * 2
-
-
-def _schema(required: list[str], examples: list[dict[str, Any]], **properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "additionalProperties": False,
-        "required": required,
-        "properties": properties,
-        "examples": examples,
-    }
 
 
 def _capabilities(*, images: int = 0, prompt: bool = False, mask: bool = False, outputs: int = 1) -> dict[str, Any]:
@@ -86,7 +76,7 @@ CANVAS = LocalModel(
     kind="image.generate",
     family="local",
     capabilities=_capabilities(prompt=True, outputs=4),
-    input_schema=_schema(
+    input_schema=strict(
         ["prompt"],
         [{"prompt": "sunset over a calm lake", "aspect_ratio": "16:9", "style": "landscape", "seed": 7}],
         prompt={
@@ -146,7 +136,7 @@ INPAINT = LocalModel(
     kind="image.edit",
     family="local",
     capabilities=_capabilities(images=1, mask=True),
-    input_schema=_schema(
+    input_schema=strict(
         ["images", "mask"],
         [{"images": [_PNG], "mask": _PNG, "method": "telea", "radius": 5}],
         images=_IMAGES,
@@ -188,7 +178,7 @@ STYLISE = LocalModel(
     kind="image.stylise",
     family="local",
     capabilities=_capabilities(images=1),
-    input_schema=_schema(
+    input_schema=strict(
         ["images", "style"],
         [{"images": [_PNG], "style": "watercolour", "strength": 80}],
         images=_IMAGES,
@@ -221,7 +211,7 @@ UPSCALE = LocalModel(
     kind="image.upscale",
     family="local",
     capabilities=_capabilities(images=1),
-    input_schema=_schema(
+    input_schema=strict(
         ["images"],
         [{"images": [_PNG], "scale": 2}],
         images=_IMAGES,
@@ -243,7 +233,7 @@ DESCRIBE = LocalModel(
     kind="image.describe",
     family="local",
     capabilities=_capabilities(images=1),
-    input_schema=_schema(["images"], [{"images": [_PNG]}], images=_IMAGES),
+    input_schema=strict(["images"], [{"images": [_PNG]}], images=_IMAGES),
     price_credits=1,
     unit="output",
     cost_micro_usd=0,
@@ -261,7 +251,7 @@ CHECK = LocalModel(
     kind="text.check",
     family="local",
     capabilities=_capabilities(),
-    input_schema=_schema(
+    input_schema=strict(
         ["text"],
         [{"text": "She don't recieve letters in order to read them.", "dialect": "british", "ignore": ["limner"]}],
         text={

@@ -5,6 +5,8 @@ Fields are those that most servers take; `limner models put` narrows or widens t
 
 from typing import Any, Literal
 
+from limner.hub.providers.schemas import strict
+
 Kind = Literal["text.generate", "text.embed", "image.describe", "image.generate", "image.edit"]
 MAX_PROMPT_CHARS = 100_000
 MAX_PICTURE_PROMPT_CHARS = 4_000
@@ -52,29 +54,18 @@ _PROMPT = _text("What to write, or what to answer.", MAX_PROMPT_CHARS)
 _SCENE = _text("What the picture shall show.", MAX_PICTURE_PROMPT_CHARS)
 
 
-def _schema(required: list[str], example: dict[str, Any], **properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "additionalProperties": False,
-        "required": required,
-        "properties": properties,
-        "examples": [example],
-    }
-
-
 SCHEMAS: dict[Kind, dict[str, Any]] = {
-    "text.generate": _schema(
+    "text.generate": strict(
         ["prompt"],
-        {"prompt": "A short tale about a lighthouse.", "max_tokens": 300},
+        [{"prompt": "A short tale about a lighthouse.", "max_tokens": 300}],
         prompt=_PROMPT,
         system=_text("What holds for every answer, such as a tone.", 20_000),
         temperature=_TEMPERATURE,
         max_tokens=_max_tokens(1024),
     ),
-    "text.embed": _schema(
+    "text.embed": strict(
         ["text"],
-        {"text": "A short tale about a lighthouse."},
+        [{"text": "A short tale about a lighthouse."}],
         text=_text("What to make a vector of.", MAX_PROMPT_CHARS),
         dimensions={
             "type": "integer",
@@ -83,23 +74,23 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
             "maximum": 16_384,
         },
     ),
-    "image.describe": _schema(
+    "image.describe": strict(
         ["images"],
-        {"images": ["data:image/png;base64,iVBORw0KGgo="], "max_tokens": 100},
+        [{"images": ["data:image/png;base64,iVBORw0KGgo="], "max_tokens": 100}],
         images=_PICTURES,
         prompt=_text("What to say about it; an alternative text when absent.", MAX_PICTURE_PROMPT_CHARS),
         max_tokens=_max_tokens(300),
     ),
-    "image.generate": _schema(
+    "image.generate": strict(
         ["prompt"],
-        {"prompt": "A quiet harbour at sunset", "num_outputs": 1},
+        [{"prompt": "A quiet harbour at sunset", "num_outputs": 1}],
         prompt=_SCENE,
         num_outputs=_COUNT,
         size=_SIZE,
     ),
-    "image.edit": _schema(
+    "image.edit": strict(
         ["prompt", "images"],
-        {"prompt": "Put a hare into the grass", "images": ["data:image/png;base64,iVBORw0KGgo="]},
+        [{"prompt": "Put a hare into the grass", "images": ["data:image/png;base64,iVBORw0KGgo="]}],
         prompt=_SCENE,
         images=_PICTURES,
         mask=_MASK,

@@ -1,10 +1,12 @@
 -- Row level security on every tenant table, forced, for named roles. The lint in db/sql/lint.sql holds it.
 SET ROLE limner_owner;
-DO $$
+
+-- internal: what holds for every table of tenants, and is run for each of them once
+CREATE FUNCTION limner._protect(VARIADIC p_tables text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE t text;
 BEGIN
-  FOREACH t IN ARRAY ARRAY['organization', 'app', 'api_key', 'end_user', 'audit_log', 'wallet', 'transfer', 'lot', 'lot_draw', 'book_day', 'model', 'provider',
-                           'route', 'job', 'leftover', 'job_input', 'job_queue', 'queue_policy', 'rate_counter', 'provider_call', 'usage_record', 'event'] LOOP
+  FOREACH t IN ARRAY p_tables LOOP
     EXECUTE format('ALTER TABLE limner.%I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('ALTER TABLE limner.%I FORCE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_api, limner_worker, limner_operator
@@ -15,6 +17,14 @@ BEGIN
     EXECUTE format('CREATE POLICY audit ON limner.%I FOR SELECT TO limner_audit USING (true)', t);
     EXECUTE format('GRANT SELECT ON limner.%I TO limner_audit', t);
   END LOOP;
+END $$;
+
+SELECT limner._protect('organization', 'app', 'api_key', 'end_user', 'audit_log', 'wallet', 'transfer', 'lot', 'lot_draw', 'book_day', 'model', 'provider',
+                           'route', 'job', 'leftover', 'job_input', 'job_queue', 'queue_policy', 'rate_counter', 'provider_call', 'usage_record', 'event');
+
+DO $$
+DECLARE t text;
+BEGIN
   -- a batch may touch what it writes, of the organizations it was signed for. The coalesce keeps this from being used as an index's
   -- condition: the rows are found by their own keys.
   FOREACH t IN ARRAY ARRAY['end_user', 'wallet', 'rate_counter', 'job', 'transfer', 'job_queue', 'provider_call', 'usage_record', 'event',

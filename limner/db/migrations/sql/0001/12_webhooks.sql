@@ -76,19 +76,11 @@ CREATE TABLE limner.webhook_attempt (
   FOREIGN KEY (org_id, delivery_id) REFERENCES limner.webhook_delivery (org_id, id)
 );
 
+SELECT limner._protect('webhook_endpoint', 'webhook_delivery', 'webhook_attempt');
+
 DO $$
 DECLARE t text;
 BEGIN
-  FOREACH t IN ARRAY ARRAY['webhook_endpoint', 'webhook_delivery', 'webhook_attempt'] LOOP
-    EXECUTE format('ALTER TABLE limner.%I ENABLE ROW LEVEL SECURITY', t);
-    EXECUTE format('ALTER TABLE limner.%I FORCE ROW LEVEL SECURITY', t);
-    EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_api, limner_worker, limner_operator
-        USING (org_id = (SELECT limner.org())) WITH CHECK (org_id = (SELECT limner.org()))', t);
-    EXECUTE format('CREATE POLICY entered ON limner.%I TO limner_owner
-        USING (org_id = current_setting(''limner.entered'')::uuid) WITH CHECK (org_id = current_setting(''limner.entered'')::uuid)', t);
-    EXECUTE format('CREATE POLICY audit ON limner.%I FOR SELECT TO limner_audit USING (true)', t);
-    EXECUTE format('GRANT SELECT ON limner.%I TO limner_audit', t);
-  END LOOP;
   FOREACH t IN ARRAY ARRAY['webhook_endpoint', 'webhook_delivery'] LOOP
     EXECUTE format('CREATE POLICY dispatch ON limner.%I TO limner_dispatch USING (true) WITH CHECK (true)', t);
     EXECUTE format('CREATE POLICY lookup ON limner.%I TO limner_lookup USING (true) WITH CHECK (true)', t);

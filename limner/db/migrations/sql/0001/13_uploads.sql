@@ -215,20 +215,8 @@ BEGIN
   RETURN true;
 END $$;
 
-DO $$
-DECLARE t text;
-BEGIN
-  FOREACH t IN ARRAY ARRAY['upload', 'upload_usage'] LOOP
-    EXECUTE format('ALTER TABLE limner.%I ENABLE ROW LEVEL SECURITY', t);
-    EXECUTE format('ALTER TABLE limner.%I FORCE ROW LEVEL SECURITY', t);
-    EXECUTE format('CREATE POLICY tenant ON limner.%I TO limner_api, limner_worker, limner_operator
-        USING (org_id = (SELECT limner.org())) WITH CHECK (org_id = (SELECT limner.org()))', t);
-    EXECUTE format('CREATE POLICY entered ON limner.%I TO limner_owner
-        USING (org_id = current_setting(''limner.entered'')::uuid) WITH CHECK (org_id = current_setting(''limner.entered'')::uuid)', t);
-    EXECUTE format('CREATE POLICY audit ON limner.%I FOR SELECT TO limner_audit USING (true)', t);
-    EXECUTE format('GRANT SELECT ON limner.%I TO limner_audit, limner_api, limner_worker, limner_operator', t);
-  END LOOP;
-END $$;
+SELECT limner._protect('upload', 'upload_usage');
+GRANT SELECT ON limner.upload, limner.upload_usage TO limner_api, limner_worker, limner_operator;
 -- which uploads a worker has to look after: ids and times, no payload
 CREATE POLICY dispatch ON limner.upload FOR SELECT TO limner_dispatch USING (true);
 GRANT SELECT (org_id, id, due_at) ON limner.upload TO limner_dispatch;
