@@ -128,6 +128,40 @@ async def test_what_follows_an_open_transaction_waits_for_its_end(
     assert [event.id for event in read] == [early, late]
 
 
+async def test_a_pass_reads_no_more_of_the_log_the_longer_it_is(
+    make_tenant: MakeTenant, superuser: psycopg.Connection
+) -> None:
+    """Although the planner last looked when the log was next to empty, as in a new installation's first minute."""
+    read = "SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = 'limner' AND relname IN ('event', 'event_order')"
+    tenant = await make_tenant()
+
+    def write_events(events: int) -> None:
+        superuser.execute(
+            "INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)"
+            " SELECT %s, limner._new_id(), %s, 'job.started', %s, '{}' FROM generate_series(1, %s)",
+            [tenant.org_id, tenant.app.id, tenant.app.id, events],
+        )
+
+    def one_pass() -> int:
+        before = acts.count(superuser, read)
+        assert acts.count(superuser, "SELECT placed FROM limner.relay_events(500)") in (1, 500)
+        superuser.execute("SELECT pg_stat_force_next_flush()")
+        return acts.count(superuser, read) - before
+
+    superuser.execute("SET session_replication_role = replica")
+    superuser.execute("TRUNCATE limner.event_order; DELETE FROM limner.event")
+    write_events(1)
+    one_pass()
+    superuser.execute("VACUUM ANALYZE limner.event, limner.event_order")
+
+    reads = []
+    for _ in range(6):
+        write_events(500)
+        reads.append(one_pass())
+
+    assert max(reads) < 6 * 500, reads
+
+
 async def test_a_log_restored_on_another_server_goes_on(
     server: Server, db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection
 ) -> None:

@@ -55,16 +55,18 @@ BEGIN
     SELECT e.org_id, e.id, e.xid, e.app_id, e.subject_id, e.created_at FROM limner.event e
      WHERE (e.xid, e.id) > (w.xid, w.id) AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
      ORDER BY e.xid, e.id LIMIT p_most),
-  due AS MATERIALIZED (      -- each once, however often it is looked at
-    SELECT l.*, row_number() OVER (PARTITION BY l.org_id ORDER BY l.xid, l.id) AS n FROM looked l
-     WHERE NOT EXISTS (SELECT 1 FROM limner.event_order o
-                        WHERE o.org_id = l.org_id AND o.subject_id = l.subject_id AND o.event_id = l.id)),
-  written AS (
+  -- each once: only a log that came from another server (transaction 0, see adopt_events) can hold what has its place already
+  due AS MATERIALIZED (
+    SELECT l.* FROM looked l
+     WHERE l.xid > '0' OR NOT EXISTS (SELECT 1 FROM limner.event_order o
+                                       WHERE o.org_id = l.org_id AND o.subject_id = l.subject_id AND o.event_id = l.id OFFSET 0)),
+  written AS (      -- the OFFSET 0 keeps the look for the last place one an organization, whatever the planner knows of the table
     INSERT INTO limner.event_order (org_id, seq, event_id, app_id, subject_id)
-    SELECT d.org_id, g.seq + d.n, d.id, d.app_id, d.subject_id
-      FROM (SELECT DISTINCT x.org_id FROM due x) o
-      CROSS JOIN LATERAL (SELECT coalesce((SELECT y.seq FROM limner.event_order y WHERE y.org_id = o.org_id ORDER BY y.seq DESC LIMIT 1), 0) AS seq) g
-      JOIN due d ON d.org_id = o.org_id)
+    SELECT o.org_id, g.seq + n.n, n.id, n.app_id, n.subject_id
+      FROM (SELECT d.org_id, array_agg(d.id ORDER BY d.xid, d.id) AS ids, array_agg(d.app_id ORDER BY d.xid, d.id) AS apps,
+                   array_agg(d.subject_id ORDER BY d.xid, d.id) AS subjects FROM due d GROUP BY d.org_id) o
+      CROSS JOIN LATERAL (SELECT coalesce((SELECT y.seq FROM limner.event_order y WHERE y.org_id = o.org_id ORDER BY y.seq DESC LIMIT 1), 0) AS seq OFFSET 0) g
+      CROSS JOIN LATERAL unnest(o.ids, o.apps, o.subjects) WITH ORDINALITY n (id, app_id, subject_id, n))
   SELECT (SELECT count(*) FROM due) AS placed, (SELECT array_agg(DISTINCT d.subject_id) FROM due d) AS subjects,
          (SELECT array_agg(d.org_id ORDER BY d.xid, d.id) FROM due d) AS orgs, (SELECT array_agg(d.id ORDER BY d.xid, d.id) FROM due d) AS events,
          (SELECT extract(epoch FROM clock_timestamp() - min(d.created_at)) FROM due d) AS lag_s,

@@ -185,7 +185,7 @@ RESET ROLE;
 GRANT CREATE ON SCHEMA limner TO limner_lookup;
 SET ROLE limner_lookup;
 -- For each of these events what is owed to whom, as the relay places them, in its transaction: how many deliveries that made. The same
--- event again makes none.
+-- event again makes none. The OFFSET 0: an event is looked up by its key, whatever the planner knows of the table.
 CREATE FUNCTION limner.queue_deliveries(p_orgs uuid[], p_events uuid[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
   SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -195,16 +195,16 @@ DECLARE
 BEGIN
   INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind)      -- an app's first request that names a URL
   SELECT x.org_id, limner._new_id(), x.app_id, 'app' FROM (
-    SELECT DISTINCT v.org_id, v.app_id FROM unnest(p_orgs, p_events) p (org_id, id)
-      JOIN limner.event v ON v.org_id = p.org_id AND v.id = p.id
+    SELECT DISTINCT p.org_id, v.app_id FROM unnest(p_orgs, p_events) p (org_id, id)
+      CROSS JOIN LATERAL (SELECT e.app_id, e.deliver_to FROM limner.event e WHERE e.org_id = p.org_id AND e.id = p.id OFFSET 0) v
      WHERE v.deliver_to IS NOT NULL AND v.app_id IS NOT NULL AND NOT EXISTS (
-       SELECT 1 FROM limner.webhook_endpoint e WHERE e.org_id = v.org_id AND e.app_id = v.app_id AND e.kind = 'app')) x
+       SELECT 1 FROM limner.webhook_endpoint e WHERE e.org_id = p.org_id AND e.app_id = v.app_id AND e.kind = 'app')) x
   ON CONFLICT DO NOTHING;
-  SELECT array_agg(v.org_id) AS orgs, array_agg(v.id) AS events, array_agg(e.id) AS endpoints,
+  SELECT array_agg(p.org_id) AS orgs, array_agg(p.id) AS events, array_agg(e.id) AS endpoints,
          array_agg(e.kind = 'app' AND v.deliver_to IS NOT NULL) AS per_request INTO owed
     FROM unnest(p_orgs, p_events) p (org_id, id)
-    JOIN limner.event v ON v.org_id = p.org_id AND v.id = p.id
-    JOIN limner.webhook_endpoint e ON e.org_id = v.org_id AND e.app_id = v.app_id AND e.removed_at IS NULL
+    CROSS JOIN LATERAL (SELECT x.app_id, x.type, x.deliver_to FROM limner.event x WHERE x.org_id = p.org_id AND x.id = p.id OFFSET 0) v
+    JOIN limner.webhook_endpoint e ON e.org_id = p.org_id AND e.app_id = v.app_id AND e.removed_at IS NULL
    WHERE limner._wanted(e.kind, e.event_types, v.type, v.deliver_to IS NOT NULL)
      AND ((e.kind = 'app' AND v.deliver_to IS NOT NULL) OR (e.is_enabled AND e.has_url));
   IF owed.events IS NULL THEN RETURN 0; END IF;
