@@ -189,7 +189,12 @@ class Load(asyncio.Protocol):
         if not mark:
             return
         at = head.lower().find(b"content-length:")
-        length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+        if at < 0 and b"transfer-encoding: chunked" in head.lower():
+            if not rest.endswith(b"0\r\n\r\n"):
+                return
+            length = len(rest)
+        else:
+            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
         if len(rest) < length:
             return
         now = time.perf_counter()

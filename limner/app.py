@@ -16,14 +16,30 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from limner.db.pools import Address, Database
-from limner.egress import destinations
+from limner.egress import destinations, doors
 from limner.egress.destinations import Destinations
 from limner.events import endpoints
 from limner.hub import api as hub_api
-from limner.hub import catalog, checks, checks_api, inputs, live_api, uploads_api, users_api, webhooks_api
+from limner.hub import (
+    catalog,
+    checks,
+    checks_api,
+    executor,
+    inputs,
+    live_api,
+    openai_api,
+    uploads_api,
+    users_api,
+    webhooks_api,
+)
+from limner.hub.calls import Calls
+from limner.hub.imports import Imports
 from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
 from limner.hub.live_api import StreamLimits
+from limner.hub.openai_answers import Desk
+from limner.hub.progress import News
+from limner.hub.providers.openai_compatible.passing import PassingDoor
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
@@ -44,7 +60,7 @@ from limner.web.bodies import BodyMemory
 from limner.web.middleware import Edge, Endpoint, Shortcut, hand_on
 from limner.web.reference import Application
 
-ROLES = ("limner_api",)
+ROLES = ("limner_api", "limner_worker", "limner_dispatch")
 API_CPU_PROCESSES = 1
 VERSION = "0.1.0"
 DESCRIPTION = """Words and pictures from a prompt, with the money right.
@@ -73,15 +89,21 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens)
+    door = doors.fixed(settings)
+    openai = _openai(settings, hub, store, pool, PassingDoor(door))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await db.open()
-        background = [asyncio.create_task(work) for work in (submitter.waker.run(), db.keep_time(), board.run())]
+        background = [
+            asyncio.create_task(work)
+            for work in (submitter.waker.run(), db.keep_time(), board.run(), openai.desk.calls.keep())
+        ]
         yield
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await door.aclose()
         await pool.aclose()
         await db.close()
 
@@ -96,6 +118,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
     app.include_router(uploads_api.router(brought))
+    app.include_router(openai_api.router(openai))
     app.include_router(receiving.router(db, store, tokens))
     media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))
     app.include_router(media_api.router(media))
@@ -103,6 +126,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     _serve_docs(app)
     limits = {
         "/api/v1/generate": settings.max_generate_body_bytes,
+        "/v1/": settings.max_generate_body_bytes,
         # every character may come as two escapes of six bytes
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
         receiving.PREFIX: settings.max_image_bytes,
@@ -111,6 +135,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.add_middleware(Edge, limit=most, limits=limits, direct={}, body_within_s=within_s, memory=memory)
     direct: dict[str, Endpoint] = {
         "POST /api/v1/generate": hub_api.JobEndpoints(hub).generate,
+        "POST /v1/chat/completions": openai_api.ChatEndpoints(openai).chat,
         f"GET {media_api.PREFIX}": media,
     }
     edge = Edge(app, most, limits, direct, within_s, memory)
@@ -126,6 +151,19 @@ def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectSto
         settings.max_run_at_s,
     )  # fmt: skip
     return Submitter(db, catalog.ModelCache(), images, allowed, limits)
+
+
+def _openai(
+    settings: Settings, hub: hub_api.HubApi, store: ObjectStore, pool: CpuPool, door: PassingDoor
+) -> openai_api.OpenAIApi:
+    """Calls that this process answers itself, settled as a worker settles its runs."""
+    waker = hub.submitter.waker
+    resources = executor.resources(
+        hub.db, {}, store, pool, settings.max_runs, settings.retry_backoff_s,
+        Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
+    )  # fmt: skip
+    calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
+    return openai_api.OpenAIApi(hub.db, hub.authenticate, hub.submitter, Desk(calls, door), resources.routes)
 
 
 def _uploads(

@@ -6,6 +6,7 @@ Rows of the platform are everybody's to use; an organization's own come first wh
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from limner.db.context import PLATFORM
 from limner.db.tx import Row, Tx
-from limner.hub.pricing import PriceUnit
+from limner.hub.pricing import OnDisconnect, PriceUnit
 from limner.hub.providers import configuration
 from limner.hub.schema import InputSchema
 from limner.kit import ids
@@ -23,7 +24,20 @@ ROUTES_S = 1.0
 CACHE_S = 10.0
 CACHE_ENTRIES = 10_000
 MODEL = """org_id, id, name, display_name, family, description, kind, capabilities, input_schema, price_mc, price_unit,
-expected_s, deadline_s, is_enabled"""
+input_price_mc, cached_price_mc, output_price_mc, price_source, priced_on, max_output_tokens, on_disconnect, expected_s, deadline_s,
+is_enabled"""
+DEFAULTS: dict[str, Any] = {
+    "family": "", "description": "", "capabilities": {}, "price_unit": "output", "input_price_mc": 0, "cached_price_mc": 0,
+    "output_price_mc": 0, "price_source": "", "priced_on": None, "max_output_tokens": 4096, "on_disconnect": "drain",
+    "expected_s": 5.0, "deadline_s": 86_400,
+}  # fmt: skip
+"""Of a model, where nothing is said."""
+_PUT = ("display_name", "kind", "input_schema", "price_mc", *DEFAULTS)
+PUT_MODEL = (
+    f"INSERT INTO limner.model (org_id, id, name, {', '.join(_PUT)})"
+    f" VALUES (%(org)s, %(id)s, %(name)s, {', '.join(f'%({name})s' for name in _PUT)}) ON CONFLICT (org_id, name) DO UPDATE SET"
+    f" {', '.join(f'{name} = excluded.{name}' for name in _PUT)}, updated_at = clock_timestamp() RETURNING id"
+)
 
 
 class ModelNotFound(LookupError):
@@ -40,7 +54,11 @@ class ProviderNotFound(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A thing sold: `price_mc` milli-credits a `price_unit`, for requests of `schema`."""
+    """A thing sold: `price_mc` milli-credits a `price_unit`, for requests of `input_schema`.
+
+    Sold by tokens it costs `price_mc` a call and the three other prices for a million tokens each, as read at `price_source` on
+    `priced_on`; no answer is longer than `max_output_tokens`. `on_disconnect`: what becomes of an answer that nobody listens to.
+    """
 
     org_id: UUID
     id: UUID
@@ -53,6 +71,13 @@ class Model:
     input_schema: dict[str, Any]
     price_mc: int
     price_unit: PriceUnit
+    input_price_mc: int
+    cached_price_mc: int
+    output_price_mc: int
+    price_source: str
+    priced_on: date | None
+    max_output_tokens: int
+    on_disconnect: OnDisconnect
     expected_s: float
     deadline_s: int
     is_enabled: bool
@@ -68,7 +93,10 @@ class CompiledModel:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One provider that serves a model: lower `priority` goes first. `config`: the provider's, then the route's."""
+    """One provider that serves a model: lower `priority` goes first. `config`: the provider's, then the route's.
+
+    `cost_micro_usd` is what a call costs the platform; the three other costs are for a million tokens.
+    """
 
     provider: str
     adapter: str
@@ -78,6 +106,9 @@ class Route:
     cost_micro_usd: int
     config: dict[str, Any]
     provider_id: UUID
+    input_cost_micro_usd: int = 0
+    cached_cost_micro_usd: int = 0
+    output_cost_micro_usd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +151,8 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
     """The enabled routes of a model over enabled providers, in priority order."""
     rows = await tx.all(
         "SELECT p.name AS provider, p.adapter, p.base_url, r.provider_model, r.priority, r.cost_micro_usd,"
-        " p.config || r.config AS config, p.id AS provider_id FROM limner.route r"
+        " p.config || r.config AS config, p.id AS provider_id, r.input_cost_micro_usd, r.cached_cost_micro_usd,"
+        " r.output_cost_micro_usd FROM limner.route r"
         " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
         " WHERE r.org_id IN (%(org)s, %(platform)s) AND r.model_id = %(model)s AND r.is_enabled AND p.is_enabled"
         " ORDER BY r.priority, p.name",
@@ -154,22 +186,9 @@ async def list_routes(tx: Tx, limit: int = 1000) -> list[Row]:
 async def put_model(tx: Tx, facts: Mapping[str, Any]) -> UUID:
     """Create the organization's model of this name, or bring it to these facts. Raises schema.SchemaInvalid."""
     InputSchema(facts["input_schema"])
-    row = await tx.get(
-        "INSERT INTO limner.model (org_id, id, name, display_name, family, description, kind, capabilities, input_schema,"
-        " price_mc, price_unit, expected_s, deadline_s) VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(family)s,"
-        " %(description)s, %(kind)s, %(capabilities)s, %(input_schema)s, %(price_mc)s, %(price_unit)s, %(expected_s)s,"
-        " %(deadline_s)s) ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
-        " family = excluded.family, description = excluded.description, kind = excluded.kind,"
-        " capabilities = excluded.capabilities, input_schema = excluded.input_schema, price_mc = excluded.price_mc,"
-        " price_unit = excluded.price_unit, expected_s = excluded.expected_s, deadline_s = excluded.deadline_s,"
-        " updated_at = clock_timestamp() RETURNING id",
-        {
-            "family": "", "description": "", "price_unit": "output", "expected_s": 5.0, "deadline_s": 86_400, **facts,
-            "capabilities": Jsonb(facts.get("capabilities", {})), "input_schema": Jsonb(facts["input_schema"]),
-            "org": tx.org_id, "id": ids.new(),
-        },
-    )  # fmt: skip
-    return UUID(str(row["id"]))
+    given = {**DEFAULTS, **facts, "org": tx.org_id, "id": ids.new()}
+    given |= {name: Jsonb(given[name]) for name in ("capabilities", "input_schema")}
+    return UUID(str((await tx.get(PUT_MODEL, given))["id"]))
 
 
 async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
@@ -195,9 +214,11 @@ async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
 
 async def put_route(
     tx: Tx, model: str, provider: str, *, provider_model: str, priority: int = 1, cost_micro_usd: int = 0,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None, token_costs: tuple[int, int, int] = (0, 0, 0),
 ) -> None:  # fmt: skip
     """Let a provider (the organization's own, else the platform's) serve a model of this organization.
+
+    `token_costs`: micro-USD a million tokens read, read from a cache, and written.
 
     Raises ModelNotFound, ProviderNotFound, and ConfigInvalid where `config` on top of the provider's own cannot work.
     """
@@ -214,12 +235,15 @@ async def put_route(
     configuration.check(server["adapter"], server["base_url"], {**server["config"], **(config or {})})
     await tx.execute(
         "INSERT INTO limner.route (org_id, id, model_id, provider_org, provider_id, provider_model, priority,"
-        " cost_micro_usd, config) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " cost_micro_usd, config, input_cost_micro_usd, cached_cost_micro_usd, output_cost_micro_usd)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (org_id, model_id, provider_id) DO UPDATE SET provider_model = excluded.provider_model,"
         " priority = excluded.priority, cost_micro_usd = excluded.cost_micro_usd, config = excluded.config,"
+        " input_cost_micro_usd = excluded.input_cost_micro_usd, cached_cost_micro_usd = excluded.cached_cost_micro_usd,"
+        " output_cost_micro_usd = excluded.output_cost_micro_usd,"
         " is_enabled = true",
         [tx.org_id, ids.new(), found["id"], server["org_id"], server["id"], provider_model, priority, cost_micro_usd,
-         Jsonb(dict(config or {}))],
+         Jsonb(dict(config or {})), *token_costs],
     )  # fmt: skip
 
 

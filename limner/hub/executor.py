@@ -156,6 +156,13 @@ class Run:
             return await runs.model_of(tx, self.lease.job_id)
 
         self._model = await self._insist("read", name, single=False)
+        if code == "runs_exhausted":
+
+            async def look(tx: Tx) -> Finish | None:
+                return await runs.abandoned(tx, self.lease)
+
+            if (ending := await self._insist("read", look, single=False)) is not None:
+                return ending
         return Finish("cancelled" if code == "cancelled" else "failed", code, MESSAGES[code])
 
     async def _prepare(self) -> Prepared:

@@ -1,7 +1,7 @@
 """Jobs as their owner sees them: submit, get, list, cancel. Amounts in milli-credits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ OPEN = ("queued", "running")
 
 SUBMIT = """
 SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s, %s, %s,
-                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s)
+                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s, %s::text::jsonb)
 """
 SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])"
 SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s, %s::text::json)"
@@ -76,6 +76,18 @@ class Submission:
     run_at: datetime | None = None
     limits: Limits = NO_LIMITS
     webhook_url: str | None = None
+    call: "FirstCall | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCall:
+    """Of a job that is answered at once: who has its lease, for how many seconds, and whom it asks first, and why."""
+
+    owner: str
+    lease_s: float
+    provider: str
+    provider_model: str
+    rule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +167,7 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
         request.idempotency_key, request.request_hash, orjson.dumps(request.input).decode(), request.wait_s,
         request.deadline_s, request.max_runs, request.request_id, request.traceparent, again,
         request.run_at, limits.user_per_min, limits.app_per_min, limits.org_per_min, limits.max_open,
-        request.webhook_url,
+        request.webhook_url, None if request.call is None else orjson.dumps(request.call).decode(),
     ]  # fmt: skip
     query = SUBMIT
     if request.images:
@@ -190,6 +202,7 @@ async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) ->
             "hash": "\\x" + one.request_hash.hex(), "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
             "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
             "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min, "webhook_url": one.webhook_url,
+            **({} if one.call is None else asdict(one.call)),
         }
         for org_id, job_id, one in batch
     ]  # fmt: skip

@@ -1,9 +1,14 @@
 """What a request costs, from the parsed request and nothing else; all amounts in milli-credits."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
-PriceUnit = Literal["output", "job"]
+PriceUnit = Literal["output", "job", "tokens"]
+OnDisconnect = Literal["abort", "drain", "estimate"]
+"""When nobody listens any more: end the provider's answer and charge what was written; read it to its end and charge what the
+provider counted; or end it and charge the estimate of a whole answer, for providers that go on, and bill, all the same."""
+MILLION = 1_000_000
 MAX_OUTPUTS_FIELD = "num_outputs"
 
 
@@ -23,3 +28,31 @@ def charge_mc(unit_price_mc: int, delivered: int, hold_mc: int) -> int:
     Right for both units: a request priced by the job holds one unit, which any output uses up.
     """
     return min(unit_price_mc * max(delivered, 0), hold_mc)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a call consumed: tokens read, how many of them came from a cache, and tokens written."""
+
+    read: int
+    cached: int
+    written: int
+
+
+class TokenPrices(Protocol):
+    """Milli-credits: of a call, and of a million tokens each."""
+
+    price_mc: int
+    input_price_mc: int
+    cached_price_mc: int
+    output_price_mc: int
+
+
+def tokens_mc(prices: TokenPrices, used: Tokens) -> int:
+    """What a call by tokens costs, rounded up to a whole milli-credit."""
+    nano = (
+        (used.read - used.cached) * prices.input_price_mc
+        + used.cached * prices.cached_price_mc
+        + used.written * prices.output_price_mc
+    )
+    return prices.price_mc - (-nano // MILLION)

@@ -225,6 +225,27 @@ async def finish(tx: Tx, lease: Lease, closing: Closing) -> str:
     return str(row["outcome"])
 
 
+async def abandoned(tx: Tx, lease: Lease) -> Closing | None:
+    """How a call ends whose process died before it was settled; None for any other job.
+
+    The charge was written down when it was reserved, by the model's rule for answers that nobody listens to.
+    """
+    row = await tx.get(
+        "SELECT j.input -> 'abandoned_mc' AS charge_mc, c.step, c.provider, c.send_no FROM limner.job j"
+        " LEFT JOIN LATERAL (SELECT c.step, c.provider, c.send_no FROM limner.provider_call c WHERE c.org_id = j.org_id AND c.job_id = j.id"
+        " AND c.state IN ('intent', 'accepted') ORDER BY c.created_at DESC LIMIT 1) c ON true"
+        " WHERE j.org_id = %s AND j.id = %s",
+        [tx.org_id, lease.job_id],
+    )
+    if not isinstance(row["charge_mc"], int) or row["provider"] is None or row["charge_mc"] == 0:
+        return None
+    used = [{"kind": "call", "quantity": 1, "unit": "estimated_call", "cost_micro_usd": None}]
+    delivery = Delivery(row["step"], row["provider"], row["send_no"], None, None, 0)
+    return Closing(
+        "succeeded", charge_mc=row["charge_mc"], outputs=[], provider=row["provider"], usage=used, delivery=delivery
+    )
+
+
 def closing_args(closing: Closing) -> dict[str, Any]:
     """A closing as `work_many` reads it."""
     call = closing.delivery

@@ -57,10 +57,10 @@ class Submitter:
         self._destinations = destinations
         self._models = models
         self._images = images
-        self._limits = limits
+        self.limits = limits
         self._envelope = InputSchema(ENVELOPE)
         self._waits = WaitEstimates(db)
-        self._intake = Intake(db, limits.backlog)
+        self.intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
     async def submit(self, request: Request, caller: Caller, body: dict[str, Any] | None = None) -> Accepted:
@@ -83,13 +83,13 @@ class Submitter:
         except end_users.UserNotFound:
             raise not_found("user") from None
         except (refusals.TooFewCredits, refusals.Inactive) as error:
-            raise _worded(error, submission) from None
+            raise worded(error, submission) from None
 
     async def _read(
         self, request: Request, caller: Caller, body: dict[str, Any] | None = None
     ) -> tuple[jobs.Submission, bool]:
         """The request as parsed, priced and hashed, and whether it may share a commit. Raises ApiError."""
-        external_id = _payer(caller)
+        external_id = payer(caller)
         body = await parsing.json_object(request) if body is None else body
         envelope = self._envelope.parse(body)
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
@@ -98,14 +98,14 @@ class Submitter:
             self._checked(webhook_url)
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
         ahead_s = self._ahead_s(run_at)
-        model = await self._model(caller.org_id, envelope["model"])
+        model = await self.model(caller.org_id, envelope["model"])
         parsed = model.schema.parse(envelope["input"])
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await self._images.take(caller, parsed)
         canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url)
-        bounds = self._limits.of(caller.quotas, for_user=external_id is not None)
+        bounds = self.limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
         submission = jobs.Submission(
             app_id=caller.app_id,
@@ -123,7 +123,7 @@ class Submitter:
             images=blobs,
             wait_s=math.ceil(ahead_s) + await self._waits.get(order, model.row.expected_s),
             deadline_s=model.row.deadline_s,
-            max_runs=self._limits.max_runs,
+            max_runs=self.limits.max_runs,
             request_id=request.state.request_id,
             traceparent=parsing.traceparent(request),
             run_at=run_at if ahead_s else None,
@@ -146,17 +146,18 @@ class Submitter:
         if run_at is None:
             return 0
         ahead_s = run_at.timestamp() - self._db.clock.now()
-        if ahead_s > self._limits.max_run_at_s:
-            raise invalid({"/run_at": [f"must not be more than {self._limits.max_run_at_s} seconds ahead"]})
+        if ahead_s > self.limits.max_run_at_s:
+            raise invalid({"/run_at": [f"must not be more than {self.limits.max_run_at_s} seconds ahead"]})
         return max(0, ahead_s)
 
     async def _store(self, org_id: UUID, submission: jobs.Submission, alone: bool) -> jobs.Submitted:
         try:
-            return await self._intake.submit(org_id, submission, alone=alone)
+            return await self.intake.submit(org_id, submission, alone=alone)
         except refusals.Refused as error:
-            raise _worded(error, submission) from None
+            raise worded(error, submission) from None
 
-    async def _model(self, org_id: UUID, name: str) -> catalog.CompiledModel:
+    async def model(self, org_id: UUID, name: str) -> catalog.CompiledModel:
+        """What is sold under this name. Raises ApiError 404."""
         compiled = self._models.find(org_id, name)
         if compiled is None:
             async with self._db.tenant_tx(org_id) as tx:
@@ -167,7 +168,7 @@ class Submitter:
         return compiled
 
 
-def _payer(caller: Caller) -> str | None:
+def payer(caller: Caller) -> str | None:
     """Who pays: the end user, or, with the scope `org:spend` only, the organization itself."""
     caller.require("jobs:create")
     if caller.external_id is None and "org:spend" not in caller.scopes:
@@ -187,7 +188,7 @@ def _canonical(
     return orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
 
 
-def _worded(error: refusals.Refused, submission: jobs.Submission) -> Exception:
+def worded(error: refusals.Refused, submission: jobs.Submission) -> Exception:
     """The refusal as this surface tells it; one that is none of its own as it is."""
     match error:
         case refusals.TooFewCredits():

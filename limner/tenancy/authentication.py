@@ -13,6 +13,7 @@ from limner.web.caller import Caller, Quotas
 from limner.web.errors import ApiError, invalid
 
 CACHE_ENTRIES = 50_000
+BEARERS = "/v1/"
 BELIEVED_S = 15.0
 """How old an answer may be for a request that goes on and on."""
 
@@ -46,9 +47,7 @@ class KeyAuthenticator:
         return await self._caller(request, BELIEVED_S)
 
     async def _caller(self, request: Request, max_age_s: float) -> Caller:
-        presented = parsing.one_header(request, "X-API-Key")
-        if not presented:
-            raise ApiError(401, "missing_api_key", "Send your API key in the X-API-Key header.")
+        presented = _presented(request)
         key_hash = api_keys.digest(presented)
         key = await self._resolve(key_hash, max_age_s) if key_hash is not None else None
         if key is None or not key.live:
@@ -77,6 +76,19 @@ class KeyAuthenticator:
         else:
             self._cache.pop(key_hash, None)
         return key
+
+
+def _presented(request: Request) -> str:
+    """The key: a bearer (RFC 6750) where OpenAI's clients come in, else X-API-Key. Raises ApiError 401."""
+    if request.scope["path"].startswith(BEARERS):
+        scheme, _, credential = (parsing.one_header(request, "Authorization") or "").partition(" ")
+        if scheme.lower() != "bearer" or not credential.strip():
+            raise ApiError(401, "missing_api_key", "Send your API key as Authorization: Bearer.")
+        return credential.strip()
+    presented = parsing.one_header(request, "X-API-Key")
+    if not presented:
+        raise ApiError(401, "missing_api_key", "Send your API key in the X-API-Key header.")
+    return presented
 
 
 def _external_id(request: Request) -> str | None:

@@ -1,4 +1,4 @@
-"""One error, rendered for its surface: `/api/v1` has a body of its own, everything else RFC 9457.
+"""One error, rendered for its surface: `/api/v1` has a body of its own, `/v1` OpenAI's, everything else RFC 9457.
 
 Messages never carry constraint names, addresses or other callers' values.
 """
@@ -38,8 +38,19 @@ def not_found(what: str) -> ApiError:
     return ApiError(404, f"{what}_not_found", f"There is no such {what}.")
 
 
+OPENAI_TYPES = {402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
+OPENAI_CODES = {
+    "missing_api_key": "invalid_api_key",
+    "insufficient_tokens": "insufficient_quota",
+    "insufficient_organization_tokens": "insufficient_quota",
+    "rate_limited": "rate_limit_exceeded",
+}
+
+
 def render(error: ApiError, path: str, request_id: str) -> Response:
     """The error's response, in the format of the surface `path` belongs to."""
+    if path.startswith("/v1/"):
+        return _as_openai(error, request_id)
     if path.startswith("/api/"):
         body: dict[str, Any] = {"error": error.message, "code": error.code}
         if error.details is not None:
@@ -53,3 +64,20 @@ def render(error: ApiError, path: str, request_id: str) -> Response:
     body |= error.extra
     body["request_id"] = request_id
     return Response(orjson.dumps(body), error.status, headers=error.headers, media_type=media_type)
+
+
+def _as_openai(error: ApiError, request_id: str) -> Response:
+    """OpenAI's error object: what its clients raise their exceptions from."""
+    pointers = [pointer for pointer in error.details or {} if pointer]
+    kind = OPENAI_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    words = "; ".join(
+        f"{pointer[1:] or 'body'} {text}" for pointer, texts in (error.details or {}).items() for text in texts
+    )
+    told = {
+        "message": f"{error.message} {words}".strip(),
+        "type": kind,
+        "param": pointers[0][1:].partition("/")[0] if pointers else None,
+        "code": OPENAI_CODES.get(error.code, error.code),
+    }
+    body = {"error": told | dict(error.extra), "request_id": request_id}
+    return Response(orjson.dumps(body), error.status, headers=error.headers, media_type="application/json")

@@ -24,6 +24,11 @@ FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 async def json_object(request: Request) -> dict[str, Any]:
     """The body as a JSON object (RFC 8259, UTF-8). Raises ApiError 400, 408, 413, 415, 429 or 503."""
+    return (await json_body(request))[1]
+
+
+async def json_body(request: Request) -> tuple[bytes, dict[str, Any]]:
+    """The body as it came, and the JSON object it is. Raises as `json_object`."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "unsupported_media_type", "Send application/json.")
@@ -39,7 +44,7 @@ async def json_object(request: Request) -> dict[str, Any]:
         raise invalid({"": ["must be a JSON object"]})
     if b"\\u0000" in body and _holds_nul(value):
         raise invalid({"": ["text must not contain U+0000"]})
-    return value
+    return body, value
 
 
 async def _whole(request: Request) -> bytes:

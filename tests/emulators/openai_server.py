@@ -25,7 +25,9 @@ MODELS = ("tiny", "painter", "vectors")
 CHAT = {
     "model": str, "messages": list, "n": int, "temperature": (int, float), "top_p": (int, float), "max_tokens": int,
     "max_completion_tokens": int, "stop": (str, list), "seed": int, "presence_penalty": (int, float),
-    "frequency_penalty": (int, float), "reasoning_effort": str,
+    "frequency_penalty": (int, float), "reasoning_effort": str, "stream": bool, "stream_options": dict, "tools": list,
+    "tool_choice": (str, dict), "response_format": dict, "user": str, "metadata": dict, "store": bool, "logprobs": bool,
+    "parallel_tool_calls": bool,
 }  # fmt: skip
 PICTURES = {
     "model": str, "prompt": str, "n": int, "size": str, "quality": str, "style": str, "background": str,
@@ -68,6 +70,11 @@ class OpenAIServer:
         self.asked: list[Asked] = []
         self.keys: dict[str, list[str]] = defaultdict(list)
         self.drawn: dict[str, int] = defaultdict(int)
+        self.written: dict[str, int] = defaultdict(int)
+        """By job: the tokens of streams that were written, and would be billed."""
+        self.tokens = 20
+        self.token_s = 0.0
+        """Of a stream: how many pieces it has, and the pause before each."""
         self.changes: Callable[[dict[str, Any]], Any] = lambda answer: answer
         self._turns: deque[Turn] = deque()
         self._always: Turn = None
@@ -106,6 +113,8 @@ class OpenAIServer:
         wrong = self._refusal(request, asked)
         if wrong is not None:
             return _say(wrong)
+        if asked.body.get("stream"):
+            return await self._stream(request, asked, turn)
         answer = self.changes(self._work(asked))
         self.drawn[job] += 1
         if KILL in request.headers:
@@ -146,6 +155,40 @@ class OpenAIServer:
         if model not in self.models:
             return _error(404, f"The model `{model}` does not exist. {dict(request.headers)}", code="model_not_found")
         return None
+
+    async def _stream(self, request: web.Request, asked: Asked, turn: Turn) -> web.StreamResponse:
+        """One event a token; the count at the end where it was asked for. Who hangs up ends it, and what was written is billed."""
+        job = request.headers.get("X-Client-Request-Id", "")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        frame = {
+            "id": f"chatcmpl-{len(self.asked)}",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": asked.body["model"],
+        }
+        counts = (asked.body.get("stream_options") or {}).get("include_usage") is True
+        for number in range(self.tokens):
+            if self.token_s:
+                await asyncio.sleep(self.token_s)
+            if turn == "breaks off" and number == self.tokens // 2:
+                return _hang_up(request)
+            choice = {"index": 0, "delta": {"content": f"word{number} "}, "finish_reason": None}
+            await response.write(_event({**frame, "choices": [choice], **({"usage": None} if counts else {})}))
+            self.written[job] += 1
+        last = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        await response.write(_event({**frame, "choices": [last], **({"usage": None} if counts else {})}))
+        self.drawn[job] += 1
+        if counts:
+            usage = {
+                "prompt_tokens": 12,
+                "completion_tokens": self.written[job],
+                "total_tokens": 12 + self.written[job],
+            }
+            await response.write(_event({**frame, "choices": [], "usage": usage}))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
 
     def _work(self, asked: Asked) -> dict[str, Any]:
         if asked.path == "/v1/chat/completions":
@@ -206,6 +249,10 @@ async def _read(request: web.Request) -> dict[str, Any]:
         else:
             form[part.name] = value
     return form
+
+
+def _event(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
 def _completion(body: Mapping[str, Any]) -> dict[str, Any]:

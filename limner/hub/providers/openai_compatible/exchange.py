@@ -28,13 +28,24 @@ async def send(
 
     Raises ProviderError with the codes of CODES: the outcome is unknown where the request may have left.
     """
-    sent = {"Accept": "application/json", **(headers or {})}
-    if config.organization is not None:
-        sent["OpenAI-Organization"] = config.organization
     try:
         return await door.request(
-            method, config.base_url + path, headers=sent, body=body, timeout_s=timeout_s, max_bytes=max_bytes
-        )
+            method, config.base_url + path, headers=headers_of(config, headers or {}), body=body, timeout_s=timeout_s,
+            max_bytes=max_bytes,
+        )  # fmt: skip
     except EgressError as error:
-        code, words, kind = CODES.get(error.code, CODES["connection_lost"])
-        raise ProviderError(code, words, kind, outcome_unknown=error.sent) from None
+        raise failure(error) from None
+
+
+def headers_of(config: Config, given: Mapping[str, str]) -> dict[str, str]:
+    """What is sent with every request of a provider, on top of what this one needs."""
+    sent = {"Accept": "application/json", **given}
+    if config.organization is not None:
+        sent["OpenAI-Organization"] = config.organization
+    return sent
+
+
+def failure(error: EgressError) -> ProviderError:
+    """A door's refusal as a run reads it."""
+    code, words, kind = CODES.get(error.code, CODES["connection_lost"])
+    return ProviderError(code, words, kind, outcome_unknown=error.sent)

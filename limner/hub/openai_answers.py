@@ -1,0 +1,306 @@
+"""How a call of `/v1` is answered: one provider after another until the first byte, then to the end, and one settlement."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from limner.hub import chat, routing
+from limner.hub.calls import Call, Calls
+from limner.hub.catalog import Model
+from limner.hub.chat import Asked
+from limner.hub.chat_stream import DONE, Frames, NotAStream
+from limner.hub.endings import FINAL_KINDS, MESSAGES, Failure, Finish
+from limner.hub.pricing import Tokens
+from limner.hub.providers.base import ErrorKind, ProviderError
+from limner.hub.providers.openai_compatible import answers
+from limner.hub.providers.openai_compatible.passing import PassingDoor
+from limner.hub.routing import Candidate
+from limner.kit import money
+from limner.telemetry import logs, metrics
+from limner.web.errors import ApiError, render
+
+KEEPALIVE_S = 10.0
+STATUSES: dict[ErrorKind, int] = {
+    "bad_request": 400,
+    "content": 400,
+    "rate": 429,
+    "retryable": 502,
+    "auth": 502,
+    "fatal": 502,
+}
+STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+log = logs.get("openai")
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What answering needs: who settles, and the way to the providers."""
+
+    calls: Calls
+    door: PassingDoor
+
+
+@dataclass(slots=True)
+class Order:
+    """One call on its way: what is asked for, who may do it, and when it began."""
+
+    asked: Asked
+    model: Model
+    most: Tokens
+    candidates: Sequence[Candidate]
+    call: Call
+    began: float
+    headers: dict[str, str]
+    waited_s: float = 0.0
+    """For providers: the rest is limner's own."""
+
+
+def whole_estimate(asked: Asked, most: Tokens) -> Tokens:
+    """What is charged for an answer that its provider finishes, and bills, unheard."""
+    return Tokens(asked.likely, 0, most.written)
+
+
+class _Answering:
+    """What both kinds of answer share: asking one provider after another, and the one settlement."""
+
+    def __init__(self, desk: Desk, order: Order) -> None:
+        self._desk = desk
+        self._order = order
+
+    async def _fail(self, failures: Sequence[Failure]) -> ApiError:
+        """Give the hold back; the error to answer with."""
+        last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
+        await self._desk.calls.end(self._order.call, Finish("failed", last.code, last.message))
+        return ApiError(STATUSES[last.kind], last.code, last.message)
+
+    async def _failed(self, candidate: Candidate, error: ProviderError) -> Failure:
+        metrics.ATTEMPTS.labels(candidate.route.provider, error.code).inc()
+        log.warning(
+            "provider.failed", job=self._order.call.lease.job_id, provider=candidate.route.provider, code=error.code
+        )
+        return await self._order.call.failed(candidate.route.provider, error)
+
+    def _closing(self, candidate: Candidate, usage: Any, otherwise: Tokens, reference: str | None) -> Finish:
+        """Charged by what the provider counted, or by `otherwise` where that cannot be true."""
+        used = chat.used(usage)
+        if used is None and usage is not None:
+            metrics.ABSURD_USAGE.labels(candidate.route.provider).inc()
+        order = self._order
+        return order.call.charged(
+            order.model, candidate.route, used or otherwise, reference or None, estimated=used is None
+        )
+
+
+class WholeAnswer(_Answering):
+    """An answer in one piece, as the provider gave it."""
+
+    async def ask(self) -> Response:
+        order, failures = self._order, list[Failure]()
+        try:
+            for place, candidate in enumerate(order.candidates):
+                if place and (full := await order.call.ask_next(candidate)) is not None:
+                    failures.append(full)
+                    continue
+                asked_at = time.perf_counter()
+                try:
+                    body, value = await self._once(candidate)
+                except ProviderError as error:
+                    failures.append(await self._failed(candidate, error))
+                    if error.kind in FINAL_KINDS:
+                        break
+                    continue
+                finally:
+                    order.waited_s += time.perf_counter() - asked_at
+                return self._charged(candidate, body, value)
+        except BaseException:
+            await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
+            raise
+        raise await self._fail(failures)
+
+    async def _once(self, candidate: Candidate) -> tuple[bytes, dict[str, Any]]:
+        route, order = candidate.route, self._order
+        configured = self._desk.door.configured(route)
+        body = chat.payload(order.asked, order.model, route.provider_model, configured.max_tokens_field)
+        timeout_s = routing.timeout_s(route) or routing.CALL_TIMEOUT_S
+        got = await self._desk.door.whole(
+            configured, order.asked.surface.path, body, order.call.lease.job_id, timeout_s
+        )
+        value = answers.read_object(got.body)
+        if not isinstance(value.get(order.asked.surface.made), list):
+            raise ProviderError("provider_answer_invalid", "The provider's answer is not understood.", "retryable")
+        return got.body, value
+
+    def _charged(self, candidate: Candidate, body: bytes, value: dict[str, Any]) -> Response:
+        order = self._order
+        reference = value.get("id")
+        otherwise = Tokens(order.asked.likely, 0, len(body) // 4 + 1 if order.asked.surface.writes else 0)
+        ending = self._closing(
+            candidate, value.get("usage"), otherwise, reference if isinstance(reference, str) else None
+        )
+        submitted = order.call.submitted
+        left_mc = submitted.available_mc + submitted.hold_mc - ending.charge_mc
+        own_s = time.perf_counter() - order.began - order.waited_s
+        headers = {
+            **order.headers,
+            "x-limner-provider": candidate.route.provider,
+            "x-limner-credits": str(money.exact(ending.charge_mc)),
+            "x-limner-balance": str(money.exact(left_mc)),
+            "x-limner-overhead-ms": f"{own_s * 1000:.2f}",
+        }
+        settling = asyncio.create_task(self._desk.calls.end(order.call, ending))
+        return Settling(body, settling, headers)
+
+
+class Settling(Response):
+    """An answer that is on its way while its call is settled; the request is over when both are done."""
+
+    def __init__(self, body: bytes, settling: "asyncio.Task[None]", headers: dict[str, str]) -> None:
+        super().__init__(body, headers=headers, media_type="application/json")
+        self._settling = settling
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._settling
+
+
+class StreamedAnswer(_Answering, Response):
+    """An answer in pieces, as they come. Another provider is asked until the first piece of an answer is there, and not after."""
+
+    def __init__(self, desk: Desk, order: Order) -> None:
+        _Answering.__init__(self, desk, order)
+        Response.__init__(self)
+        self._begun = False
+        self._gone = False
+        self._wrote_at = time.monotonic()
+        self._provider = order.candidates[0].route.provider
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        self._request_id = scope["state"]["request_id"]
+        aside = asyncio.create_task(self._watch(receive))
+        try:
+            await self._relay()
+        finally:
+            aside.cancel()
+
+    async def _relay(self) -> None:
+        failures: list[Failure] = []
+        error: ProviderError | None = None
+        candidate, frames = self._order.candidates[0], Frames(keeps_usage=True)
+        try:
+            async with asyncio.timeout(None) as self._listening:
+                for place, candidate in enumerate(self._order.candidates):
+                    if place and (full := await self._order.call.ask_next(candidate)) is not None:
+                        failures.append(full)
+                        continue
+                    frames = Frames(keeps_usage=self._order.asked.wants_usage)
+                    error = await self._pass_on(candidate, frames)
+                    if frames.pieces or error is None:
+                        break
+                    failures.append(await self._failed(candidate, error))
+                    if error.kind in FINAL_KINDS:
+                        break
+        except TimeoutError:
+            error = None  # nobody listens any more, and this model's answers are not read to their end then
+        except BaseException:
+            await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
+            raise
+        if frames.pieces or frames.usage is not None or self._gone:
+            ending = self._closing(candidate, frames.usage, self._estimate(frames), frames.reference)
+            await self._desk.calls.end(self._order.call, ending)
+            await self._finish(error)
+            return
+        await self._refuse(await self._fail(failures))
+
+    async def _pass_on(self, candidate: Candidate, frames: Frames) -> ProviderError | None:
+        """One provider's answer to its end; why it has none, or ended early."""
+        route, order, door = candidate.route, self._order, self._desk.door
+        self._provider = route.provider
+        timeout_s = routing.timeout_s(route) or routing.CALL_TIMEOUT_S
+        try:
+            configured = door.configured(route)
+            body = chat.payload(order.asked, order.model, route.provider_model, configured.max_tokens_field)
+            async with door.stream(
+                configured, order.asked.surface.path, body, order.call.lease.job_id, timeout_s
+            ) as pieces:
+                async for piece in pieces:
+                    events = frames.feed(piece)
+                    if events and not self._gone:
+                        await self._write(events)
+                    if frames.done or frames.failed is not None:
+                        break
+        except ProviderError as error:
+            return error
+        except NotAStream:
+            return ProviderError(
+                "provider_answer_invalid", "The provider's answer is not understood: no events.", "retryable"
+            )
+        if frames.failed is not None or not (frames.pieces or frames.done):
+            return ProviderError("provider_failed", "The provider's answer broke off.", "retryable")
+        return None
+
+    def _estimate(self, frames: Frames) -> Tokens:
+        """What is charged where the provider's own count never came."""
+        asked = self._order.asked
+        if self._gone and self._order.model.on_disconnect == "estimate":
+            return whole_estimate(asked, self._order.most)
+        return Tokens(asked.likely, 0, frames.pieces)
+
+    async def _watch(self, receive: Receive) -> None:
+        """Notice that the client went away, and tell one that waits that it is not forgotten."""
+        while True:
+            try:
+                async with asyncio.timeout(KEEPALIVE_S):
+                    message = await receive()
+            except TimeoutError:
+                if time.monotonic() - self._wrote_at >= KEEPALIVE_S / 2:
+                    await self._write(b": keep-alive\n\n")
+                if self._order.call.lease.job_id in self._desk.calls.lost:
+                    self._leave()
+                continue
+            if message["type"] == "http.disconnect":
+                self._leave()
+                return
+
+    def _leave(self) -> None:
+        self._gone = True
+        if self._order.model.on_disconnect != "drain":
+            self._listening.reschedule(asyncio.get_running_loop().time())
+
+    async def _write(self, data: bytes) -> None:
+        if not self._begun:
+            self._begun = True
+            headers = {**self._order.headers, **STREAM_HEADERS, "x-limner-provider": self._provider}
+            own_s = time.perf_counter() - self._order.began
+            headers["x-limner-overhead-ms"] = f"{own_s * 1000:.2f}"
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            raw.append((b"content-type", b"text/event-stream; charset=utf-8"))
+            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        self._wrote_at = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _finish(self, error: ProviderError | None) -> None:
+        if self._gone:
+            return
+        if error is None:
+            await self._write(b"data: " + DONE + b"\n\n")
+        else:
+            await self._write(self._told(ApiError(STATUSES[error.kind], error.code, error.message)))
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _refuse(self, error: ApiError) -> None:
+        if not self._begun:
+            raise error
+        await self._write(self._told(error))
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _told(self, error: ApiError) -> bytes:
+        """An error after the headers, as clients of this interface read it."""
+        return b"data: " + bytes(render(error, "/v1/", self._request_id).body) + b"\n\n"

@@ -1,0 +1,147 @@
+"""`/v1`: the interface that OpenAI's clients speak. Each call is a job with a hold, a receipt and one settlement."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from limner.db.pools import Database
+from limner.hub import calls, catalog, chat, jobs, limits, pricing, routing, submission
+from limner.hub.api import answer
+from limner.hub.catalog import Model
+from limner.hub.chat import Asked, Surface
+from limner.hub.endings import MESSAGES
+from limner.hub.openai_answers import Desk, Order, StreamedAnswer, WholeAnswer, whole_estimate
+from limner.hub.pricing import Tokens
+from limner.hub.routing import Candidate
+from limner.hub.submission import Submitter
+from limner.ledger import refusals
+from limner.web import parsing
+from limner.web.caller import Authenticate, Caller
+from limner.web.errors import ApiError, invalid
+
+KINDS = ("text.generate", "text.embed")
+ADAPTERS = frozenset({"openai"})
+DEADLINE_S = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIApi:
+    """What the endpoints need."""
+
+    db: Database
+    authenticate: Authenticate
+    submitter: Submitter
+    desk: Desk
+    routes: catalog.RouteCache
+
+
+class ChatEndpoints:
+    """One method an endpoint."""
+
+    def __init__(self, api: OpenAIApi) -> None:
+        self._api = api
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(request, chat.CHAT)
+
+    async def complete(self, request: Request) -> Response:
+        return await self._answer(request, chat.COMPLETIONS)
+
+    async def embed(self, request: Request) -> Response:
+        return await self._answer(request, chat.EMBEDDINGS)
+
+    async def list_models(self, request: Request) -> Response:
+        caller = await self._api.authenticate(request)
+        async with self._api.db.tenant_tx(caller.org_id) as tx:
+            found = await catalog.list_models(tx)
+        return answer({"object": "list", "data": [_model_body(model) for model in found if model.kind in KINDS]})
+
+    async def get_model(self, request: Request, name: str) -> Response:
+        caller = await self._api.authenticate(request)
+        async with self._api.db.tenant_tx(caller.org_id) as tx:
+            model = await catalog.find_model(tx, name)
+        if model is None or model.kind not in KINDS:
+            raise chat.no_model(name)
+        return answer(_model_body(model))
+
+    async def _answer(self, request: Request, surface: Surface) -> Response:
+        order = await self._reserve(request, surface)
+        if order.asked.stream:
+            return StreamedAnswer(self._api.desk, order)
+        return await WholeAnswer(self._api.desk, order).ask()
+
+    async def _reserve(self, request: Request, surface: Surface) -> Order:
+        began = time.perf_counter()
+        caller = await self._api.authenticate(request)
+        external_id = submission.payer(caller)
+        raw, value = await parsing.json_body(request)
+        asked = chat.read(raw, value, surface)
+        model, candidates = await self._model(caller, asked)
+        most = chat.most(asked, model)
+        bounds = self._api.submitter.limits.of(caller.quotas, for_user=external_id is not None)
+        wanted = jobs.Submission(
+            app_id=caller.app_id, external_id=external_id, route=surface.path[1:].replace("/", "."), model_id=model.id,
+            model=model.name, kind=model.kind, unit_price_mc=model.price_mc, hold_mc=pricing.tokens_mc(model, most),
+            priority=10, idempotency_key=parsing.idempotency_key(request, None), request_hash=hashlib.sha256(raw).digest(),
+            input=_facts(asked, model, most), wait_s=0, deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS,
+            request_id=request.state.request_id, traceparent=parsing.traceparent(request), limits=bounds,
+            call=self._api.desk.calls.first(candidates[0]),
+        )  # fmt: skip
+        alone = bounds.org_per_min is not None or bounds.max_open is not None
+        try:
+            call = await self._api.desk.calls.reserve(caller.org_id, wanted, alone=alone)
+        except refusals.Refused as error:
+            raise submission.worded(error, wanted) from None
+        if isinstance(call, jobs.Submitted):
+            raise ApiError(409, "idempotency_key_in_use", "A call with this idempotency key was made before.",
+                           extra={"job_id": str(call.job_id)})  # fmt: skip
+        request.state.log |= {"job": call.lease.job_id, "model": model.name}
+        headers = limits.headers(bounds, call.submitted, self._api.db.clock.now())
+        headers["x-limner-job"] = str(call.lease.job_id)
+        return Order(asked, model, most, candidates, call, began, headers)
+
+    async def _model(self, caller: Caller, asked: Asked) -> tuple[Model, list[Candidate]]:
+        """The model and who may be asked, in order. Raises ApiError 404; 503 where nobody serves it."""
+        try:
+            model = (await self._api.submitter.model(caller.org_id, asked.model)).row
+        except ApiError:
+            raise chat.no_model(asked.model) from None
+        if model.kind != asked.surface.kind:
+            raise invalid({"/model": [f"is not a model for {asked.surface.path}"]}, "model_not_supported")
+        routes = self._api.routes.find(caller.org_id, model.id)
+        if routes is None:
+            async with self._api.db.tenant_tx(caller.org_id) as tx:
+                routes = self._api.routes.put(caller.org_id, model.id, await catalog.routes_of(tx, model.id))
+        candidates, _ = routing.order(routes, ADAPTERS)
+        if not candidates:
+            raise ApiError(503, "no_provider", MESSAGES["no_provider"])
+        return model, candidates
+
+
+def _model_body(model: Model) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "limner"}
+
+
+def _facts(asked: Asked, model: Model, most: Tokens) -> dict[str, Any]:
+    """What the job's row says of the request: none of its words."""
+    facts = {"stream": asked.stream, "choices": asked.choices, "max_tokens": most.written, "bytes": len(asked.raw)}
+    if model.on_disconnect == "estimate":
+        facts["abandoned_mc"] = pricing.tokens_mc(model, whole_estimate(asked, most))
+    return facts
+
+
+def router(api: OpenAIApi) -> APIRouter:
+    """The router over these resources."""
+    routes = APIRouter(prefix="/v1", tags=["openai"])
+    endpoints = ChatEndpoints(api)
+    routes.add_api_route("/chat/completions", endpoints.chat, methods=["POST"])
+    routes.add_api_route("/completions", endpoints.complete, methods=["POST"])
+    routes.add_api_route("/embeddings", endpoints.embed, methods=["POST"])
+    routes.add_api_route("/models", endpoints.list_models, methods=["GET"])
+    routes.add_api_route("/models/{name:path}", endpoints.get_model, methods=["GET"])
+    return routes

@@ -1,0 +1,226 @@
+"""`/v1/chat/completions`: handed on, held, charged by what the provider counted, and told as OpenAI's clients expect."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import psycopg
+import pytest
+import pytest_asyncio
+
+from limner.db.pools import Database
+from limner.hub import catalog
+from limner.hub.providers.openai_compatible import offers
+from tests.conftest import MakeTenant, Server, Tenant
+from tests.emulators import openai_server
+from tests.emulators.openai_server import OpenAIServer, Says
+from tests.faults.cluster import eventually
+from tests.running import Api
+
+KEY = "sk-secret-9c41aa07d2"
+MODEL = "acme/chat"
+INPUT_MC, CACHED_MC, OUTPUT_MC = 2_000_000, 1_000_000, 10_000_000  # two, one and ten credits a thousand tokens
+HELLO = [{"role": "user", "content": "a lighthouse"}]
+BROKEN = Says(500, {"error": {"message": "oh"}})
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def far() -> AsyncIterator[OpenAIServer]:
+    async with openai_server.running(KEY) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def house(server: Server, db: Database, far: OpenAIServer) -> Any:
+    api = Api(
+        server.home,
+        LIMNER_DATABASE_URL=server.url,
+        LIMNER_EGRESS_PLAIN_ORIGINS=f"{far.origin},http://127.0.0.1:9",
+        LIMNER_PROVIDER_KEYS=json.dumps({far.origin: KEY}),
+    )
+    yield api
+    api.stop()
+
+
+@pytest.fixture(autouse=True)
+def calm(far: OpenAIServer) -> None:
+    far.calm_down()
+    far.token_s = 0.0
+
+
+@pytest_asyncio.fixture
+async def shop(db: Database, make_tenant: MakeTenant, far: OpenAIServer) -> Tenant:
+    tenant = await make_tenant(credits=100)
+    await sell(db, tenant, ("far", far.url))
+    return tenant
+
+
+async def sell(db: Database, tenant: Tenant, *providers: tuple[str, str], **facts: Any) -> None:
+    async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
+        await catalog.put_model(
+            tx,
+            {
+                "name": MODEL, "display_name": "Chat", "kind": "text.generate", "input_schema": offers.SCHEMAS["text.generate"],
+                "price_mc": 0, "price_unit": "tokens", "input_price_mc": INPUT_MC, "cached_price_mc": CACHED_MC,
+                "output_price_mc": OUTPUT_MC, "max_output_tokens": 100, **facts,
+            },
+        )  # fmt: skip
+        for place, (name, url) in enumerate(providers, start=1):
+            await catalog.put_provider(tx, {"name": name, "display_name": name, "adapter": "openai", "base_url": url})
+            await catalog.put_route(tx, MODEL, name, provider_model="tiny", priority=place)
+
+
+async def ask(
+    house: Api, tenant: Tenant, body: Any, headers: Mapping[str, str] | None = None
+) -> tuple[int, Any, Mapping[str, str]]:
+    async with aiohttp.ClientSession() as http, http.post(
+        f"{house.url}/v1/chat/completions", json=body,
+        headers={"Authorization": f"Bearer {tenant.api_key}", "X-User-ID": tenant.user, **(headers or {})},
+    ) as answer:  # fmt: skip
+        raw = await answer.read()
+        return answer.status, json.loads(raw) if answer.content_type == "application/json" else raw, answer.headers
+
+
+def books(superuser: psycopg.Connection, tenant: Tenant) -> list[tuple[str, int]]:
+    rows = superuser.execute(
+        "SELECT state, coalesce(price_final_mc, -1) FROM limner.job WHERE org_id = %s ORDER BY id", [tenant.org_id]
+    ).fetchall()
+    held = superuser.execute(
+        "SELECT coalesce(sum(held_mc), 0) FROM limner.wallet WHERE org_id = %s", [tenant.org_id]
+    ).fetchone()
+    assert held is not None
+    open_ = [row for row in rows if row[0] in ("queued", "running")]
+    assert (held[0] > 0) == bool(open_), (held, rows)
+    return rows
+
+
+# 12 tokens read, 4 of them cached; 7 written
+CHARGE_MC = (8 * INPUT_MC + 4 * CACHED_MC + 7 * OUTPUT_MC) // 1_000_000
+
+
+async def test_an_answer_is_handed_on_and_charged_by_its_tokens(
+    house: Api, shop: Tenant, far: OpenAIServer, superuser: psycopg.Connection
+) -> None:
+    status, body, headers = await ask(house, shop, {"model": MODEL, "messages": HELLO, "temperature": 0.5, "top_p": 1})
+    assert (status, body["choices"][0]["message"]["content"]) == (200, openai_server.text_of("a lighthouse"))
+    assert headers["x-limner-provider"] == "far"
+    assert float(headers["x-limner-credits"]) == CHARGE_MC / 1000
+    assert float(headers["x-limner-balance"]) == 100 - CHARGE_MC / 1000
+    sent = far.asked[-1].body
+    assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("tiny", 0.5, 100)
+    await eventually(lambda: books(superuser, shop) == [("succeeded", CHARGE_MC)])
+
+
+async def test_a_stream_is_handed_on_and_its_count_is_kept_from_who_did_not_ask(
+    house: Api, shop: Tenant, superuser: psycopg.Connection
+) -> None:
+    asked = {"model": MODEL, "messages": HELLO, "stream": True}
+    status, raw, headers = await ask(house, shop, asked)
+    events = [line[6:] for line in raw.decode().split("\n\n") if line]
+    assert (status, headers["content-type"], events[-1]) == (200, "text/event-stream; charset=utf-8", "[DONE]")
+    words = [choice["delta"].get("content", "") for event in events[:-1] for choice in json.loads(event)["choices"]]
+    assert "".join(words) == "".join(f"word{n} " for n in range(20))
+    charge = (12 * INPUT_MC + 20 * OUTPUT_MC) // 1_000_000
+    assert books(superuser, shop) == [("succeeded", charge)]
+
+    _, raw, _ = await ask(house, shop, {**asked, "stream_options": {"include_usage": True}})
+    told = json.loads(raw.decode().split("\n\n")[-3][6:])
+    assert (told["choices"], told["usage"]["completion_tokens"]) == ([], 20)
+
+
+async def test_another_provider_is_asked_before_the_first_byte(
+    house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
+) -> None:
+    tenant = await make_tenant(credits=100)
+    await sell(db, tenant, ("nobody", "http://127.0.0.1:9/v1"), ("far", far.url))
+    status, _, headers = await ask(house, tenant, {"model": MODEL, "messages": HELLO})
+    assert (status, headers["x-limner-provider"]) == (200, "far")
+    status, _, headers = await ask(house, tenant, {"model": MODEL, "messages": HELLO, "stream": True})
+    assert (status, headers["x-limner-provider"]) == (200, "far")
+    await eventually(lambda: [state for state, _ in books(superuser, tenant)] == ["succeeded", "succeeded"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_where_nobody_delivers_nothing_is_charged(
+    house: Api, shop: Tenant, far: OpenAIServer, superuser: psycopg.Connection, stream: bool
+) -> None:
+    far.then(BROKEN)
+    status, body, _ = await ask(house, shop, {"model": MODEL, "messages": HELLO, "stream": stream})
+    assert (status, body["error"]["type"], body["error"]["code"]) == (502, "server_error", "provider_unavailable")
+    assert books(superuser, shop) == [("failed", 0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"model": "no/such"}, 404, "model_not_found", "model"),
+        ({"messages": []}, 400, "invalid_request", "messages"),
+        ({"messages": "hello"}, 400, "invalid_request", "messages"),
+        ({"stream": "yes"}, 400, "invalid_request", "stream"),
+        ({"n": 0}, 400, "invalid_request", "n"),
+        ({"max_tokens": 101}, 400, "invalid_request", "max_tokens"),
+        ({"service_tier": "priority"}, 400, "unsupported_value", "service_tier"),
+        ({"web_search_options": {}}, 400, "unsupported_parameter", "web_search_options"),
+        ({"n": 128, "max_tokens": 100}, 402, "insufficient_quota", None),
+    ],
+)
+async def test_what_cannot_be_sold_is_refused_in_openais_words(
+    house: Api,
+    shop: Tenant,
+    superuser: psycopg.Connection,
+    change: dict[str, Any],
+    status: int,
+    code: str,
+    param: str | None,
+) -> None:
+    said, body, _ = await ask(house, shop, {"model": MODEL, "messages": HELLO, **change})
+    assert (said, body["error"]["code"], body["error"]["param"]) == (status, code, param)
+    assert books(superuser, shop) == []
+
+
+async def test_a_wrong_key_is_an_invalid_api_key(house: Api, shop: Tenant) -> None:
+    for headers in ({"Authorization": "Bearer sk-nothing"}, {"Authorization": "Basic x"}):
+        status, body, _ = await ask(house, shop, {"model": MODEL, "messages": HELLO}, headers)
+        assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("policy", ["drain", "abort", "estimate"])
+async def test_who_hangs_up_pays_by_the_models_rule(
+    house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection, policy: str
+) -> None:
+    tenant = await make_tenant(credits=100)
+    await sell(db, tenant, ("far", far.url), on_disconnect=policy)
+    far.token_s = 0.05
+    async with aiohttp.ClientSession() as http:
+        answer = await http.post(
+            f"{house.url}/v1/chat/completions", json={"model": MODEL, "messages": HELLO, "stream": True},
+            headers={"Authorization": f"Bearer {tenant.api_key}", "X-User-ID": tenant.user},
+        )  # fmt: skip
+        job = answer.headers["x-limner-job"]
+        await answer.content.readany()
+        answer.close()
+    await eventually(lambda: [state for state, _ in books(superuser, tenant)] == ["succeeded"])
+    await asyncio.sleep(0.2)
+    ((_, charge),) = books(superuser, tenant)
+    written = far.written[job]
+    if policy == "drain":
+        assert (written, charge) == (20, (12 * INPUT_MC + 20 * OUTPUT_MC) // 1_000_000)
+    else:
+        assert written < 20
+        read_mc = charge % (OUTPUT_MC // 1_000_000)  # what is read is an estimate from the request's length
+        assert read_mc >= 0
+        assert charge < 60 * 2 + (100 if policy == "estimate" else written + 1) * OUTPUT_MC // 1_000_000 + 1
+
+
+async def test_a_budget_holds_however_many_ask_at_once(
+    house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
+) -> None:
+    tenant = await make_tenant(credits=10)
+    await sell(db, tenant, ("far", far.url), price_mc=1000, input_price_mc=0, cached_price_mc=0, output_price_mc=0)
+    before = len(far.asked)
+    answers = await asyncio.gather(*(ask(house, tenant, {"model": MODEL, "messages": HELLO}) for _ in range(40)))
+    assert sorted(status for status, _, _ in answers) == [200] * 10 + [402] * 30
+    assert len(far.asked) - before == 10
+    await eventually(lambda: len([1 for state, _ in books(superuser, tenant) if state == "succeeded"]) == 10)
