@@ -1,7 +1,8 @@
 """`limner models`: what is sold, at what price."""
 
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -11,6 +12,7 @@ from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.hub import catalog
 from limner.hub.catalog import Model
+from limner.hub.pricing import OnDisconnect
 from limner.hub.providers.openai_compatible import offers
 from limner.kit import money
 from limner.tenancy import audit
@@ -18,9 +20,16 @@ from limner.tenancy import audit
 app = group("Models: what is sold, at what price.")
 
 REQUIRED = ("name", "display_name", "kind", "price", "input_schema")
-TEXTS = ("name", "display_name", "kind", "family", "description")
-OPTIONAL = ("family", "description", "capabilities", "price_unit", "expected_s", "deadline_s")
+TEXTS = ("name", "display_name", "kind", "family", "description", "price_source")
+BY_TOKENS = ("input_price", "cached_price", "output_price")
+"""Credits for a million tokens."""
+OPTIONAL = (
+    "family", "description", "capabilities", "price_unit", *BY_TOKENS, "price_source", "priced_on", "max_output_tokens",
+    "on_disconnect", "expected_s", "deadline_s",
+)  # fmt: skip
+UNITS = {"output": "an output", "job": "a job", "tokens": "a call"}
 MAX_DEADLINE_S = 604_800
+MAX_OUTPUT_TOKENS = 10_000_000
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, e.g. local/canvas.")]
 
 
@@ -29,7 +38,8 @@ def shape(model: Model) -> dict[str, Any]:
     return {
         "name": model.name, "display_name": model.display_name, "family": model.family,
         "description": model.description, "kind": model.kind, "capabilities": model.capabilities,
-        "price": printing.exact(model.price_mc), "price_unit": model.price_unit, "expected_s": model.expected_s,
+        "price": printing.exact(model.price_mc), "price_unit": model.price_unit, **_by_tokens(model),
+        "expected_s": model.expected_s,
         "deadline_s": model.deadline_s, "input_schema": model.input_schema, "enabled": model.is_enabled,
         "platform": model.org_id == PLATFORM,
     }  # fmt: skip
@@ -45,20 +55,50 @@ def read_model(path: Path) -> dict[str, Any]:
     for name in ("input_schema", "capabilities"):
         if not isinstance(given.get(name, {}), dict):
             raise typer.BadParameter(f"{path}: {name} must be an object")
-    if given.get("price_unit", "output") not in {"output", "job"}:
-        raise typer.BadParameter(f'{path}: price_unit must be "output" or "job"')
+    if given.get("price_unit", "output") not in UNITS:
+        raise typer.BadParameter(f'{path}: price_unit must be "output", "job" or "tokens"')
+    if given.get("on_disconnect", "drain") not in get_args(OnDisconnect):
+        raise typer.BadParameter(f'{path}: on_disconnect must be "abort", "drain" or "estimate"')
+    longest = given.get("max_output_tokens", 1)
+    if not _number(longest) or longest != int(longest) or not 1 <= longest <= MAX_OUTPUT_TOKENS:
+        raise typer.BadParameter(f"{path}: max_output_tokens must be a whole number from 1 to {MAX_OUTPUT_TOKENS}")
+    if given.get("priced_on") is not None:
+        given["priced_on"] = _day(path, given["priced_on"])
     expected, deadline = given.get("expected_s", 5.0), given.get("deadline_s", 86_400)
     if not _number(expected) or not 0 < expected <= MAX_DEADLINE_S:
         raise typer.BadParameter(f"{path}: expected_s must be a number of seconds above 0")
     if not _number(deadline) or deadline != int(deadline) or not 1 <= deadline <= MAX_DEADLINE_S:
         raise typer.BadParameter(f"{path}: deadline_s must be whole seconds from 1 to {MAX_DEADLINE_S}")
-    if isinstance(given["price"], bool):
-        raise typer.BadParameter(f"{path}: price must be credits")
+    prices = {f"{name}_mc": _credits(path, name, given.pop(name)) for name in ("price", *BY_TOKENS) if name in given}
+    return given | prices
+
+
+def _credits(path: Path, name: str, value: Any) -> int:
+    if isinstance(value, bool):
+        raise typer.BadParameter(f"{path}: {name} must be credits")
     try:
-        price_mc = read_credits(str(given.pop("price")))
+        return read_credits(str(value))
     except typer.BadParameter as error:
-        raise typer.BadParameter(f"{path}: price: {error.message}") from None
-    return given | {"price_mc": price_mc}
+        raise typer.BadParameter(f"{path}: {name}: {error.message}") from None
+
+
+def _day(path: Path, value: Any) -> date:
+    try:
+        return date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise typer.BadParameter(f"{path}: priced_on must be a day such as 2026-11-21") from None
+
+
+def _by_tokens(model: Model) -> dict[str, Any]:
+    """What only a model sold by tokens has."""
+    if model.price_unit != "tokens":
+        return {}
+    prices = (model.input_price_mc, model.cached_price_mc, model.output_price_mc)
+    return {
+        **dict(zip(BY_TOKENS, map(printing.exact, prices), strict=True)), "price_source": model.price_source,
+        "priced_on": model.priced_on and model.priced_on.isoformat(), "max_output_tokens": model.max_output_tokens,
+        "on_disconnect": model.on_disconnect,
+    }  # fmt: skip
 
 
 SHOWN = ("enabled", "platform", "routes")
@@ -161,7 +201,36 @@ def add(
     kind: Annotated[offers.Kind, typer.Option("--kind", help="What it does: decides what it takes.")],
     provider: Annotated[str, typer.Option("--provider", metavar="NAME", help="Who runs it; limner providers add.")],
     provider_model: Annotated[str, typer.Option("--provider-model", metavar="TEXT", help="The provider's own name.")],
-    price_mc: Annotated[int, typer.Option("--price", parser=read_credits, metavar="CREDITS", help="For each output.")],
+    price_mc: Annotated[
+        int | None,
+        typer.Option(
+            "--price", parser=read_credits, metavar="CREDITS", help="For each output; by tokens, for each call."
+        ),
+    ] = None,
+    by_input_mc: Annotated[
+        int | None,
+        typer.Option("--input-price", parser=read_credits, metavar="CREDITS", help="For a million tokens read."),
+    ] = None,
+    by_cached_mc: Annotated[
+        int | None,
+        typer.Option(
+            "--cached-price", parser=read_credits, metavar="CREDITS", help="Of them from a cache; else as read."
+        ),
+    ] = None,
+    by_output_mc: Annotated[
+        int | None,
+        typer.Option("--output-price", parser=read_credits, metavar="CREDITS", help="For a million tokens written."),
+    ] = None,
+    price_source: Annotated[
+        str, typer.Option("--price-source", metavar="TEXT", help="Where the prices were read.")
+    ] = "",
+    longest: Annotated[
+        int, typer.Option("--max-output-tokens", min=1, max=MAX_OUTPUT_TOKENS, help="The longest answer it gives.")
+    ] = 4096,
+    on_disconnect: Annotated[
+        OnDisconnect,
+        typer.Option("--on-disconnect", help="When nobody listens any more: end it, read it to its end, or estimate."),
+    ] = "drain",
     called: Annotated[
         str | None,
         typer.Option("--called", parser=read_name, metavar="TEXT", help="How people see it; its name otherwise."),
@@ -170,10 +239,21 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Sell a model of a server that speaks OpenAI's interface: the model, what it takes, and the route to it."""
+    by_tokens = by_input_mc is not None or by_output_mc is not None
+    if price_mc is None and not by_tokens:
+        raise typer.BadParameter("say a price: --price, or --input-price and --output-price")
     facts = {
-        "name": name, "display_name": called or name, "kind": kind, "family": provider, "price_mc": price_mc,
+        "name": name, "display_name": called or name, "kind": kind, "family": provider, "price_mc": price_mc or 0,
         "input_schema": offers.SCHEMAS[kind], "capabilities": offers.capabilities(kind), "expected_s": offers.EXPECTED_S[kind],
+        "max_output_tokens": longest, "on_disconnect": on_disconnect,
     }  # fmt: skip
+    if by_tokens:
+        read_mc = by_input_mc or 0
+        facts |= {
+            "price_unit": "tokens", "input_price_mc": read_mc, "output_price_mc": by_output_mc or 0,
+            "cached_price_mc": read_mc if by_cached_mc is None else by_cached_mc, "price_source": price_source,
+            "priced_on": datetime.now(UTC).date(),
+        }  # fmt: skip
 
     async def work(db: Database) -> Model:
         async with session.operator_tx(db, org) as tx:
@@ -182,7 +262,7 @@ def add(
                 raise catalog.NameTaken(f"there is a model {name} already; limner models put changes it")
             model_id = await catalog.put_model(tx, facts)
             await catalog.put_route(tx, name, provider, provider_model=provider_model)
-            await audit.record(tx, "model.put", "model", model_id, session.actor(), name=name, price_mc=price_mc)
+            await audit.record(tx, "model.put", "model", model_id, session.actor(), name=name, price_mc=price_mc or 0)
             await audit.record(
                 tx, "route.put", "route", f"{name} {provider}", session.actor(), provider_model=provider_model
             )
@@ -221,7 +301,14 @@ def _enable(name: str, org: str | None, *, enabled: bool) -> None:
 
 def _price(model: Model) -> str:
     amount = "1 credit" if model.price_mc == money.MC else f"{printing.grouped(model.price_mc)} credits"
-    return f"{amount} {'an output' if model.price_unit == 'output' else 'a job'}"
+    flat = f"{amount} {UNITS[model.price_unit]}"
+    if model.price_unit != "tokens":
+        return flat
+    read, cached, written = (
+        printing.exact(price) for price in (model.input_price_mc, model.cached_price_mc, model.output_price_mc)
+    )
+    each = f"credits a million tokens: {read} read, {cached} cached, {written} written"
+    return f"{flat} and {each}" if model.price_mc else each
 
 
 def _fields(schema: dict[str, Any]) -> list[str]:

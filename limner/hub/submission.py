@@ -99,6 +99,8 @@ class Submitter:
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
         ahead_s = self._ahead_s(run_at)
         model = await self.model(caller.org_id, envelope["model"])
+        if model.row.price_unit == "tokens":
+            raise invalid({"/model": ["is sold by tokens: POST /v1/chat/completions"]}, "model_not_supported")
         parsed = model.schema.parse(envelope["input"])
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
