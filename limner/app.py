@@ -33,13 +33,15 @@ from limner.hub import (
     webhooks_api,
 )
 from limner.hub.calls import Calls
+from limner.hub.chat import Answering
 from limner.hub.imports import Imports
 from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
 from limner.hub.live_api import StreamLimits
 from limner.hub.openai_answers import Desk
 from limner.hub.progress import News
-from limner.hub.providers.openai_compatible.passing import PassingDoor
+from limner.hub.providers.local.answering import Reader
+from limner.hub.providers.openai_compatible.passing import Passing
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
@@ -90,7 +92,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens)
     door = doors.fixed(settings)
-    openai = _openai(settings, hub, store, pool, PassingDoor(door))
+    openai = _openai(settings, hub, store, pool, {"openai": Passing(door), "local": Reader(pool)})
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -154,7 +156,7 @@ def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectSto
 
 
 def _openai(
-    settings: Settings, hub: hub_api.HubApi, store: ObjectStore, pool: CpuPool, door: PassingDoor
+    settings: Settings, hub: hub_api.HubApi, store: ObjectStore, pool: CpuPool, providers: dict[str, Answering]
 ) -> openai_api.OpenAIApi:
     """Calls that this process answers itself, settled as a worker settles its runs."""
     waker = hub.submitter.waker
@@ -163,7 +165,7 @@ def _openai(
         Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
-    return openai_api.OpenAIApi(hub.db, hub.authenticate, hub.submitter, Desk(calls, door), resources.routes)
+    return openai_api.OpenAIApi(hub.db, hub.authenticate, hub.submitter, Desk(calls, providers), resources.routes)
 
 
 def _uploads(

@@ -1,12 +1,14 @@
 """A request of OpenAI's interface for texts and vectors: read once, bounded, and made into what a provider gets."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+from uuid import UUID
 
 import orjson
 
-from limner.hub.catalog import Model
+from limner.hub.catalog import Model, Route
 from limner.hub.pricing import Tokens
 from limner.web.errors import ApiError, invalid
 
@@ -53,6 +55,20 @@ class Asked:
     max_output: int | None
     bound: int
     likely: int
+
+
+class Answering(Protocol):
+    """One kind of provider that answers at once. Both raise ProviderError and nothing else on purpose, `stream` on the way too."""
+
+    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
+        """The JSON of an answer, with its `usage`."""
+        ...
+
+    def stream(
+        self, route: Route, asked: Asked, model: Model, job_id: UUID
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Server-sent events as they come, the counts and [DONE] at the end. Leaving early ends the provider's work."""
+        ...
 
 
 def read(raw: bytes, value: dict[str, Any], surface: Surface) -> Asked:

@@ -2,23 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from limner.hub import chat, routing
+from limner.hub import chat
 from limner.hub.calls import Call, Calls
 from limner.hub.catalog import Model
-from limner.hub.chat import Asked
+from limner.hub.chat import Answering, Asked
 from limner.hub.chat_stream import DONE, Frames, NotAStream
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Failure, Finish
 from limner.hub.pricing import Tokens
 from limner.hub.providers.base import ErrorKind, ProviderError
 from limner.hub.providers.openai_compatible import answers
-from limner.hub.providers.openai_compatible.passing import PassingDoor
 from limner.hub.routing import Candidate
 from limner.kit import money
 from limner.telemetry import logs, metrics
@@ -39,10 +38,10 @@ log = logs.get("openai")
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What answering needs: who settles, and the way to the providers."""
+    """What answering needs: who settles, and who answers, by the name of the adapter."""
 
     calls: Calls
-    door: PassingDoor
+    providers: Mapping[str, Answering]
 
 
 @dataclass(slots=True)
@@ -124,16 +123,12 @@ class WholeAnswer(_Answering):
 
     async def _once(self, candidate: Candidate) -> tuple[bytes, dict[str, Any]]:
         route, order = candidate.route, self._order
-        configured = self._desk.door.configured(route)
-        body = chat.payload(order.asked, order.model, route.provider_model, configured.max_tokens_field)
-        timeout_s = routing.timeout_s(route) or routing.CALL_TIMEOUT_S
-        got = await self._desk.door.whole(
-            configured, order.asked.surface.path, body, order.call.lease.job_id, timeout_s
-        )
-        value = answers.read_object(got.body)
+        provider = self._desk.providers[route.adapter]
+        body = await provider.whole(route, order.asked, order.model, order.call.lease.job_id)
+        value = answers.read_object(body)
         if not isinstance(value.get(order.asked.surface.made), list):
             raise ProviderError("provider_answer_invalid", "The provider's answer is not understood.", "retryable")
-        return got.body, value
+        return body, value
 
     def _charged(self, candidate: Candidate, body: bytes, value: dict[str, Any]) -> Response:
         order = self._order
@@ -221,15 +216,11 @@ class StreamedAnswer(_Answering, Response):
 
     async def _pass_on(self, candidate: Candidate, frames: Frames) -> ProviderError | None:
         """One provider's answer to its end; why it has none, or ended early."""
-        route, order, door = candidate.route, self._order, self._desk.door
+        route, order = candidate.route, self._order
         self._provider = route.provider
-        timeout_s = routing.timeout_s(route) or routing.CALL_TIMEOUT_S
+        provider = self._desk.providers[route.adapter]
         try:
-            configured = door.configured(route)
-            body = chat.payload(order.asked, order.model, route.provider_model, configured.max_tokens_field)
-            async with door.stream(
-                configured, order.asked.surface.path, body, order.call.lease.job_id, timeout_s
-            ) as pieces:
+            async with provider.stream(route, order.asked, order.model, order.call.lease.job_id) as pieces:
                 async for piece in pieces:
                     events = frames.feed(piece)
                     if events and not self._gone:

@@ -25,7 +25,6 @@ from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid
 
 KINDS = ("text.generate", "text.embed")
-ADAPTERS = frozenset({"openai"})
 DEADLINE_S = 3600
 
 
@@ -117,7 +116,7 @@ class ChatEndpoints:
         if routes is None:
             async with self._api.db.tenant_tx(caller.org_id) as tx:
                 routes = self._api.routes.put(caller.org_id, model.id, await catalog.routes_of(tx, model.id))
-        candidates, _ = routing.order(routes, ADAPTERS)
+        candidates, _ = routing.order(routes, self._api.desk.providers.keys())
         if not candidates:
             raise ApiError(503, "no_provider", MESSAGES["no_provider"])
         return model, candidates

@@ -6,6 +6,7 @@ Schemas are JSON Schema draft 2020-12. `images` and `mask` arrive as data URIs a
 from dataclasses import dataclass
 from typing import Any
 
+from limner.hub.providers.local.reading import shapes
 from limner.hub.providers.local.writing import report
 from limner.hub.providers.schemas import strict
 
@@ -30,6 +31,8 @@ class LocalModel:
     unit: str
     cost_micro_usd: int
     expected_s: float
+    token_prices: tuple[int, int] | None = None
+    """Credits for a million tokens read and written, of a model that is sold by them (and read from no cache)."""
 
 
 def canvas_size(aspect_ratio: str, size: int) -> tuple[int, int]:
@@ -288,4 +291,62 @@ CHECK = LocalModel(
     expected_s=0.3,
 )
 
+EXTRACT = LocalModel(
+    name="local/extract",
+    display_name="Extracts",
+    description=(
+        "Sentences out of a text that you give it: a summary, its key points, the answer to a question where the text has one, or the "
+        "text with its spelling put right. It is no language model: it quotes and never writes, and says so when that is asked of it. "
+        "POST /v1/chat/completions."
+    ),
+    kind="text.generate",
+    family="local",
+    capabilities=_capabilities(prompt=True),
+    input_schema=strict(
+        ["prompt"],
+        [{"prompt": "Summarise in one sentence: The harbour froze in January. No ship left it until March."}],
+        prompt={
+            "type": "string",
+            "description": "What to do, a colon, and the text.",
+            "minLength": 1,
+            "maxLength": shapes.MAX_CHARS,
+        },
+    ),
+    price_credits=0,
+    unit="tokens",
+    cost_micro_usd=0,
+    expected_s=0.2,
+    token_prices=(100, 400),
+)
+
+EMBED = LocalModel(
+    name="local/embed",
+    display_name="Vectors",
+    description=(
+        "A vector of 384 numbers for each text, of length one, by hashed letters and words: near for texts that share them, misspelt ones "
+        "too; it knows nothing of meaning. POST /v1/embeddings."
+    ),
+    kind="text.embed",
+    family="local",
+    capabilities=_capabilities(),
+    input_schema=strict(
+        ["text"],
+        [{"text": "A quiet harbour at sunset"}],
+        text={
+            "type": "string",
+            "description": "What to make a vector of.",
+            "minLength": 1,
+            "maxLength": shapes.MAX_CHARS,
+        },
+    ),
+    price_credits=0,
+    unit="tokens",
+    cost_micro_usd=0,
+    expected_s=0.1,
+    token_prices=(20, 0),
+)
+
 MODELS = (CANVAS, INPAINT, STYLISE, UPSCALE, DESCRIBE, CHECK)
+"""By jobs."""
+AT_ONCE = (EXTRACT, EMBED)
+"""By calls that are answered at once: /v1."""

@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from limner.egress.answers import Answer, EgressError
+from limner.egress.answers import EgressError
 from limner.egress.fixed import FixedDoor, Stream
-from limner.hub.catalog import Route
+from limner.hub import chat, routing
+from limner.hub.catalog import Model, Route
+from limner.hub.chat import Asked
 from limner.hub.providers.base import ConfigInvalid, ProviderError
 from limner.hub.providers.openai_compatible import answers, config, errors, exchange
 from limner.hub.providers.openai_compatible.config import Config
@@ -18,52 +20,62 @@ IDLE_S = 120.0
 NOT_STREAMED = "The provider answers at once where a stream was asked for."
 
 
-class PassingDoor:
-    """The way to providers for calls that are answered at once."""
+class Passing:
+    """Calls that are answered at once, by providers that speak the interface themselves (chat.Answering)."""
 
     def __init__(self, door: FixedDoor) -> None:
         self._door = door
 
-    def configured(self, route: Route) -> Config:
-        """Raises ProviderError provider_misconfigured."""
-        try:
-            return config.read(route.base_url, route.config)
-        except ConfigInvalid as error:
-            raise ProviderError("provider_misconfigured", f"The provider's {error}.", "fatal") from None
-
-    async def whole(self, settled: Config, path: str, body: bytes, job_id: UUID, timeout_s: float) -> Answer:
-        """An answer of status 200. Raises ProviderError with the codes of errors.VERDICTS and exchange.CODES."""
+    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
+        """The body of an answer of status 200, as it came. Raises ProviderError with the codes of errors.VERDICTS and exchange.CODES."""
+        configured, body = _prepared(route, asked, model)
         answer = await exchange.send(
-            self._door, settled, "POST", path, body=body, headers=_headers(job_id), timeout_s=timeout_s,
-            max_bytes=MAX_ANSWER_BYTES,
+            self._door, configured, "POST", asked.surface.path, body=body, headers=_headers(job_id),
+            timeout_s=_timeout_s(route), max_bytes=MAX_ANSWER_BYTES,
         )  # fmt: skip
         if answer.status != 200:
             raise errors.failure(answer.status, answer.headers, errors.read_told(answer.body), ())
-        return answer
+        return answer.body
 
     @asynccontextmanager
     async def stream(
-        self, settled: Config, path: str, body: bytes, job_id: UUID, timeout_s: float
+        self, route: Route, asked: Asked, model: Model, job_id: UUID
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The pieces of an answer of status 200. Raises as `whole`, on the way too. Leaving early closes the connection."""
-        sent = exchange.headers_of(settled, _headers(job_id))
+        configured, body = _prepared(route, asked, model)
+        sent = exchange.headers_of(configured, _headers(job_id))
         try:
             async with self._door.stream(
-                "POST", settled.base_url + path, headers=sent, body=body, timeout_s=timeout_s, idle_s=IDLE_S
+                "POST",
+                configured.base_url + asked.surface.path,
+                headers=sent,
+                body=body,
+                timeout_s=_timeout_s(route),
+                idle_s=IDLE_S,
             ) as stream:
                 if stream.status != 200:
-                    said = errors.read_told(await _begin(stream))
-                    raise errors.failure(stream.status, stream.headers, said, ())
-                kind = stream.headers.get("content-type", "")
-                if not kind.startswith("text/event-stream"):
-                    value = answers.read_object(await _begin(stream))
-                    said = errors.told(value)
-                    if value.get("error"):
+                    raise errors.failure(stream.status, stream.headers, errors.read_told(await _begin(stream)), ())
+                if not stream.headers.get("content-type", "").startswith("text/event-stream"):
+                    said = errors.told(answers.read_object(await _begin(stream)))
+                    if said.words or said.code:
                         raise errors.failure(said.status or 502, stream.headers, said, ())
                     raise ProviderError("provider_answer_invalid", NOT_STREAMED, "retryable")
                 yield stream.chunks()
         except EgressError as error:
             raise exchange.failure(error) from None
+
+
+def _prepared(route: Route, asked: Asked, model: Model) -> tuple[Config, bytes]:
+    """Raises ProviderError provider_misconfigured."""
+    try:
+        configured = config.read(route.base_url, route.config)
+    except ConfigInvalid as error:
+        raise ProviderError("provider_misconfigured", f"The provider's {error}.", "fatal") from None
+    return configured, chat.payload(asked, model, route.provider_model, configured.max_tokens_field)
+
+
+def _timeout_s(route: Route) -> float:
+    return routing.timeout_s(route) or routing.CALL_TIMEOUT_S
 
 
 def _headers(job_id: UUID) -> dict[str, str]:
