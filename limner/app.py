@@ -39,6 +39,7 @@ from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
 from limner.hub.live_api import StreamLimits
 from limner.hub.openai_answers import Desk
+from limner.hub.openai_images import ImagesApi
 from limner.hub.progress import News
 from limner.hub.providers.local.answering import Reader
 from limner.hub.providers.openai_compatible.passing import Passing
@@ -120,7 +121,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
     app.include_router(uploads_api.router(brought))
-    app.include_router(openai_api.router(openai))
+    pictures = ImagesApi(db, authenticate, submitter, board, store, urls)
+    app.include_router(openai_api.router(openai, pictures))
     app.include_router(receiving.router(db, store, tokens))
     media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))
     app.include_router(media_api.router(media))

@@ -16,6 +16,7 @@ from limner.hub.catalog import Model
 from limner.hub.chat import Asked, Surface
 from limner.hub.endings import MESSAGES
 from limner.hub.openai_answers import Desk, Order, StreamedAnswer, WholeAnswer, whole_estimate
+from limner.hub.openai_images import ImageEndpoints, ImagesApi
 from limner.hub.pricing import Tokens
 from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
@@ -24,7 +25,7 @@ from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid
 
-KINDS = ("text.generate", "text.embed")
+KINDS = ("text.generate", "text.embed", "image.generate")
 DEADLINE_S = 3600
 
 
@@ -134,13 +135,14 @@ def _facts(asked: Asked, model: Model, most: Tokens) -> dict[str, Any]:
     return facts
 
 
-def router(api: OpenAIApi) -> APIRouter:
+def router(api: OpenAIApi, images: ImagesApi) -> APIRouter:
     """The router over these resources."""
     routes = APIRouter(prefix="/v1", tags=["openai"])
     endpoints = ChatEndpoints(api)
     routes.add_api_route("/chat/completions", endpoints.chat, methods=["POST"])
     routes.add_api_route("/completions", endpoints.complete, methods=["POST"])
     routes.add_api_route("/embeddings", endpoints.embed, methods=["POST"])
+    routes.add_api_route("/images/generations", ImageEndpoints(images).generate, methods=["POST"])
     routes.add_api_route("/models", endpoints.list_models, methods=["GET"])
     routes.add_api_route("/models/{name:path}", endpoints.get_model, methods=["GET"])
     return routes

@@ -43,5 +43,5 @@ async def install_local(tx: Tx, *, overwrite: bool = False) -> int:
 def _token_prices(model: LocalModel) -> dict[str, int | str]:
     if model.token_prices is None:
         return {}
-    read, written = (credits * money.MC for credits in model.token_prices)
+    read, written = (price * money.MC for price in model.token_prices)
     return {"input_price_mc": read, "cached_price_mc": read, "output_price_mc": written, "price_source": "limner"}

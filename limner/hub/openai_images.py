@@ -1,0 +1,145 @@
+"""`/v1/images/generations`: a job that the queue's workers do, waited for, and answered as OpenAI's clients read it."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from limner.db.pools import Database
+from limner.hub import events, jobs
+from limner.hub.api import answer
+from limner.hub.chat import no_model
+from limner.hub.jobs import Job
+from limner.hub.live import LiveBoard
+from limner.hub.pricing import MAX_OUTPUTS_FIELD
+from limner.hub.submission import Submitter
+from limner.kit import money
+from limner.media.store import ObjectStore
+from limner.media.urls import MediaUrls
+from limner.web import parsing
+from limner.web.caller import Authenticate, Caller
+from limner.web.errors import ApiError, invalid
+
+KIND = "image.generate"
+WAIT_S = 300.0
+"""How long a client is kept waiting: its job is cancelled then, and costs nothing unless it is done by that moment."""
+LOOK_S = 15.0
+IGNORED = frozenset({"model", "prompt", "n", "size", "response_format", "user"})
+FORMATS = ("url", "b64_json")
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesApi:
+    """What the endpoints need."""
+
+    db: Database
+    authenticate: Authenticate
+    submitter: Submitter
+    board: LiveBoard
+    store: ObjectStore
+    urls: MediaUrls
+
+
+class ImageEndpoints:
+    """One method an endpoint."""
+
+    def __init__(self, api: ImagesApi) -> None:
+        self._api = api
+
+    async def generate(self, request: Request) -> Response:
+        caller = await self._api.authenticate(request)
+        value = await parsing.json_object(request)
+        as_url = _format(value) == "url"
+        name = value.get("model")
+        if not isinstance(name, str):
+            raise invalid({"/model": ["is required: the name of a model"]}, message="Name a model.")
+        order = {"model": name, "input": await self._input(caller, name, value)}
+        accepted = await self._api.submitter.submit(request, caller, order)
+        job = await self._wait(caller, accepted.submitted)
+        if job.state != "succeeded":
+            status = 400 if job.error_code == "content_refused" else 502
+            raise ApiError(status, job.error_code or job.state, job.error_message or "The picture was not made.",
+                           extra={"job_id": str(job.id)})  # fmt: skip
+        left_mc = accepted.submitted.available_mc + job.price_hold_mc - job.charged_mc
+        headers = accepted.headers | {
+            "x-limner-job": str(job.id), "x-limner-provider": job.provider_used or "",
+            "x-limner-credits": str(money.exact(job.charged_mc)), "x-limner-balance": str(money.exact(left_mc)),
+        }  # fmt: skip
+        pictures = [await self._picture(item, as_url=as_url) for item in job.outputs or [] if "key" in item]
+        return answer({"created": int(time.time()), "data": pictures}, headers=headers)
+
+    async def _input(self, caller: Caller, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """The request in the words of the model's own schema. Raises ApiError 400 and 404."""
+        try:
+            model = (await self._api.submitter.model(caller.org_id, name)).row
+        except ApiError:
+            raise no_model(name) from None
+        if model.kind != KIND:
+            raise invalid({"/model": ["makes no pictures"]}, "model_not_supported")
+        fields = model.input_schema.get("properties", {})
+        asked = {field: item for field, item in value.items() if field not in IGNORED and item is not None}
+        asked["prompt"] = value.get("prompt")
+        if value.get("n") is not None:
+            asked[MAX_OUTPUTS_FIELD] = value["n"]
+        size = value.get("size")
+        if size is not None and size != "auto":
+            asked |= _size(size, fields)
+        return asked
+
+    async def _wait(self, caller: Caller, submitted: jobs.Submitted) -> Job:
+        """The job at its end. Raises ApiError 504 when it takes too long; it is cancelled then."""
+        board = self._api.board
+        board.admit(caller.app_id)
+        until = time.monotonic() + WAIT_S
+        with board.follow(caller.org_id, caller.app_id, submitted.job_id, 0) as follower:
+            while time.monotonic() < until and not board.closing:
+                news, _ = await follower.wait(LOOK_S)
+                if news and any(event.type not in events.TERMINAL for event in news) and len(news) == 1:
+                    continue
+                if not (job := await self._job(caller, submitted)).is_open:
+                    return job
+        async with self._api.db.tenant_single(caller.org_id) as tx:
+            await jobs.cancel(tx, caller.app_id, submitted.job_id)
+        await asyncio.sleep(0)
+        job = await self._job(caller, submitted)
+        if job.state == "succeeded":
+            return job
+        raise ApiError(504, "timeout", f"The picture took longer than {WAIT_S:g} s.", extra={"job_id": str(job.id)})
+
+    async def _job(self, caller: Caller, submitted: jobs.Submitted) -> Job:
+        async with self._api.db.tenant_tx(caller.org_id) as tx:
+            return await jobs.get(tx, caller.app_id, submitted.job_id)
+
+    async def _picture(self, item: Mapping[str, Any], *, as_url: bool) -> dict[str, str]:
+        if as_url:
+            return {"url": self._api.urls.sign(item["key"])}
+        return {"b64_json": base64.b64encode(await self._api.store.read(item["key"])).decode()}
+
+
+def _format(value: Mapping[str, Any]) -> str:
+    found = value.get("response_format", "b64_json")
+    if found not in FORMATS:
+        raise invalid({"/response_format": ["must be url or b64_json"]})
+    return str(found)
+
+
+def _size(size: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Width x height in the words of the model: the text itself, or a long side and a ratio. Raises ApiError 400."""
+    known = fields.get("size", {}).get("enum", [])
+    if size in known:
+        return {"size": size}
+    across, _, down = str(size).partition("x")
+    if across.isdigit() and down.isdigit() and int(across) > 0 and int(down) > 0:
+        width, height = int(across), int(down)
+        part = gcd(width, height)
+        ratio = f"{width // part}:{height // part}"
+        if max(width, height) in known and ratio in fields.get("aspect_ratio", {}).get("enum", []):
+            return {"size": max(width, height), "aspect_ratio": ratio}
+    shown = ", ".join(str(one) for one in known) or "auto"
+    raise invalid({"/size": [f"is none of this model's: {shown}, and the ratios it knows"]})
