@@ -91,12 +91,16 @@ def list_all(org: Org, as_json: Json = False) -> None:
 @app.command("change")
 def change(
     slug: Slug, org: Org, name: Name = None, description: Description = None, welcome: Welcome = None,
+    body_users: Annotated[
+        bool | None,
+        typer.Option("--body-users/--no-body-users", help="Whether /v1 takes a body's `user` for the end user without X-User-ID."),
+    ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Change what is given, leave the rest."""
-    if name is None and description is None and welcome is None:
-        raise typer.BadParameter("nothing to change: give --name, --description or --welcome")
-    _change(slug, org, as_json, name=name, description=description, welcome_mc=welcome)
+    if name is None and description is None and welcome is None and body_users is None:
+        raise typer.BadParameter("nothing to change: give --name, --description, --welcome or --body-users")
+    _change(slug, org, as_json, name=name, description=description, welcome_mc=welcome, body_users=body_users)
 
 
 @app.command("set")

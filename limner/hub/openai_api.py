@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -21,6 +22,7 @@ from limner.hub.pricing import Tokens
 from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
 from limner.ledger import refusals
+from limner.tenancy import end_users
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid
@@ -78,8 +80,9 @@ class ChatEndpoints:
     async def _reserve(self, request: Request, surface: Surface) -> Order:
         began = time.perf_counter()
         caller = await self._api.authenticate(request)
-        external_id = submission.payer(caller)
         raw, value = await parsing.json_body(request)
+        caller = _for_its_user(caller, value)
+        external_id = submission.payer(caller)
         asked = chat.read(raw, value, surface)
         model, candidates = await self._model(caller, asked)
         most = chat.most(asked, model)
@@ -121,6 +124,16 @@ class ChatEndpoints:
         if not candidates:
             raise ApiError(503, "no_provider", MESSAGES["no_provider"])
         return model, candidates
+
+
+def _for_its_user(caller: Caller, value: Mapping[str, Any]) -> Caller:
+    """The caller for the user that the body names, where its app says so. Raises ApiError 400."""
+    user = value.get("user")
+    if caller.external_id is not None or not caller.body_users or user is None:
+        return caller
+    if not isinstance(user, str) or not end_users.valid_external_id(user):
+        raise invalid({"/user": ["must be 1 to 255 printable characters"]}, "invalid_user")
+    return replace(caller, external_id=user)
 
 
 def _model_body(model: Model) -> dict[str, Any]:

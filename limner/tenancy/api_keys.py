@@ -72,6 +72,7 @@ class ResolvedKey:
     app_jobs_per_min: int | None
     org_jobs_per_min: int | None
     org_max_open: int | None
+    body_users: bool
 
 
 def generate() -> str:

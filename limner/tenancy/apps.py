@@ -13,7 +13,7 @@ from limner.tenancy import audit
 from limner.tenancy.organizations import SlugTaken, check_slug
 
 COLUMNS = """id, slug, name, description, is_enabled, welcome_mc, monthly_mc, jobs_per_min, user_jobs_per_min, keep_days, keep_jobs,
-created_at"""
+body_users, created_at"""
 LIMITS = frozenset({"monthly_mc", "jobs_per_min", "user_jobs_per_min", "keep_days", "keep_jobs"})
 
 
@@ -26,6 +26,7 @@ class App:
     """`welcome_mc`: milli-credits each new end user is granted; `monthly_mc`: and each end user every month.
 
     `jobs_per_min`, `user_jobs_per_min`, `keep_days`, `keep_jobs`: None is what the installation's settings say.
+    `body_users`: the `user` of a body of /v1 is the end user where X-User-ID names none.
     """
 
     id: UUID
@@ -39,6 +40,7 @@ class App:
     user_jobs_per_min: int | None
     keep_days: int | None
     keep_jobs: int | None
+    body_users: bool
     created_at: datetime
 
 
@@ -85,12 +87,20 @@ async def change(
     description: str | None = None,
     is_enabled: bool | None = None,
     welcome_mc: int | None = None,
+    body_users: bool | None = None,
 ) -> App:
     """Change what is given; a disabled app's keys answer 403 within a minute."""
-    given = {"name": name, "description": description, "is_enabled": is_enabled, "welcome_mc": welcome_mc}
+    given = {
+        "name": name,
+        "description": description,
+        "is_enabled": is_enabled,
+        "welcome_mc": welcome_mc,
+        "body_users": body_users,
+    }
     await tx.execute(
         "UPDATE limner.app SET name = coalesce(%(name)s, name), description = coalesce(%(description)s, description),"
-        " is_enabled = coalesce(%(is_enabled)s, is_enabled), welcome_mc = coalesce(%(welcome_mc)s, welcome_mc)"
+        " is_enabled = coalesce(%(is_enabled)s, is_enabled), welcome_mc = coalesce(%(welcome_mc)s, welcome_mc),"
+        " body_users = coalesce(%(body_users)s, body_users)"
         " WHERE org_id = %(org)s AND id = %(id)s",
         {**given, "org": tx.org_id, "id": app.id},
     )

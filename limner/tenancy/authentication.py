@@ -59,7 +59,7 @@ class KeyAuthenticator:
         external_id = _external_id(request)
         request.state.log = {"org": key.org_id, "app": key.app_id, "user": external_id}
         quotas = Quotas(key.user_jobs_per_min, key.app_jobs_per_min, key.org_jobs_per_min, key.org_max_open)
-        return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id, quotas)
+        return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id, quotas, key.body_users)
 
     async def _resolve(self, key_hash: bytes, max_age_s: float) -> api_keys.ResolvedKey | None:
         remembered = self._cache.get(key_hash)

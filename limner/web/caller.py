@@ -24,7 +24,10 @@ DEFAULT_QUOTAS = Quotas()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An app that proved a key. `external_id`: the end user it speaks for (X-User-ID), if any."""
+    """An app that proved a key. `external_id`: the end user it speaks for (X-User-ID), if any.
+
+    `body_users`: where a body names its user, it may be taken from there.
+    """
 
     org_id: UUID
     app_id: UUID
@@ -32,6 +35,7 @@ class Caller:
     scopes: frozenset[str]
     external_id: str | None
     quotas: Quotas = DEFAULT_QUOTAS
+    body_users: bool = False
 
     def require(self, scope: str) -> None:
         """Raises ApiError 403 `missing_scope`."""

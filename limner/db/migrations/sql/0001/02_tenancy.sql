@@ -29,6 +29,7 @@ CREATE TABLE limner.app (
   keep_days   int CHECK (keep_days BETWEEN 1 AND 36500),      -- how long a closed job's input and outputs are kept; NULL: for ever
   keep_jobs   int CHECK (keep_jobs BETWEEN 0 AND 1000000),    -- of how many closed jobs, the newest
   erased_to   uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',   -- up to which job that was done
+  body_users  boolean NOT NULL DEFAULT false,      -- whether /v1 takes a body's `user` for the end user where X-User-ID names none
   created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
   PRIMARY KEY (org_id, id),
   UNIQUE (org_id, slug)
@@ -106,7 +107,7 @@ SET ROLE limner_lookup;
 -- answers a row for every key that was ever issued; the caller decides what its flags mean
 CREATE FUNCTION limner.resolve_key(p_hash bytea)
 RETURNS TABLE (org_id uuid, key_id uuid, app_id uuid, scopes text[], live boolean, app_enabled boolean, org_active boolean,
-               user_jobs_per_min int, app_jobs_per_min int, org_jobs_per_min int, org_max_open int)
+               user_jobs_per_min int, app_jobs_per_min int, org_jobs_per_min int, org_max_open int, body_users boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
@@ -115,7 +116,7 @@ BEGIN
   RETURN QUERY
     SELECT k.org_id, k.id, k.app_id, k.scopes,
            k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp()),
-           a.is_enabled, o.is_active, a.user_jobs_per_min, a.jobs_per_min, o.jobs_per_min, o.max_open
+           a.is_enabled, o.is_active, a.user_jobs_per_min, a.jobs_per_min, o.jobs_per_min, o.max_open, a.body_users
       FROM limner.api_key k
       JOIN limner.app a ON a.org_id = k.org_id AND a.id = k.app_id
       JOIN limner.organization o ON o.org_id = k.org_id
