@@ -156,7 +156,9 @@ class WorkerLoop:
                 asyncio.timeout(CLAIM_TIMEOUT_S),
                 self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx,
             ):
-                if self._slow and began >= self._since_until:  # walks past everything once; the claim sees all that is ready
+                if (
+                    self._slow and began >= self._since_until
+                ):  # walks past everything once; the claim sees all that is ready
                     self._since, self._since_until = await runs.ready_since(tx), began + WHOLE_EVERY_S
                     self._slow = time.monotonic() - began > SLOW_S / 2
                 since = self._since if self._slow else None
