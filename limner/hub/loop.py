@@ -93,6 +93,7 @@ class WorkerLoop:
         self._active: dict[tuple[UUID, int], _Active] = {}
         self._cpu_use = CpuUse(resources.pool.calls)
         self._looked_at = -math.inf
+        self._slow = False
         self._since: UUID | None = None
         self._since_until = -math.inf
         self._wake = asyncio.Event()
@@ -149,23 +150,22 @@ class WorkerLoop:
 
     async def _claim(self, room: int) -> list[Lease]:
         began = time.monotonic()
-        since = self._since if began < self._since_until else None
-        back_s = BACK_S if began - self._looked_at < LOOK_EVERY_S else None
-        if since is not None:
-            back_s = NEAR_S
+        back_s = (NEAR_S if self._slow else BACK_S) if began - self._looked_at < LOOK_EVERY_S else None
         try:
             async with (
                 asyncio.timeout(CLAIM_TIMEOUT_S),
                 self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx,
             ):
+                if (
+                    self._slow and began >= self._since_until
+                ):  # walks past everything once; the claim sees all that is ready
+                    self._since, self._since_until = await runs.ready_since(tx), began + WHOLE_EVERY_S
+                    self._slow = time.monotonic() - began > SLOW_S / 2
+                since = self._since if self._slow else None
                 lease_s, org_cap = self._settings.lease_s, self._settings.org_cap
                 leases = await runs.claim(tx, self.owner, room, lease_s, org_cap, back_s, since)
                 if since is None:
-                    slow = time.monotonic() - began > SLOW_S
-                    self._since, self._since_until = (
-                        (await runs.ready_since(tx) if slow else None),
-                        began + WHOLE_EVERY_S,
-                    )
+                    self._slow = time.monotonic() - began > SLOW_S
         except (DatabaseUnavailable, psycopg.Error, TimeoutError) as error:
             log.warning("claim.failed", error=str(error) or type(error).__name__)
             return []

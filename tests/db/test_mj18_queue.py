@@ -8,12 +8,22 @@ import pytest
 
 from limner.db.pools import Database
 from limner.db.wake import CHANNEL
+from limner.hub import runs
+from limner.kit import ids
+from limner.kit.money import MC
 from tests import acts
 from tests.alone import superuser_conninfo
 from tests.conftest import ROLES, Server, Tenant
 from tests.contracts.source import sources
 
 IDLE_S = 10
+DEAD = 20_000
+"""Rows: many times what the planner itself looks at when it asks an index for its ends."""
+ENDED = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND pid <> pg_backend_pid() AND usename LIKE 'limner%%'"
+)
+"""What a session has read is counted when it is idle for a while, or ends."""
 NOTIFIES = re.compile(r"\b(pg_)?notify\b", re.IGNORECASE)
 BODIES = "SELECT p.proname, p.prosrc FROM pg_proc p WHERE p.pronamespace = 'limner'::regnamespace"
 
@@ -59,3 +69,59 @@ async def test_mj18_no_write_carries_a_notify(
             assert heard.payload == "the last", "a job's life notified by itself"
             return
     pytest.fail("the listener hears nothing")
+
+
+async def test_mj18_dead_rows_are_passed_by_however_empty_the_queue_seems(
+    server: Server, db: Database, tenant: Tenant, superuser: psycopg.Connection
+) -> None:
+    """Beside a transaction that keeps all that died: no claim, heartbeat or finish reads an index from end to end."""
+    read = "SELECT sum(idx_tup_read) + 20000 * (SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'limner.job_queue'::regclass)"
+    read += " FROM pg_stat_user_indexes WHERE relid = 'limner.job_queue'::regclass"
+    usage = [{"kind": "image", "quantity": 1, "unit": "image"}]
+    closing = runs.closing_args(runs.Closing("succeeded", charge_mc=MC, outputs=[], provider="local", usage=usage))
+    acts.empty_queue(superuser)
+    async with await psycopg.AsyncConnection.connect(superuser_conninfo(server)) as holder:
+        await holder.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await holder.execute("SELECT count(*) FROM limner.job_queue")
+        superuser.execute("SET session_replication_role = replica")
+        superuser.execute(
+            "INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, max_runs, deadline_at, wallet_id, hold_mc)"
+            " SELECT %s, limner._new_id(), %s, 10, 3, now() + interval '1 day', %s, 0 FROM generate_series(1, %s)",
+            [tenant.org_id, tenant.app.id, tenant.org_id, DEAD],
+        )
+        superuser.execute(
+            "UPDATE limner.job_queue SET phase = 'leased', fence = 1, runs = 1, lease_owner = 'x', claimable_at = now() - interval '1 hour'"
+        )
+        superuser.execute("DELETE FROM limner.job_queue")
+        superuser.execute("SET session_replication_role = origin")
+        since = ids.new()
+        superuser.execute("VACUUM ANALYZE limner.job_queue")
+        made = [(await acts.submit(db, tenant)).job_id for _ in range(3)]
+        superuser.execute(ENDED)
+        superuser.execute("SELECT pg_stat_force_next_flush()")
+
+        before = acts.count(superuser, read)
+        async with db.system_tx("limner_dispatch", "a test claims") as tx:
+            leases = await runs.claim(tx, "w1", 10, 60, None, 5, since)
+            assert {lease.job_id for lease in leases} == set(made)
+            assert set((await runs.heartbeat(tx, leases, 60)).values()) == {"ok"}
+            await runs.report_many(tx, [(lease, 50, "halfway") for lease in leases])
+        rows = [
+            {
+                "place": n,
+                "org": lease.org_id,
+                "job": lease.job_id,
+                "fence": lease.fence,
+                "event": ids.new(),
+                "transfer": ids.new(),
+            }
+            for n, lease in enumerate(leases)
+        ]
+        async with db.shared_single({tenant.org_id}, "limner_worker") as tx:
+            assert len(await runs.work_many(tx, {"start": rows})) == 3
+        async with db.shared_single({tenant.org_id}, "limner_worker") as tx:
+            assert (
+                len(await runs.work_many(tx, {"finish": [{**row, **closing, "event": ids.new()} for row in rows]})) == 3
+            )
+        superuser.execute(ENDED)
+        assert acts.count(superuser, read) - before < DEAD

@@ -302,7 +302,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON limner.model, limner.provider, limner.ro
 GRANT SELECT ON limner.job, limner.job_queue, limner.provider_call, limner.usage_record, limner.event TO limner_api, limner_operator;
 GRANT SELECT ON limner.job, limner.job_input, limner.provider_call, limner.leftover TO limner_worker;
 GRANT DELETE ON limner.leftover TO limner_worker;
-GRANT SELECT (org_id, job_id, app_id, priority, phase, claimable_at, runs, max_runs, fence, lease_owner, cancel_requested_at, percent, stage,
+GRANT SELECT (ctid, org_id, job_id, app_id, priority, phase, claimable_at, runs, max_runs, fence, lease_owner, cancel_requested_at, percent, stage,
               deadline_at, model_id, provider_id, created_at),
   UPDATE (phase, claimable_at, runs, fence, lease_owner, percent, stage, model_id, provider_id) ON limner.job_queue TO limner_dispatch;
 GRANT SELECT (org_id, id, model_id) ON limner.job TO limner_dispatch;

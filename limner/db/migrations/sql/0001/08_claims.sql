@@ -118,8 +118,11 @@ BEGIN
   expired AS (
     SELECT l.org_id, l.job_id FROM limner.job_queue l WHERE l.phase = 'leased' AND l.claimable_at > v_from AND l.claimable_at <= v_now
      ORDER BY l.claimable_at LIMIT 500 FOR UPDATE SKIP LOCKED)
+  -- the rows are looked up by their keys one by one (OFFSET 0): while dead rows cannot go, the planner takes the queue for one that is
+  -- next to empty, and would join it by reading an index from end to end
   UPDATE limner.job_queue q SET phase = 'ready' FROM (SELECT * FROM deferred UNION ALL SELECT * FROM expired) due
-   WHERE q.org_id = due.org_id AND q.job_id = due.job_id;
+    CROSS JOIN LATERAL (SELECT x.ctid AS place FROM limner.job_queue x WHERE x.org_id = due.org_id AND x.job_id = due.job_id OFFSET 0) x
+   WHERE q.ctid = x.place;
   IF capped THEN
     SELECT coalesce(array_agg(x.org_id), '{}') INTO mine FROM (
       WITH RECURSIVE o AS (
@@ -158,8 +161,8 @@ BEGIN
      WHERE m.gives IS NULL OR m.gives > 0),
   waiting AS (SELECT l.org_id, l.app_id FROM lane l UNION SELECT m.org_id, m.app_id FROM line m),
   busy AS MATERIALIZED (
-    SELECT q.org_id, q.app_id, count(*)::int AS n FROM limner.job_queue q
-     WHERE q.phase = 'leased' AND q.claimable_at > v_now GROUP BY 1, 2),
+    SELECT b.org_id, b.app_id, count(*)::int AS n      -- apart from the grouping, whose order another index would bring
+      FROM (SELECT q.org_id, q.app_id FROM limner.job_queue q WHERE q.phase = 'leased' AND q.claimable_at > v_now OFFSET 0) b GROUP BY 1, 2),
   busy_org AS (SELECT b.org_id, sum(b.n)::int AS n FROM busy b GROUP BY 1),
   share AS MATERIALIZED (    -- each organization in line: its weight, what it may still take, and its lot
     SELECT d.org_id, coalesce(o.weight, 1) AS weight, coalesce(b.n, 0) AS n, coalesce(o.max_running, p_cap) - coalesce(b.n, 0) AS room,
@@ -184,11 +187,12 @@ BEGIN
                                       ELSE p_n * l.part / sum(l.part) OVER () END))::int AS depth
       FROM (SELECT x.*, x.org_n < x.org_weight * v.height AS low FROM open_lane x CROSS JOIN level v) l),
   near AS (               -- each with all that its turn depends on: joined to `share` later, every organization's would be sorted anew
+                          -- (+ interval '0': no index by deadlines, which nearly all are ahead)
     SELECT l.*, r.job_id, r.priority, NULL::uuid AS model_id
       FROM sized l JOIN lane f ON f.org_id = l.org_id AND f.app_id = l.app_id CROSS JOIN LATERAL (
         SELECT q.job_id, q.priority FROM limner.job_queue q         -- from the first on: what is dead before it was walked past once
          WHERE q.phase = 'ready' AND q.org_id = l.org_id AND q.app_id = l.app_id AND (q.priority, q.job_id) >= (f.priority, f.job_id)
-           AND q.deadline_at >= v_now AND q.job_id >= v_since
+           AND q.deadline_at + interval '0' >= v_now AND q.job_id >= v_since
          ORDER BY q.priority, q.job_id
          LIMIT least(l.room, l.depth)
            FOR UPDATE SKIP LOCKED) r
@@ -196,7 +200,7 @@ BEGIN
     SELECT l.*, r.job_id, r.priority, m.model_id
       FROM line m JOIN sized l ON l.org_id = m.org_id AND l.app_id = m.app_id CROSS JOIN LATERAL (
         SELECT q.job_id, q.priority FROM limner.job_queue q
-         WHERE q.phase = 'capped' AND q.org_id = m.org_id AND q.app_id = m.app_id AND q.model_id = m.model_id AND q.deadline_at >= v_now
+         WHERE q.phase = 'capped' AND q.org_id = m.org_id AND q.app_id = m.app_id AND q.model_id = m.model_id AND q.deadline_at + interval '0' >= v_now
          ORDER BY q.priority, q.job_id
          LIMIT least(l.room, l.depth, m.gives)
            FOR UPDATE SKIP LOCKED) r),
@@ -218,7 +222,7 @@ BEGIN
   IF gated IS NOT NULL THEN
     SELECT coalesce(array_agg(q.job_id), '{}') INTO unsorted   -- not asked above: what may be NULL there costs a plan for each claim
       FROM unnest(v_orgs, v_jobs, turns.models) c (org_id, job_id, model_id)
-      JOIN limner.job_queue q ON q.org_id = c.org_id AND q.job_id = c.job_id AND q.phase = 'ready' AND q.deadline_at >= v_now
+      JOIN limner.job_queue q ON q.org_id = c.org_id AND q.job_id = c.job_id AND q.phase = 'ready' AND q.deadline_at + interval '0' >= v_now
       JOIN limner.job j ON j.org_id = c.org_id AND j.id = c.job_id
      WHERE c.model_id IS NULL AND q.cancel_requested_at IS NULL AND q.runs < q.max_runs AND j.model_id = ANY (gated);
     v_orgs := '{}';
@@ -244,7 +248,9 @@ BEGIN
   UPDATE limner.job_queue q
      SET fence = q.fence + 1, runs = q.runs + 1, lease_owner = p_owner, phase = 'leased', provider_id = c.provider_id,
          claimable_at = clock_timestamp() + make_interval(secs => p_lease_s)
-    FROM unnest(v_orgs, v_jobs, v_places) c (org_id, job_id, provider_id) WHERE q.org_id = c.org_id AND q.job_id = c.job_id
+    FROM unnest(v_orgs, v_jobs, v_places) c (org_id, job_id, provider_id)      -- all of them locked above
+    CROSS JOIN LATERAL (SELECT x.ctid AS place FROM limner.job_queue x WHERE x.org_id = c.org_id AND x.job_id = c.job_id OFFSET 0) x
+   WHERE q.ctid = x.place
   RETURNING q.org_id, q.job_id, q.app_id, q.fence, q.runs,
             CASE WHEN q.cancel_requested_at IS NOT NULL THEN 'cancelled'
                  WHEN q.deadline_at < clock_timestamp() THEN 'deadline_exceeded'
@@ -261,7 +267,8 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   WITH mine AS (SELECT * FROM unnest(p_orgs, p_jobs, p_fences) m (org_id, job_id, fence)),
   renewed AS (
     UPDATE limner.job_queue q SET claimable_at = clock_timestamp() + make_interval(secs => p_lease_s), phase = 'leased'
-      FROM mine m WHERE q.org_id = m.org_id AND q.job_id = m.job_id AND q.fence = m.fence AND q.lease_owner IS NOT NULL
+      FROM mine m WHERE q.org_id = ANY (p_orgs) AND q.job_id = ANY (p_jobs)      -- its key bounds the look, however empty it seems
+         AND q.org_id = m.org_id AND q.job_id = m.job_id AND q.fence = m.fence AND q.lease_owner IS NOT NULL
          AND (q.provider_id IS NULL OR q.phase = 'leased')
     RETURNING q.job_id, q.cancel_requested_at)
   SELECT m.job_id, CASE WHEN r.job_id IS NULL THEN 'lost' WHEN r.cancel_requested_at IS NULL THEN 'ok' ELSE 'cancel' END
@@ -273,7 +280,8 @@ CREATE FUNCTION limner.report_many(p_orgs uuid[], p_jobs uuid[], p_fences bigint
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   UPDATE limner.job_queue q SET percent = m.percent, stage = m.stage
     FROM unnest(p_orgs, p_jobs, p_fences, p_percents, p_stages) m (org_id, job_id, fence, percent, stage)
-   WHERE q.org_id = m.org_id AND q.job_id = m.job_id AND q.fence = m.fence AND q.lease_owner IS NOT NULL;
+   WHERE q.org_id = ANY (p_orgs) AND q.job_id = ANY (p_jobs)
+     AND q.org_id = m.org_id AND q.job_id = m.job_id AND q.fence = m.fence AND q.lease_owner IS NOT NULL;
 $$;
 
 GRANT EXECUTE ON FUNCTION limner.claim_jobs, limner.ready_since, limner._first_id, limner.sort_line, limner.open_places, limner.heartbeat_many, limner.report_many TO limner_dispatch;

@@ -121,7 +121,9 @@ BEGIN
       SELECT k.org, k.event, k.app_id, CASE k.outcome WHEN 'succeeded' THEN 'job.completed' ELSE 'job.' || k.outcome END, k.job,
              jsonb_build_object('job_id', k.job, 'status', k.outcome, 'charged_mc', k.charge_mc, 'error_code', k.error_code),
              k.webhook_url FROM closing k),
-    gone AS (DELETE FROM limner.job_queue q USING closing k WHERE q.org_id = k.org AND q.job_id = k.job),
+    gone AS (                                                -- its key bounds the look, however empty the queue seems to the planner
+      DELETE FROM limner.job_queue q USING closing k
+       WHERE q.org_id = ANY (orgs) AND q.job_id = ANY (ARRAY(SELECT c.job FROM closing c)) AND q.org_id = k.org AND q.job_id = k.job),
     erased AS (DELETE FROM limner.job_input i USING closing k WHERE k.pictures AND i.org_id = k.org AND i.job_id = k.job),
     left_over AS (                                           -- runs may have left objects that nobody refers to
       INSERT INTO limner.leftover (org_id, finished_at, job_id)
