@@ -224,3 +224,20 @@ async def test_a_budget_holds_however_many_ask_at_once(
     assert sorted(status for status, _, _ in answers) == [200] * 10 + [402] * 30
     assert len(far.asked) - before == 10
     await eventually(lambda: len([1 for state, _ in books(superuser, tenant) if state == "succeeded"]) == 10)
+
+
+async def test_a_text_is_read_and_vectors_are_made_without_any_provider(house: Api, shop: Tenant) -> None:
+    words = "Summarise in one sentence: The harbour froze in January. No ship left it until March. Gulls stayed."
+    asked = {"model": "local/extract", "messages": [{"role": "user", "content": words}]}
+    status, body, headers = await ask(house, shop, asked)
+    assert status == 200
+    assert body["choices"][0]["message"]["content"] in words
+    assert body["usage"]["completion_tokens"] > 0
+    assert headers["x-limner-provider"] == "local"
+
+    status, raw, _ = await ask(house, shop, {**asked, "stream": True})
+    events = [line[6:] for line in raw.decode().split("\n\n") if line]
+    streamed = "".join(
+        choice["delta"].get("content", "") for event in events[:-1] for choice in json.loads(event)["choices"]
+    )
+    assert (status, streamed) == (200, body["choices"][0]["message"]["content"])

@@ -93,7 +93,7 @@ GRANT SELECT (org_id, show_costs) ON limner.organization TO limner_worker;
 -- what a look-up of a key may see: named columns, nothing else
 GRANT SELECT (org_id, id, app_id, key_hash, scopes, last_used_at, expires_at, revoked_at) ON limner.api_key TO limner_lookup;
 GRANT UPDATE (last_used_at) ON limner.api_key TO limner_lookup;
-GRANT SELECT (org_id, id, is_enabled, jobs_per_min, user_jobs_per_min) ON limner.app TO limner_lookup;
+GRANT SELECT (org_id, id, is_enabled, body_users, jobs_per_min, user_jobs_per_min) ON limner.app TO limner_lookup;
 GRANT SELECT (org_id, is_active, jobs_per_min, max_open) ON limner.organization TO limner_lookup;
 CREATE POLICY lookup ON limner.api_key FOR SELECT TO limner_lookup USING (true);
 CREATE POLICY lookup_used ON limner.api_key FOR UPDATE TO limner_lookup USING (true) WITH CHECK (true);
