@@ -30,7 +30,9 @@ PORTKEY = "@portkey-ai/gateway@1.15.2"
 LITELLM = "litellm[proxy]==1.81.0"
 MODEL = "bench"
 WORDS = "Describe a harbour at sunset in one sentence, as a caption for a photograph."
-PLENTY = "1000000"
+USERS = 200
+USER_RATE, APP_RATE = "6000", "1000000"
+"""Calls a minute: the limits are enforced, and never reached."""
 
 
 def request(url: str, headers: dict[str, str], *, stream: bool = False) -> bytes:
@@ -76,9 +78,9 @@ def process(
         popen.wait()
 
 
-def measure(url: str, headers: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """One server's figures."""
-    load = itertools.cycle([request(url, headers)])
+def measure(url: str, headers: list[dict[str, str]], args: argparse.Namespace) -> dict[str, Any]:
+    """One server's figures; callers in turn."""
+    load = itertools.cycle([request(url, one) for one in headers])
     uvloop.run(rig.hammer(url, load, 4, 2))
     alone, statuses_alone, _ = uvloop.run(rig.hammer(url, load, 1, args.seconds / 2))
     many, statuses, per_s = uvloop.run(rig.hammer(url, load, args.clients, args.seconds))
@@ -91,7 +93,7 @@ def measure(url: str, headers: dict[str, str], args: argparse.Namespace) -> dict
 async def sell(bench: rig.Rig, upstream: str) -> rig.BenchApp:
     """A funded tenant with the model, by tokens, at the upstream."""
     async with bench.database() as db:
-        (app,) = await bench.tenants(db, 1, 1, 1)
+        (app,) = await bench.tenants(db, 1, 1, USERS)
         async with db.tenant_tx(app.org_id, "limner_operator") as tx:
             await catalog.put_provider(
                 tx, {"name": "upstream", "display_name": "U", "adapter": "openai", "base_url": upstream + "/v1"}
@@ -109,10 +111,15 @@ def limner(upstream: str, args: argparse.Namespace) -> dict[str, Any]:
         app = asyncio.run(sell(bench, upstream))
         rig.pin_others(bench.embedded, core=1)
         api = bench.api(
-            0, LIMNER_EGRESS_PLAIN_ORIGINS=upstream, LIMNER_USER_JOBS_PER_MIN=PLENTY, LIMNER_APP_JOBS_PER_MIN=PLENTY
+            0,
+            LIMNER_EGRESS_PLAIN_ORIGINS=upstream,
+            LIMNER_USER_JOBS_PER_MIN=USER_RATE,
+            LIMNER_APP_JOBS_PER_MIN=APP_RATE,
         )
         try:
-            facts = measure(api.url, {"Authorization": f"Bearer {app.key}", "X-User-ID": app.users[0]}, args)
+            facts = measure(
+                api.url, [{"Authorization": f"Bearer {app.key}", "X-User-ID": user} for user in app.users], args
+            )
             facts["rss_mb"] = rig.resident_mb(api)
         finally:
             rig.stop(api)
@@ -141,7 +148,7 @@ def portkey(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str,
             "x-portkey-custom-host": upstream + "/v1",
             "Authorization": "Bearer k",
         }
-        facts = measure(f"http://127.0.0.1:{port}", headers, args)
+        facts = measure(f"http://127.0.0.1:{port}", [headers], args)
         return facts | {"rss_mb": round(psutil.Process(popen.pid).memory_info().rss / 2**20)}
 
 
@@ -154,7 +161,7 @@ def litellm(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str,
     config.write_text(json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": parameters}]}))
     command = [str(venv / "bin/litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     with process(command, port, 0, scratch, LITELLM_LOCAL_MODEL_COST_MAP="True") as popen:
-        facts = measure(f"http://127.0.0.1:{port}", {"Authorization": "Bearer k"}, args)
+        facts = measure(f"http://127.0.0.1:{port}", [{"Authorization": "Bearer k"}], args)
         return facts | {"rss_mb": round(psutil.Process(popen.pid).memory_info().rss / 2**20)}
 
 
@@ -162,7 +169,7 @@ def bare(upstream: str, args: argparse.Namespace) -> dict[str, Any]:
     """The same web framework and HTTP client with nothing in between."""
     port = free_port()
     with process([sys.executable, "-m", "bench.bare_proxy", "--port", str(port), "--upstream", upstream], port, 0):
-        return measure(f"http://127.0.0.1:{port}", {}, args)
+        return measure(f"http://127.0.0.1:{port}", [{}], args)
 
 
 def main() -> None:
@@ -179,7 +186,7 @@ def main() -> None:
     try:
         with process([sys.executable, "-m", "bench.upstream", "--port", str(port)], port, 1):
             rig.pin(os.getpid(), 1)
-            facts["direct"] = measure(upstream, {}, args)
+            facts["direct"] = measure(upstream, [{}], args)
             if "limner" in chosen:
                 facts["limner"] = limner(upstream, args)
             if "bare" in chosen:
