@@ -205,6 +205,13 @@ def lost_and_doubled(conn: psycopg.Connection, accepted: Iterable[str]) -> dict[
     return {"lost": int(row[0]), "doubled": int(row[1])}
 
 
+def end_sessions(superuser: psycopg.Connection) -> None:
+    """End limner's sessions in this database: what a session has read is counted when it is idle for a while, or ends."""
+    superuser.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'limner%'"
+    )
+
+
 def empty_queue(superuser: psycopg.Connection) -> None:
     """Take every open job of earlier tests out of claimers' sight for a day: tests of the order need the queue."""
     superuser.execute(

@@ -30,12 +30,6 @@ LARGE = (
 SCHEMA = {"type": "object", "additionalProperties": False, "properties": {}}
 SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'limner' AND relname = ANY (%s)"
 
-ENDED = (
-    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
-    " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-)
-"""What a session has scanned is counted when it is idle for a while, or ends: what was planted counts before the test looks."""
-
 
 @pytest_asyncio.fixture
 async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection) -> AsyncIterator[Tenant]:
@@ -74,7 +68,7 @@ async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connec
     name = superuser.info.dbname
     superuser.execute(f"ALTER DATABASE {name} SET enable_seqscan = off")
     superuser.execute("ANALYZE")
-    superuser.execute(ENDED)
+    acts.end_sessions(superuser)  # what was planted counts before the test looks
     yield tenant
     superuser.execute(f"ALTER DATABASE {name} RESET enable_seqscan")
     acts.empty_queue(superuser)
