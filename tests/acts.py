@@ -206,9 +206,11 @@ def lost_and_doubled(conn: psycopg.Connection, accepted: Iterable[str]) -> dict[
 
 
 def end_sessions(superuser: psycopg.Connection) -> None:
-    """End limner's sessions in this database: what a session has read is counted when it is idle for a while, or ends."""
+    """End the other sessions in this database that have no transaction open: what each has read is counted when it has ended."""
     superuser.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'limner%'"
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        " AND state IS DISTINCT FROM 'idle in transaction'"
     )
 
 
