@@ -205,6 +205,15 @@ def lost_and_doubled(conn: psycopg.Connection, accepted: Iterable[str]) -> dict[
     return {"lost": int(row[0]), "doubled": int(row[1])}
 
 
+def end_sessions(superuser: psycopg.Connection) -> None:
+    """End the other sessions in this database that have no transaction open: what each has read is counted when it has ended."""
+    superuser.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        " AND state IS DISTINCT FROM 'idle in transaction'"
+    )
+
+
 def empty_queue(superuser: psycopg.Connection) -> None:
     """Take every open job of earlier tests out of claimers' sight for a day: tests of the order need the queue."""
     superuser.execute(

@@ -12,10 +12,9 @@ import pytest
 import pytest_asyncio
 from psycopg.conninfo import make_conninfo
 
-from limner.cli import demo_tenant
-from limner.db.pools import Address, Database
+from limner.db.pools import Database
 from tests import strict
-from tests.conftest import ROLES, Server
+from tests.conftest import Server, opened
 from tests.running import Api
 
 
@@ -37,20 +36,15 @@ def server_alone(server: Server) -> Server:
 
 @pytest_asyncio.fixture(scope="module", name="db")
 async def db_alone(server: Server) -> AsyncIterator[Database]:
-    database = Database(Address(server.url), server.root, ROLES, size=12)
-    await database.open()
-    yield database
-    await database.close()
+    async with opened(server, sells=False) as database:
+        yield database
 
 
 @pytest_asyncio.fixture(scope="session", name="db")
 async def db_that_sells(server: Server) -> AsyncIterator[Database]:
     """For the whole folder, with the catalog's models."""
-    database = Database(Address(server.url), server.root, ROLES, size=12)
-    await database.open()
-    await demo_tenant.install_catalog(database)
-    yield database
-    await database.close()
+    async with opened(server) as database:
+        yield database
 
 
 @pytest.fixture(scope="session", name="api")

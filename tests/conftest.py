@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -57,13 +58,21 @@ def server() -> Iterator[Server]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest_asyncio.fixture(scope="session")
-async def db(server: Server) -> AsyncIterator[Database]:
-    database = Database(Address(server.url), server.root, ROLES, size=12)
+@asynccontextmanager
+async def opened(server: Server, size: int = 12, *, sells: bool = True) -> AsyncIterator[Database]:
+    """A server's database under every role, with the catalog's models unless it sells nothing."""
+    database = Database(Address(server.url), server.root, ROLES, size=size)
     await database.open()
-    await demo_tenant.install_catalog(database)
+    if sells:
+        await demo_tenant.install_catalog(database)
     yield database
     await database.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def db(server: Server) -> AsyncIterator[Database]:
+    async with opened(server) as database:
+        yield database
 
 
 @pytest.fixture

@@ -150,15 +150,15 @@ class WorkerLoop:
 
     async def _claim(self, room: int) -> list[Lease]:
         began = time.monotonic()
-        back_s = (NEAR_S if self._slow else BACK_S) if began - self._looked_at < LOOK_EVERY_S else None
+        whole = self._slow and began >= self._since_until
+        recent_s = NEAR_S if self._slow and not whole else BACK_S
+        back_s = recent_s if began - self._looked_at < LOOK_EVERY_S else None
         try:
             async with (
                 asyncio.timeout(CLAIM_TIMEOUT_S),
                 self._db.system_tx(ROLE, "claims reach over organizations, ids and leases only") as tx,
             ):
-                if (
-                    self._slow and began >= self._since_until
-                ):  # walks past everything once; the claim sees all that is ready
+                if whole:  # walks past everything once; the claim sees all that is ready
                     self._since, self._since_until = await runs.ready_since(tx), began + WHOLE_EVERY_S
                     self._slow = time.monotonic() - began > SLOW_S / 2
                 since = self._since if self._slow else None

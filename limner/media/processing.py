@@ -87,10 +87,10 @@ class Processor:
 
     async def _prepare(self, data: bytes) -> Prepared:
         """Twice, where the decoder dies: the first time somebody may have killed it. Raises ImageRejected, SandboxBusy."""
-        bounds = self._limits
+        limits = self._limits
         for _ in range(2):
             try:
-                return await self._sandbox.prepare(data, bounds.max_bytes, bounds.max_pixels, bounds.max_side)
+                return await self._sandbox.prepare(data, limits.max_bytes, limits.max_pixels, limits.max_side)
             except SandboxFailed as error:
                 log.warning("decoder.died", error=str(error))
         raise ImageRejected("unreadable_image", "The picture cannot be decoded.")

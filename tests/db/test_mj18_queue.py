@@ -9,6 +9,7 @@ import pytest
 from limner.db.pools import Database
 from limner.db.wake import CHANNEL
 from limner.hub import runs
+from limner.hub.sharing import SharedWrites
 from limner.kit import ids
 from limner.kit.money import MC
 from tests import acts
@@ -19,11 +20,6 @@ from tests.contracts.source import sources
 IDLE_S = 10
 DEAD = 20_000
 """Rows: many times what the planner itself looks at when it asks an index for its ends."""
-ENDED = (
-    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
-    " AND pid <> pg_backend_pid() AND usename LIKE 'limner%%'"
-)
-"""What a session has read is counted when it is idle for a while, or ends."""
 NOTIFIES = re.compile(r"\b(pg_)?notify\b", re.IGNORECASE)
 BODIES = "SELECT p.proname, p.prosrc FROM pg_proc p WHERE p.pronamespace = 'limner'::regnamespace"
 
@@ -75,10 +71,10 @@ async def test_mj18_dead_rows_are_passed_by_however_empty_the_queue_seems(
     server: Server, db: Database, tenant: Tenant, superuser: psycopg.Connection
 ) -> None:
     """Beside a transaction that keeps all that died: no claim, heartbeat or finish reads an index from end to end."""
-    read = "SELECT sum(idx_tup_read) + 20000 * (SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'limner.job_queue'::regclass)"
-    read += " FROM pg_stat_user_indexes WHERE relid = 'limner.job_queue'::regclass"
+    scans = "(SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'limner.job_queue'::regclass)"
+    read = f"SELECT sum(idx_tup_read) + {DEAD} * {scans} FROM pg_stat_user_indexes WHERE relid = 'limner.job_queue'::regclass"
     usage = [{"kind": "image", "quantity": 1, "unit": "image"}]
-    closing = runs.closing_args(runs.Closing("succeeded", charge_mc=MC, outputs=[], provider="local", usage=usage))
+    closing = runs.Closing("succeeded", charge_mc=MC, outputs=[], provider="local", usage=usage)
     acts.empty_queue(superuser)
     async with await psycopg.AsyncConnection.connect(superuser_conninfo(server)) as holder:
         await holder.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
@@ -97,7 +93,7 @@ async def test_mj18_dead_rows_are_passed_by_however_empty_the_queue_seems(
         since = ids.new()
         superuser.execute("VACUUM ANALYZE limner.job_queue")
         made = [(await acts.submit(db, tenant)).job_id for _ in range(3)]
-        superuser.execute(ENDED)
+        acts.end_sessions(superuser)
         superuser.execute("SELECT pg_stat_force_next_flush()")
 
         before = acts.count(superuser, read)
@@ -106,22 +102,8 @@ async def test_mj18_dead_rows_are_passed_by_however_empty_the_queue_seems(
             assert {lease.job_id for lease in leases} == set(made)
             assert set((await runs.heartbeat(tx, leases, 60)).values()) == {"ok"}
             await runs.report_many(tx, [(lease, 50, "halfway") for lease in leases])
-        rows = [
-            {
-                "place": n,
-                "org": lease.org_id,
-                "job": lease.job_id,
-                "fence": lease.fence,
-                "event": ids.new(),
-                "transfer": ids.new(),
-            }
-            for n, lease in enumerate(leases)
-        ]
-        async with db.shared_single({tenant.org_id}, "limner_worker") as tx:
-            assert len(await runs.work_many(tx, {"start": rows})) == 3
-        async with db.shared_single({tenant.org_id}, "limner_worker") as tx:
-            assert (
-                len(await runs.work_many(tx, {"finish": [{**row, **closing, "event": ids.new()} for row in rows]})) == 3
-            )
-        superuser.execute(ENDED)
+        shared = SharedWrites(db)
+        assert None not in await asyncio.gather(*(shared.start(lease) for lease in leases))
+        assert await asyncio.gather(*(shared.finish(lease, closing) for lease in leases)) == [True] * 3
+        acts.end_sessions(superuser)
         assert acts.count(superuser, read) - before < DEAD

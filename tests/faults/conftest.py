@@ -10,12 +10,11 @@ import pytest
 import pytest_asyncio
 from psycopg.conninfo import make_conninfo
 
-from limner.cli import demo_tenant
 from limner.db.embedded import EmbeddedPostgres
-from limner.db.pools import Address, Database
+from limner.db.pools import Database
 from limner.settings import Settings, load_root_key
 from tests import acts, strict
-from tests.conftest import ROLES, Server
+from tests.conftest import Server, opened
 from tests.faults.cluster import Cluster
 
 
@@ -35,11 +34,8 @@ def server_to_kill() -> Iterator[Server]:
 
 @pytest_asyncio.fixture(scope="session", name="db")
 async def db_of_that_server(server: Server) -> AsyncIterator[Database]:
-    database = Database(Address(server.url), server.root, ROLES, size=4)
-    await database.open()
-    await demo_tenant.install_catalog(database)
-    yield database
-    await database.close()
+    async with opened(server, size=4) as database:
+        yield database
 
 
 @pytest.fixture(name="superuser")
