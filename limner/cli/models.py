@@ -13,6 +13,7 @@ from limner.db.pools import Database
 from limner.hub import catalog
 from limner.hub.catalog import Model
 from limner.hub.pricing import OnDisconnect
+from limner.hub.providers import texts
 from limner.hub.providers.openai_compatible import offers
 from limner.kit import money
 from limner.tenancy import audit
@@ -59,6 +60,7 @@ def read_model(path: Path) -> dict[str, Any]:
         raise typer.BadParameter(f'{path}: price_unit must be "output", "job" or "tokens"')
     if given.get("on_disconnect", "drain") not in get_args(OnDisconnect):
         raise typer.BadParameter(f'{path}: on_disconnect must be "abort", "drain" or "estimate"')
+    _check_unit(str(path), given.get("price_unit", "output"), given["kind"])
     longest = given.get("max_output_tokens", 1)
     if not _number(longest) or longest != int(longest) or not 1 <= longest <= MAX_OUTPUT_TOKENS:
         raise typer.BadParameter(f"{path}: max_output_tokens must be a whole number from 1 to {MAX_OUTPUT_TOKENS}")
@@ -71,6 +73,12 @@ def read_model(path: Path) -> dict[str, Any]:
         raise typer.BadParameter(f"{path}: deadline_s must be whole seconds from 1 to {MAX_DEADLINE_S}")
     prices = {f"{name}_mc": _credits(path, name, given.pop(name)) for name in ("price", *BY_TOKENS) if name in given}
     return given | prices
+
+
+def _check_unit(where: str, unit: str, kind: Any) -> None:
+    """Raises typer.BadParameter where the tokens of a request could not be bounded before it is done."""
+    if unit == "tokens" and kind not in texts.SOLD_BY_TOKENS:
+        raise typer.BadParameter(f"{where}: only models of {', '.join(sorted(texts.SOLD_BY_TOKENS))} are sold by tokens")
 
 
 def _credits(path: Path, name: str, value: Any) -> int:
@@ -242,6 +250,7 @@ def add(
     by_tokens = by_input_mc is not None or by_output_mc is not None
     if price_mc is None and not by_tokens:
         raise typer.BadParameter("say a price: --price, or --input-price and --output-price")
+    _check_unit(name, "tokens" if by_tokens else "output", kind)
     facts = {
         "name": name, "display_name": called or name, "kind": kind, "family": provider, "price_mc": price_mc or 0,
         "input_schema": offers.SCHEMAS[kind], "capabilities": offers.capabilities(kind), "expected_s": offers.EXPECTED_S[kind],

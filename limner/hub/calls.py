@@ -9,11 +9,10 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
-from limner.db.pools import Database
-from limner.hub import executor, jobs, pricing, routing, runs
+from limner.db.pools import AWAY, Database
+from limner.hub import endings, jobs, pricing, routing, runs
 from limner.hub.catalog import Model, Route
 from limner.hub.endings import Failure, Finish
 from limner.hub.executor import STEP, Resources, Run
@@ -55,27 +54,13 @@ class Call(Run):
 
     def charged(self, model: Model, route: Route, used: Tokens, reference: str | None, *, estimated: bool) -> Finish:
         """The ending of a call that delivered: its price, never above the hold, and what it consumed."""
-        cost = route.cost_micro_usd + -(
-            -(
-                (used.read - used.cached) * route.input_cost_micro_usd
-                + used.cached * route.cached_cost_micro_usd
-                + used.written * route.output_cost_micro_usd
-            )
-            // pricing.MILLION
-        )
-        unit = "estimated_token" if estimated else "token"
-        usage: list[dict[str, Any]] = [
-            {"kind": "input_tokens", "quantity": used.read, "unit": unit, "cost_micro_usd": cost},
-            {"kind": "output_tokens", "quantity": used.written, "unit": unit},
-        ]
-        if used.cached:
-            usage.append({"kind": "cached_input_tokens", "quantity": used.cached, "unit": unit})
+        cost = pricing.cost_micro_usd(route, used)
         return Finish(
             "succeeded",
             charge_mc=min(pricing.tokens_mc(model, used), self.submitted.hold_mc),
             outputs=[],
             provider=route.provider,
-            usage=usage,
+            usage=endings.token_usage(used, cost, estimated=estimated),
             delivery=Delivery(STEP, route.provider, self.send_no, reference, cost, self._latency_ms()),
         )
 
@@ -134,7 +119,7 @@ class Calls:
         try:
             async with self._db.system_tx(ROLE, "leases are renewed over organizations: ids only") as tx:
                 verdicts = await runs.heartbeat(tx, leases, self._lease_s)
-        except executor.AWAY as error:
+        except AWAY as error:
             log.warning("heartbeat.missed", error=type(error).__name__)
             return
         self.lost.update(job_id for job_id, verdict in verdicts.items() if verdict != "ok" and job_id in self._open)

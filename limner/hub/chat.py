@@ -10,12 +10,9 @@ import orjson
 
 from limner.hub.catalog import Model, Route
 from limner.hub.pricing import Tokens
+from limner.hub.providers.texts import FRAME_TOKENS, IMAGE_TOKENS
 from limner.web.errors import ApiError, invalid
 
-IMAGE_TOKENS = 3_000
-"""What one picture is held for: more than the large models count for one."""
-FRAME_TOKENS = 64
-"""What a server's own template may add to a request, and as much again for each message."""
 MAX_CHOICES = 128
 MAX_MESSAGES = 10_000
 PRICED = {"service_tier": ("auto", "default"), "modalities": (["text"],)}
@@ -134,10 +131,11 @@ def used(usage: Any) -> Tokens | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     read, written = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
-    numbers = (read, written, cached if cached is not None else 0)
-    if not all(type(number) is int and 0 <= number <= 10**9 for number in numbers):
+    stated = (read, 0 if cached is None else cached, written)
+    numbers = [number for number in stated if type(number) is int and 0 <= number <= 10**9]
+    if len(numbers) != len(stated):
         return None
-    found = Tokens(numbers[0], numbers[2], numbers[1])
+    found = Tokens(*numbers)
     return found if found.cached <= found.read else None
 
 

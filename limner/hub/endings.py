@@ -1,9 +1,12 @@
 """How a run may end, and what leads there: the words between the two halves of a run (hub.executor)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from limner.hub import pricing, runs
+from limner.hub.pricing import Rates, Tokens
+from limner.hub.providers import texts
 from limner.hub.providers.base import ErrorKind, Usage
 from limner.hub.runs import Work
 
@@ -70,15 +73,53 @@ FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True)
 
 
 def success(work: Work, kept: Kept) -> Finish:
-    """Charged for what was stored, with a usage record of it; after it stands what the provider says it consumed."""
+    """Charged for what was stored, or by tokens; with usage records of what was sold and what the provider says it consumed."""
+    if work.token_prices is not None:
+        return _by_tokens(work, kept, Rates(**work.token_prices))
     count, kind = len(kept.outputs), kept.outputs[0]["type"]
     sold = {"kind": kind, "quantity": count, "unit": kind, "cost_micro_usd": kept.cost_micro_usd}
     consumed = [{"kind": use.kind, "quantity": use.quantity, "unit": use.unit} for use in kept.usage]
+    return _delivered(kept, pricing.charge_mc(work.unit_price_mc, count, work.price_hold_mc), [sold, *consumed])
+
+
+def token_usage(used: Tokens, cost_micro_usd: int | None, *, estimated: bool) -> list[dict[str, Any]]:
+    """The usage records of what was sold by tokens."""
+    unit = "estimated_token" if estimated else "token"
+    usage: list[dict[str, Any]] = [
+        {"kind": "input_tokens", "quantity": used.read, "unit": unit, "cost_micro_usd": cost_micro_usd},
+        {"kind": "output_tokens", "quantity": used.written, "unit": unit},
+    ]
+    if used.cached:
+        usage.append({"kind": "cached_input_tokens", "quantity": used.cached, "unit": unit})
+    return usage
+
+
+def _by_tokens(work: Work, kept: Kept, rates: Rates) -> Finish:
+    """By what the provider counted; by the lengths of what was asked and answered where it did not."""
+    used = stated_tokens(kept.usage)
+    estimated = used is None
+    if used is None:
+        written = sum(len(str(output.get("text", ""))) for output in kept.outputs) // 4 + 1
+        used = Tokens(texts.likely(work.input), 0, written if work.kind in texts.WRITING else 0)
+    charge_mc = min(pricing.tokens_mc(rates, used), work.price_hold_mc)
+    return _delivered(kept, charge_mc, token_usage(used, kept.cost_micro_usd, estimated=estimated))
+
+
+def stated_tokens(usage: Sequence[Usage]) -> Tokens | None:
+    """What a provider counted; None where it did not, or cannot have."""
+    counted = {use.kind: use.quantity for use in usage if use.unit == "token"}
+    read, cached = counted.get("input_tokens"), counted.get("cached_input_tokens", 0)
+    if read is None or cached > read:
+        return None
+    return Tokens(read, cached, counted.get("output_tokens", 0))
+
+
+def _delivered(kept: Kept, charge_mc: int, usage: list[dict[str, Any]]) -> Finish:
     return Finish(
         "succeeded",
-        charge_mc=pricing.charge_mc(work.unit_price_mc, count, work.price_hold_mc),
+        charge_mc=charge_mc,
         outputs=kept.outputs,
         provider=kept.provider,
-        usage=[sold, *consumed],
+        usage=usage,
         delivery=kept.delivery,
     )

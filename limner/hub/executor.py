@@ -304,8 +304,8 @@ class Run:
             return Failure("adapter_error", MESSAGES["adapter_error"], "retryable")
         if not kept:
             return Failure("no_output", MESSAGES["no_output"], "retryable")
-        cost_micro_usd = stated.cost_micro_usd(result, route, self._facts)
-        return Kept(kept, route.provider, cost_micro_usd, usage=stated.usage(result, route, self._facts))
+        used = stated.usage(result, route, self._facts)
+        return Kept(kept, route.provider, stated.cost_micro_usd(result, route, used, self._facts), usage=used)
 
     async def _record(self, provider: str, send_no: int, failure: Failure, latency_ms: int) -> None:
         """Write how a call failed. An answer lost on the way is no loss: the fence is compared again at the end."""

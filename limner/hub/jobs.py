@@ -19,12 +19,12 @@ OPEN = ("queued", "running")
 
 SUBMIT = """
 SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s, %s, %s,
-                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s, %s::text::jsonb)
+                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s, %s::text::jsonb, %s::text::jsonb)
 """
 SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])"
 SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s, %s::text::json)"
 COLUMNS = """
-j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc,
+j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc, j.token_prices,
 j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.run_at, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence,
 j.request_id, j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at, u.external_id
 """
@@ -77,6 +77,7 @@ class Submission:
     limits: Limits = NO_LIMITS
     webhook_url: str | None = None
     call: "FirstCall | None" = None
+    token_prices: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class Job:
     input: dict[str, Any]
     outputs: list[dict[str, Any]] | None
     unit_price_mc: int
+    token_prices: dict[str, int] | None
     price_hold_mc: int
     price_final_mc: int | None
     refunded_mc: int
@@ -154,6 +156,10 @@ class Job:
         return self.price_hold_mc if self.price_final_mc is None else self.price_final_mc
 
 
+def _json(value: object) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+
+
 async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = False) -> Submitted:
     """Idempotency, hold, job and queue row in one statement.
 
@@ -167,7 +173,7 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
         request.idempotency_key, request.request_hash, orjson.dumps(request.input).decode(), request.wait_s,
         request.deadline_s, request.max_runs, request.request_id, request.traceparent, again,
         request.run_at, limits.user_per_min, limits.app_per_min, limits.org_per_min, limits.max_open,
-        request.webhook_url, None if request.call is None else orjson.dumps(request.call).decode(),
+        request.webhook_url, _json(request.call), _json(request.token_prices),
     ]  # fmt: skip
     query = SUBMIT
     if request.images:
@@ -202,7 +208,7 @@ async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) ->
             "hash": "\\x" + one.request_hash.hex(), "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
             "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
             "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min, "webhook_url": one.webhook_url,
-            **({} if one.call is None else asdict(one.call)),
+            "token_prices": one.token_prices, **({} if one.call is None else asdict(one.call)),
         }
         for org_id, job_id, one in batch
     ]  # fmt: skip

@@ -90,6 +90,7 @@ class ChatEndpoints:
         wanted = jobs.Submission(
             app_id=caller.app_id, external_id=external_id, route=surface.path[1:].replace("/", "."), model_id=model.id,
             model=model.name, kind=model.kind, unit_price_mc=model.price_mc, hold_mc=pricing.tokens_mc(model, most),
+            token_prices=pricing.rates(model),
             priority=10, idempotency_key=parsing.idempotency_key(request, None), request_hash=hashlib.sha256(raw).digest(),
             input=_facts(asked, model, most), wait_s=0, deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS,
             request_id=request.state.request_id, traceparent=parsing.traceparent(request), limits=bounds,

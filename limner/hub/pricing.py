@@ -42,10 +42,58 @@ class Tokens:
 class TokenPrices(Protocol):
     """Milli-credits: of a call, and of a million tokens each."""
 
+    @property
+    def price_mc(self) -> int: ...
+
+    @property
+    def input_price_mc(self) -> int: ...
+
+    @property
+    def cached_price_mc(self) -> int: ...
+
+    @property
+    def output_price_mc(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a call cost when it was ordered, as TokenPrices."""
+
     price_mc: int
     input_price_mc: int
     cached_price_mc: int
     output_price_mc: int
+
+
+class TokenCosts(Protocol):
+    """Micro-dollars that the platform pays: for a call, and for a million tokens each."""
+
+    @property
+    def cost_micro_usd(self) -> int: ...
+
+    @property
+    def input_cost_micro_usd(self) -> int: ...
+
+    @property
+    def cached_cost_micro_usd(self) -> int: ...
+
+    @property
+    def output_cost_micro_usd(self) -> int: ...
+
+
+def rates(model: TokenPrices) -> dict[str, int]:
+    """The prices of this moment, to be kept with an order."""
+    return {name: getattr(model, name) for name in ("price_mc", "input_price_mc", "cached_price_mc", "output_price_mc")}
+
+
+def cost_micro_usd(costs: TokenCosts, used: Tokens) -> int:
+    """What a call cost the platform, rounded up."""
+    micro = (
+        (used.read - used.cached) * costs.input_cost_micro_usd
+        + used.cached * costs.cached_cost_micro_usd
+        + used.written * costs.output_cost_micro_usd
+    )
+    return costs.cost_micro_usd - (-micro // MILLION)
 
 
 def tokens_mc(prices: TokenPrices, used: Tokens) -> int:

@@ -6,6 +6,7 @@ from limner.db.tx import Row, Tx
 from limner.events import deliveries, log
 from limner.events.deliveries import Delivery
 from limner.hub.jobs import Job
+from limner.hub.pricing import Rates
 from limner.kit import money
 
 ATTEMPTS = """
@@ -61,6 +62,8 @@ async def build(tx: Tx, job: Job) -> dict[str, Any]:
         "webhooks": [_webhook(delivery) for delivery in sent],
         "request_id": job.request_id,
     }
+    if job.token_prices is not None:
+        receipt["token_prices"] = _prices(Rates(**job.token_prices))
     if costs:
         receipt["provider_cost_micro_usd"] = sum(row["cost_micro_usd"] or 0 for row in attempts)
     return receipt
@@ -69,6 +72,12 @@ async def build(tx: Tx, job: Job) -> dict[str, Any]:
 def _credits(mc: int | None) -> str | None:
     """Exact, as a decimal string: floats do not carry money."""
     return None if mc is None else money.exact(mc)
+
+
+def _prices(rates: Rates) -> dict[str, str]:
+    """Credits: of a call, and of a million tokens each."""
+    by_name = (rates.price_mc, rates.input_price_mc, rates.cached_price_mc, rates.output_price_mc)
+    return dict(zip(("call", "input", "cached", "output"), map(money.exact, by_name), strict=True))
 
 
 def _available(row: Row) -> int:

@@ -45,6 +45,7 @@ class Work:
     kind: str
     input: dict[str, Any]
     unit_price_mc: int
+    token_prices: dict[str, int] | None
     price_hold_mc: int
     request_id: str | None
     traceparent: str | None
@@ -234,7 +235,7 @@ async def abandoned(tx: Tx, lease: Lease) -> Closing | None:
         "SELECT j.input -> 'abandoned_mc' AS charge_mc, c.step, c.provider, c.send_no FROM limner.job j"
         " LEFT JOIN LATERAL (SELECT c.step, c.provider, c.send_no FROM limner.provider_call c WHERE c.org_id = j.org_id AND c.job_id = j.id"
         " AND c.state IN ('intent', 'accepted') ORDER BY c.created_at DESC LIMIT 1) c ON true"
-        " WHERE j.org_id = %s AND j.id = %s",
+        " WHERE j.org_id = %s AND j.id = %s AND j.route <> 'generate'",
         [tx.org_id, lease.job_id],
     )
     if not isinstance(row["charge_mc"], int) or row["provider"] is None or row["charge_mc"] == 0:

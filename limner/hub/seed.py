@@ -2,7 +2,7 @@
 
 from limner.db.tx import Tx
 from limner.hub import catalog
-from limner.hub.providers.local.models import AT_ONCE, MODELS, LocalModel
+from limner.hub.providers.local.models import MODELS, LocalModel
 from limner.kit import money
 
 PROVIDER = "local"
@@ -14,7 +14,7 @@ async def install_local(tx: Tx, *, overwrite: bool = False) -> int:
     What is there already stays as an operator left it (prices, names, schemas), unless `overwrite`.
     """
     known = set() if overwrite else {model.name for model in await catalog.list_models(tx, disabled=True)}
-    missing = [model for model in (*MODELS, *AT_ONCE) if model.name not in known]
+    missing = [model for model in MODELS if model.name not in known]
     if missing and (overwrite or PROVIDER not in {p.name for p in await catalog.list_providers(tx)}):
         await catalog.put_provider(tx, {"name": PROVIDER, "display_name": "Local", "adapter": "local"})
     for model in missing:

@@ -1,10 +1,12 @@
 """What a provider states about its own work: taken where it can be true, counted and left out where it cannot."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from limner.hub import endings, pricing
 from limner.hub.catalog import Route
 from limner.hub.outputs import plain
+from limner.hub.pricing import Tokens
 from limner.hub.providers.base import ProviderResult, Usage
 from limner.telemetry import logs, metrics
 
@@ -15,20 +17,21 @@ MAX_WORD = 50
 log = logs.get("stated")
 
 
-def cost_micro_usd(result: ProviderResult, route: Route, facts: Mapping[str, Any]) -> int:
-    """What the provider says it cost, where that can be true; else the route's own figure. `facts` go to the log."""
+def cost_micro_usd(result: ProviderResult, route: Route, used: Sequence[Usage], facts: Mapping[str, Any]) -> int:
+    """What the provider says it cost, where that can be true; else by the route's own figures. `used`: as from `usage`."""
     stated: object = result.cost_micro_usd
+    otherwise = pricing.cost_micro_usd(route, endings.stated_tokens(used) or Tokens(0, 0, 0))
     if stated is None:
-        return route.cost_micro_usd
+        return otherwise
     if _is_count(stated, MAX_COST_MICRO_USD):
         return stated
     log.error("cost.absurd", provider=route.provider, stated=repr(stated)[:100], **facts)
     metrics.ABSURD_COSTS.labels(route.provider).inc()
-    return route.cost_micro_usd
+    return otherwise
 
 
 def usage(result: ProviderResult, route: Route, facts: Mapping[str, Any]) -> tuple[Usage, ...]:
-    """What the provider says it consumed, as far as that can be true: nobody is charged by it. `facts` go to the log."""
+    """What the provider says it consumed, as far as that can be true: what is sold by tokens is charged by it. `facts`: for the log."""
     try:
         words = [
             (plain(use.kind, MAX_WORD), use.quantity, plain(use.unit, MAX_WORD)) for use in result.usage[:MAX_USES]

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,8 @@ from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
 from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
 from limner.hub.limits import SubmitLimits
+from limner.hub.pricing import Tokens
+from limner.hub.providers import texts
 from limner.hub.providers.base import Blob
 from limner.hub.schema import ENVELOPE, InputSchema
 from limner.hub.waits import Order, WaitEstimates
@@ -99,9 +102,8 @@ class Submitter:
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
         ahead_s = self._ahead_s(run_at)
         model = await self.model(caller.org_id, envelope["model"])
-        if model.row.price_unit == "tokens":
-            raise invalid({"/model": ["is sold by tokens: POST /v1/chat/completions"]}, "model_not_supported")
         parsed = model.schema.parse(envelope["input"])
+        hold_mc = _foreseen_mc(model.row, envelope["input"], parsed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
@@ -117,7 +119,8 @@ class Submitter:
             model=model.row.name,
             kind=model.row.kind,
             unit_price_mc=model.row.price_mc,
-            hold_mc=pricing.quote_mc(model.row.price_mc, model.row.price_unit, parsed),
+            hold_mc=hold_mc,
+            token_prices=pricing.rates(model.row) if model.row.price_unit == "tokens" else None,
             priority=envelope["priority"],
             idempotency_key=key,
             request_hash=hashlib.sha256(canonical).digest(),
@@ -168,6 +171,19 @@ class Submitter:
                 raise ApiError(404, "model_not_found", "There is no such model; GET /api/v1/models lists them.")
             compiled = self._models.put(org_id, row)
         return compiled
+
+
+def _foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:
+    """What is held: the most that the request can cost. Raises ApiError 400 for a longer answer than the model gives."""
+    if model.price_unit != "tokens":
+        return pricing.quote_mc(model.price_mc, model.price_unit, parsed)
+    try:
+        longest = texts.longest(model.kind, model, given, parsed)
+    except ValueError as error:
+        raise invalid({"/input/max_tokens": [str(error)]}) from None
+    if "max_tokens" in parsed:
+        parsed["max_tokens"] = longest
+    return pricing.tokens_mc(model, Tokens(texts.bound(parsed), 0, longest))
 
 
 def payer(caller: Caller) -> str | None:

@@ -3,6 +3,18 @@
 from typing import Any
 
 
+def needs(**fields: list[str]) -> dict[str, Any]:
+    """What each `task` must have besides; the first is meant where none is named. To be merged into a schema."""
+    first = next(iter(fields))
+    named = {task: {} if task == first else {"required": ["task"]} for task in fields}
+    return {
+        "allOf": [
+            {"if": {"properties": {"task": {"const": task}}, **named[task]}, "then": {"required": required}}
+            for task, required in fields.items()
+        ]
+    }
+
+
 def strict(required: list[str], examples: list[dict[str, Any]], **properties: dict[str, Any]) -> dict[str, Any]:
     """A JSON Schema (draft 2020-12) of an object that has these properties and no others."""
     return {

@@ -9,8 +9,11 @@ from typing import Any, cast
 
 import orjson
 
-from limner.hub.providers.base import Blob, CallClass, Output, ProviderCall, ProviderError, ProviderResult
+from limner.hub.providers import texts
+from limner.hub.providers.base import Blob, CallClass, Output, ProviderCall, ProviderError, ProviderResult, Usage
 from limner.hub.providers.local.models import canvas_size
+from limner.hub.providers.local.reading import pieces
+from limner.hub.providers.local.reading.shapes import DIMENSIONS, DO, EMBED, READ, Reading, TextRejected
 from limner.hub.providers.local.writing import report
 from limner.hub.providers.local.writing.report import Report
 from limner.kit.cpu import CpuCrashed, CpuError, CpuMemory, CpuPool, CpuTimeout
@@ -20,7 +23,8 @@ HERE = "limner.hub.providers.local"
 
 
 class LocalAdapter:
-    """Pictures by arithmetic and checks of prose, in child processes. Class A: the work is pure, so sending it again is free.
+    """Pictures by arithmetic, checks of prose, extracts and vectors of texts, in child processes. Class A: pure, so sending it again
+    is free.
 
     `config` of a provider instance may hold `time_limit_ms` (wall time of one output in milliseconds, waiting
     for a free child not counted) and `max_pixels` (largest input or output picture, in pixels); both are
@@ -38,7 +42,7 @@ class LocalAdapter:
 
         Raises ProviderError: provider_timeout, provider_out_of_memory, provider_crashed and provider_failed
         (retryable); provider_misconfigured, unsupported_kind and provider_too_many_pixels (fatal: this instance
-        cannot, another may); the codes of ImageRejected (bad_request).
+        cannot, another may); the codes of ImageRejected and TextRejected (bad_request).
         """
         limits = _Limits(call)
         handler = _HANDLERS.get(call.kind)
@@ -105,6 +109,24 @@ class LocalAdapter:
         text = orjson.dumps(report.body(found)).decode()
         return await _finished(call, (Output(0, "text", text=text, facts=report.counts(found.suggestions)),))
 
+    async def _write(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        wanted, said = call.input, texts.messages(call.input)
+        await call.progress(10, "reading")
+        if task := wanted.get("task"):
+            reading = cast(Reading, await self._work(DO, limits, task, wanted.get("prompt", ""), wanted["text"]))
+        else:
+            reading = cast(Reading, await self._work(READ, limits, said))
+        read = sum(pieces.tokens(message["content"]) for message in said)
+        used = (Usage("input_tokens", read, "token"), Usage("output_tokens", pieces.tokens(reading.text), "token"))
+        facts = {"task": reading.task, "sentences": reading.sentences}
+        return await _finished(call, (Output(0, "text", text=reading.text, facts=facts),), used)
+
+    async def _embed(self, call: ProviderCall, limits: "_Limits") -> ProviderResult:
+        text = call.input["text"]
+        (vector,) = await self._work(EMBED, limits, [text], call.input.get("dimensions") or DIMENSIONS)
+        used = (Usage("input_tokens", pieces.tokens(text), "token"),)
+        return await _finished(call, (Output(0, "vector", vector=vector),), used)
+
     async def _one(
         self, call: ProviderCall, limits: "_Limits", stage: str, target: str, *args: object
     ) -> ProviderResult:
@@ -115,7 +137,7 @@ class LocalAdapter:
     async def _work(self, target: str, limits: "_Limits", *args: object) -> Any:
         try:
             return await self._pool.run(target, *args, time_limit_s=limits.time_limit_s)
-        except ImageRejected as error:
+        except (ImageRejected, TextRejected) as error:
             raise ProviderError(error.code, error.message, "bad_request") from error
         except CpuTimeout as error:
             raise ProviderError("provider_timeout", "The local provider ran out of time.", "retryable") from error
@@ -160,9 +182,9 @@ def _only_image(call: ProviderCall) -> Blob:
     return call.images[0]
 
 
-async def _finished(call: ProviderCall, outputs: tuple[Output, ...]) -> ProviderResult:
+async def _finished(call: ProviderCall, outputs: tuple[Output, ...], usage: tuple[Usage, ...] = ()) -> ProviderResult:
     await call.progress(100, "finished")
-    return ProviderResult(outputs=outputs)
+    return ProviderResult(outputs=outputs, usage=usage)
 
 
 _HANDLERS: dict[str, Callable[[LocalAdapter, ProviderCall, _Limits], Awaitable[ProviderResult]]] = {
@@ -172,4 +194,6 @@ _HANDLERS: dict[str, Callable[[LocalAdapter, ProviderCall, _Limits], Awaitable[P
     "image.upscale": LocalAdapter._upscale,
     "image.describe": LocalAdapter._describe,
     "text.check": LocalAdapter._check,
+    "text.generate": LocalAdapter._write,
+    "text.embed": LocalAdapter._embed,
 }

@@ -14,12 +14,11 @@ from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
 from limner.hub.providers.base import ProviderError
 from limner.hub.providers.local.reading import pieces
-from limner.hub.providers.local.reading.shapes import EMBED, READ, Reading, TextRejected
+from limner.hub.providers.local.reading.shapes import DIMENSIONS, EMBED, READ, Reading, TextRejected
 from limner.kit.cpu import CpuError, CpuPool, CpuTimeout
 
 MAX_TEXTS = 256
 """Vectors of one call."""
-DIMENSIONS = 384
 UNSUPPORTED = {
     "tools": "This model calls no tools.",
     "response_format": "This model answers in plain text.",

@@ -297,21 +297,47 @@ EXTRACT = LocalModel(
     description=(
         "Sentences out of a text that you give it: a summary, its key points, the answer to a question where the text has one, or the "
         "text with its spelling put right. It is no language model: it quotes and never writes, and says so when that is asked of it. "
-        "POST /v1/chat/completions."
+        "Also at POST /v1/chat/completions."
     ),
     kind="text.generate",
     family="local",
     capabilities=_capabilities(prompt=True),
     input_schema=strict(
-        ["prompt"],
-        [{"prompt": "Summarise in one sentence: The harbour froze in January. No ship left it until March."}],
+        [],
+        [
+            {
+                "task": "summarise",
+                "prompt": "In one sentence.",
+                "text": "The harbour froze in January. No ship left it until March.",
+            }
+        ],
+        task={
+            "type": "string",
+            "description": "What to do with the text; without one, the prompt says it.",
+            "enum": ["summarise", "key_points", "fix_typos", "answer"],
+        },
         prompt={
             "type": "string",
-            "description": "What to do, a colon, and the text.",
+            "description": "The question to answer, or how much to say; without a task: what to do, a colon, and the text.",
             "minLength": 1,
             "maxLength": shapes.MAX_CHARS,
         },
-    ),
+        text={
+            "type": "string",
+            "description": "The text to read.",
+            "minLength": 1,
+            "maxLength": shapes.MAX_CHARS,
+        },
+    )
+    | {
+        "allOf": [
+            {"if": {"required": ["task"]}, "then": {"required": ["text"]}, "else": {"required": ["prompt"]}},
+            {
+                "if": {"properties": {"task": {"const": "answer"}}, "required": ["task"]},
+                "then": {"required": ["prompt"]},
+            },
+        ]
+    },
     price_credits=0,
     unit="tokens",
     cost_micro_usd=0,
@@ -324,7 +350,7 @@ EMBED = LocalModel(
     display_name="Vectors",
     description=(
         "A vector of 384 numbers for each text, of length one, by hashed letters and words: near for texts that share them, misspelt ones "
-        "too; it knows nothing of meaning. POST /v1/embeddings."
+        "too; it knows nothing of meaning. Also at POST /v1/embeddings."
     ),
     kind="text.embed",
     family="local",
@@ -338,6 +364,13 @@ EMBED = LocalModel(
             "minLength": 1,
             "maxLength": shapes.MAX_CHARS,
         },
+        dimensions={
+            "type": "integer",
+            "description": "The vector's length.",
+            "minimum": 8,
+            "maximum": 4096,
+            "default": shapes.DIMENSIONS,
+        },
     ),
     price_credits=0,
     unit="tokens",
@@ -346,7 +379,4 @@ EMBED = LocalModel(
     token_prices=(20, 0),
 )
 
-MODELS = (CANVAS, INPAINT, STYLISE, UPSCALE, DESCRIBE, CHECK)
-"""By jobs."""
-AT_ONCE = (EXTRACT, EMBED)
-"""By calls that are answered at once: /v1."""
+MODELS = (CANVAS, INPAINT, STYLISE, UPSCALE, DESCRIBE, CHECK, EXTRACT, EMBED)

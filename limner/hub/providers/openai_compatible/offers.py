@@ -5,7 +5,7 @@ Fields are those that most servers take; `limner models put` narrows or widens t
 
 from typing import Any, Literal
 
-from limner.hub.providers.schemas import strict
+from limner.hub.providers.schemas import needs, strict
 
 Kind = Literal["text.generate", "text.embed", "image.describe", "image.generate", "image.edit"]
 MAX_PROMPT_CHARS = 100_000
@@ -50,19 +50,31 @@ _PICTURES = {
     "maxItems": 1,
 }
 _MASK = {**_PICTURE, "description": "A PNG of the picture's size as a data URI: transparent parts are replaced."}
-_PROMPT = _text("What to write, or what to answer.", MAX_PROMPT_CHARS)
+_PROMPT = _text("What to write or to answer; with another task, what else to heed.", MAX_PROMPT_CHARS)
 _SCENE = _text("What the picture shall show.", MAX_PICTURE_PROMPT_CHARS)
 
 
 SCHEMAS: dict[Kind, dict[str, Any]] = {
     "text.generate": strict(
-        ["prompt"],
-        [{"prompt": "A short tale about a lighthouse.", "max_tokens": 300}],
+        [],
+        [
+            {"prompt": "A short tale about a lighthouse.", "max_tokens": 300},
+            {"task": "translate", "text": "The harbour froze in January.", "language": "French"},
+        ],
+        task={
+            "type": "string",
+            "description": "What to do: write what the prompt says, or something with the text.",
+            "enum": ["write", "rewrite", "summarise", "translate"],
+            "default": "write",
+        },
         prompt=_PROMPT,
+        text=_text("What to rewrite, summarise or translate.", MAX_PROMPT_CHARS),
+        language=_text("Into which language to translate, such as French.", 100),
         system=_text("What holds for every answer, such as a tone.", 20_000),
         temperature=_TEMPERATURE,
         max_tokens=_max_tokens(1024),
-    ),
+    )
+    | needs(write=["prompt"], rewrite=["text"], summarise=["text"], translate=["text", "language"]),
     "text.embed": strict(
         ["text"],
         [{"text": "A short tale about a lighthouse."}],

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import orjson
 
 from limner.hub.pricing import MAX_OUTPUTS_FIELD
+from limner.hub.providers import texts
 from limner.hub.providers.base import Blob, ProviderCall, ProviderError
 from limner.hub.providers.openai_compatible.config import Config
 
@@ -47,19 +48,18 @@ def build(call: ProviderCall, config: Config) -> Request:
 
 
 def _chat(call: ProviderCall, config: Config) -> Request:
-    given = _given(call, CHAT_FIELDS)
+    given = _given(call, CHAT_FIELDS, texts.FIELDS)
     if call.mask is not None:
         raise _unsupported("mask")
-    prompt = _prompt(call, DESCRIBE if call.kind == "image.describe" else None)
+    wanted = {**call.input, "prompt": _prompt(call, DESCRIBE)} if call.kind == texts.PICTURE_KIND else call.input
+    messages: list[dict[str, Any]] = [*texts.messages(wanted)]
+    if not messages[-1]["content"].strip():
+        raise ProviderError("prompt_required", "This model needs a prompt.", "bad_request")
     if call.kind == "image.describe" and not call.images:
         raise ProviderError("image_required", "This model needs a picture.", "bad_request")
-    content: Any = prompt
     if call.images:
         pictures = [{"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in call.images]
-        content = [{"type": "text", "text": prompt}, *pictures]
-    messages = [{"role": "user", "content": content}]
-    if isinstance(system := call.input.get("system"), str) and system:
-        messages.insert(0, {"role": "system", "content": system})
+        messages[-1]["content"] = [{"type": "text", "text": messages[-1]["content"]}, *pictures]
     if "max_tokens" in given:
         given[config.max_tokens_field] = given.pop("max_tokens")
     if (count := _count(call)) > 1:
@@ -106,9 +106,12 @@ def _picture_fields(call: ProviderCall, config: Config) -> dict[str, Any]:
     return asked | ({"response_format": "b64_json"} if config.asks_base64 else {})
 
 
-def _given(call: ProviderCall, known: frozenset[str]) -> dict[str, Any]:
-    """What the request sets of the known fields. What it sets of others would be priced and not executed: refused."""
-    given = {name: value for name, value in call.input.items() if value is not None and name not in OURS}
+def _given(call: ProviderCall, known: frozenset[str], used: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """What the request sets of the known fields. What it sets of others would be priced and not executed: refused.
+
+    `used`: fields that are in the request in other words.
+    """
+    given = {name: value for name, value in call.input.items() if value is not None and name not in OURS | used}
     if unknown := sorted(set(given) - known):
         raise _unsupported(unknown[0])
     return given

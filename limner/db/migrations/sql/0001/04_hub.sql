@@ -88,6 +88,7 @@ CREATE TABLE limner.job (
   input          jsonb NOT NULL,
   outputs        jsonb,
   unit_price_mc  bigint NOT NULL,
+  token_prices   jsonb,                 -- of a model that is sold by tokens: what it cost when this was ordered
   price_hold_mc  bigint NOT NULL,
   price_final_mc bigint,
   refunded_mc    bigint NOT NULL DEFAULT 0,

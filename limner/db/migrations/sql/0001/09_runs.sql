@@ -14,8 +14,8 @@ BEGIN
 END $$;
 
 CREATE FUNCTION limner.start_job(p_ctx text, p_job uuid, p_fence bigint, p_event uuid)
-RETURNS TABLE (app_id uuid, model_id uuid, model text, kind text, input jsonb, unit_price_mc bigint, price_hold_mc bigint,
-               request_id text, traceparent text)
+RETURNS TABLE (app_id uuid, model_id uuid, model text, kind text, input jsonb, unit_price_mc bigint, token_prices jsonb,
+               price_hold_mc bigint, request_id text, traceparent text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -27,8 +27,9 @@ BEGIN
   q := limner._own(t, p_job, p_fence);
   UPDATE limner.job j SET state = 'running', started_at = coalesce(j.started_at, v_now), runs = q.runs
    WHERE j.org_id = t AND j.id = p_job
-  RETURNING j.app_id, j.model_id, j.model, j.kind, j.input, j.unit_price_mc, j.price_hold_mc, j.request_id, j.traceparent, j.started_at = v_now
-       INTO app_id, model_id, model, kind, input, unit_price_mc, price_hold_mc, request_id, traceparent, first;
+  RETURNING j.app_id, j.model_id, j.model, j.kind, j.input, j.unit_price_mc, j.token_prices, j.price_hold_mc, j.request_id, j.traceparent,
+            j.started_at = v_now
+       INTO app_id, model_id, model, kind, input, unit_price_mc, token_prices, price_hold_mc, request_id, traceparent, first;
   IF first THEN                                              -- once: a run given back may start again
     INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
     VALUES (t, p_event, q.app_id, 'job.started', p_job, json_build_object('job_id', p_job));

@@ -39,7 +39,7 @@ BEGIN
         FROM own o WHERE o.copy = 1 AND j.org_id = o.org AND j.id = o.job
       RETURNING o.place, o.org, o.job, o.event, o.app_id, j.started_at = v_now AS first, jsonb_build_object('app_id', j.app_id,
         'model_id', j.model_id, 'model', j.model, 'kind', j.kind, 'input', j.input, 'unit_price_mc', j.unit_price_mc,
-        'price_hold_mc', j.price_hold_mc, 'request_id', j.request_id, 'traceparent', j.traceparent) AS work),
+        'token_prices', j.token_prices, 'price_hold_mc', j.price_hold_mc, 'request_id', j.request_id, 'traceparent', j.traceparent) AS work),
     told AS (                                                -- once: a run given back may start again
       INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
       SELECT s.org, s.event, s.app_id, 'job.started', s.job, jsonb_build_object('job_id', s.job) FROM started s WHERE s.first)

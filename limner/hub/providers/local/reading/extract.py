@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from limner.hub.providers.local.reading import answers, summaries
+from limner.hub.providers.local.reading import answers, summaries, tasks
 from limner.hub.providers.local.reading.given import asked
 from limner.hub.providers.local.reading.sentences import split
-from limner.hub.providers.local.reading.shapes import Reading, Request
+from limner.hub.providers.local.reading.shapes import Reading, Request, Task, check_length
 from limner.hub.providers.local.reading.typos import fixed
 
 CANNOT = (
@@ -24,7 +24,16 @@ def read(messages: Sequence[Mapping[str, object]]) -> Reading:
 
     Raises TextRejected: text_too_long beyond MAX_CHARS of the text or MAX_CHAT_CHARS of all messages, bad_message.
     """
-    request = asked(messages)
+    return _done(asked(messages))
+
+
+def do(task: Task, wish: str, text: str) -> Reading:
+    """A named task on a text. `wish`: the question, or how much to say. Raises TextRejected text_too_long."""
+    check_length(text)
+    return _done(Request(task, wish, text.strip(), tasks.amount(wish)))
+
+
+def _done(request: Request) -> Reading:
     if request.task == "none":
         return Reading(CANNOT, "none", 0)
     sentences = split(request.text)

@@ -12,6 +12,9 @@ MAX_CHARS = 200_000
 MAX_CHAT_CHARS = 2 * MAX_CHARS
 """Characters of all messages together: a text of full length, and as much talk about it."""
 READ = "limner.hub.providers.local.reading.extract:read"
+DIMENSIONS = 384
+"""Of a vector, unless fewer are asked for."""
+DO = "limner.hub.providers.local.reading.extract:do"
 EMBED = "limner.hub.providers.local.reading.embed:embed"
 """The works' names for a CPU pool."""
 
