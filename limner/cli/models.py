@@ -78,7 +78,9 @@ def read_model(path: Path) -> dict[str, Any]:
 def _check_unit(where: str, unit: str, kind: Any) -> None:
     """Raises typer.BadParameter where the tokens of a request could not be bounded before it is done."""
     if unit == "tokens" and kind not in texts.SOLD_BY_TOKENS:
-        raise typer.BadParameter(f"{where}: only models of {', '.join(sorted(texts.SOLD_BY_TOKENS))} are sold by tokens")
+        raise typer.BadParameter(
+            f"{where}: only models of {', '.join(sorted(texts.SOLD_BY_TOKENS))} are sold by tokens"
+        )
 
 
 def _credits(path: Path, name: str, value: Any) -> int:

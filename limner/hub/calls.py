@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from limner.db.pools import AWAY, Database
@@ -52,13 +53,22 @@ class Call(Run):
         await self._record(provider, self.send_no, failure, self._latency_ms())
         return failure
 
-    def charged(self, model: Model, route: Route, used: Tokens, reference: str | None, *, estimated: bool) -> Finish:
+    def charged(
+        self,
+        model: Model,
+        route: Route,
+        used: Tokens,
+        reference: str | None,
+        *,
+        estimated: bool,
+        outputs: list[dict[str, Any]],
+    ) -> Finish:
         """The ending of a call that delivered: its price, never above the hold, and what it consumed."""
         cost = pricing.cost_micro_usd(route, used)
         return Finish(
             "succeeded",
             charge_mc=min(pricing.tokens_mc(model, used), self.submitted.hold_mc),
-            outputs=[],
+            outputs=outputs,
             provider=route.provider,
             usage=endings.token_usage(used, cost, estimated=estimated),
             delivery=Delivery(STEP, route.provider, self.send_no, reference, cost, self._latency_ms()),

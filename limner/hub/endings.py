@@ -27,6 +27,16 @@ MESSAGES = {
 }
 
 
+STATUSES: dict[ErrorKind, int] = {
+    "bad_request": 400,
+    "content": 400,
+    "rate": 429,
+    "retryable": 502,
+    "auth": 502,
+    "fatal": 502,
+}
+"""Of HTTP, where a call is answered at once."""
+
 Finish = runs.Closing
 
 

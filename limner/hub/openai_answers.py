@@ -9,14 +9,14 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from limner.hub import chat
+from limner.hub import chat, openai_replays
 from limner.hub.calls import Call, Calls
 from limner.hub.catalog import Model
 from limner.hub.chat import Answering, Asked
 from limner.hub.chat_stream import DONE, Frames, NotAStream
-from limner.hub.endings import FINAL_KINDS, MESSAGES, Failure, Finish
+from limner.hub.endings import FINAL_KINDS, MESSAGES, STATUSES, Failure, Finish
 from limner.hub.pricing import Tokens
-from limner.hub.providers.base import ErrorKind, ProviderError
+from limner.hub.providers.base import ProviderError
 from limner.hub.providers.openai_compatible import answers
 from limner.hub.routing import Candidate
 from limner.kit import money
@@ -24,14 +24,9 @@ from limner.telemetry import logs, metrics
 from limner.web.errors import ApiError, render
 
 KEEPALIVE_S = 10.0
-STATUSES: dict[ErrorKind, int] = {
-    "bad_request": 400,
-    "content": 400,
-    "rate": 429,
-    "retryable": 502,
-    "auth": 502,
-    "fatal": 502,
-}
+JSON = "application/json"
+EVENTS = "text/event-stream; charset=utf-8"
+DONE_EVENT = b"data: " + DONE + b"\n\n"
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 log = logs.get("openai")
 
@@ -55,6 +50,8 @@ class Order:
     call: Call
     began: float
     headers: dict[str, str]
+    keeps: bool
+    """Whether the answer is kept, for a call that comes again with its idempotency key."""
     waited_s: float = 0.0
     """For providers: the rest is limner's own."""
 
@@ -84,15 +81,18 @@ class _Answering:
         )
         return await self._order.call.failed(candidate.route.provider, error)
 
-    def _closing(self, candidate: Candidate, usage: Any, otherwise: Tokens, reference: str | None) -> Finish:
-        """Charged by what the provider counted, or by `otherwise` where that cannot be true."""
+    def _closing(
+        self, candidate: Candidate, usage: Any, otherwise: Tokens, reference: str | None, body: bytes | None, media_type: str
+    ) -> Finish:
+        """Charged by what the provider counted, or by `otherwise` where that cannot be true. `body`: what was answered, if it is whole."""
         used = chat.used(usage)
         if used is None and usage is not None:
             metrics.ABSURD_USAGE.labels(candidate.route.provider).inc()
         order = self._order
         return order.call.charged(
-            order.model, candidate.route, used or otherwise, reference or None, estimated=used is None
-        )
+            order.model, candidate.route, used or otherwise, reference or None, estimated=used is None,
+            outputs=openai_replays.kept(body, media_type) if order.keeps and body is not None else [],
+        )  # fmt: skip
 
 
 class WholeAnswer(_Answering):
@@ -135,7 +135,7 @@ class WholeAnswer(_Answering):
         reference = value.get("id")
         otherwise = Tokens(order.asked.likely, 0, len(body) // 4 + 1 if order.asked.surface.writes else 0)
         ending = self._closing(
-            candidate, value.get("usage"), otherwise, reference if isinstance(reference, str) else None
+            candidate, value.get("usage"), otherwise, reference if isinstance(reference, str) else None, body, JSON
         )
         submitted = order.call.submitted
         left_mc = submitted.available_mc + submitted.hold_mc - ending.charge_mc
@@ -155,7 +155,7 @@ class Settling(Response):
     """An answer that is on its way while its call is settled; the request is over when both are done."""
 
     def __init__(self, body: bytes, settling: "asyncio.Task[None]", headers: dict[str, str]) -> None:
-        super().__init__(body, headers=headers, media_type="application/json")
+        super().__init__(body, headers=headers, media_type=JSON)
         self._settling = settling
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -173,6 +173,8 @@ class StreamedAnswer(_Answering, Response):
         Response.__init__(self)
         self._begun = False
         self._gone = False
+        self._said: list[bytes] | None = [] if order.keeps else None
+        self._said_bytes = 0
         self._wrote_at = time.monotonic()
         self._provider = order.candidates[0].route.provider
 
@@ -208,7 +210,9 @@ class StreamedAnswer(_Answering, Response):
             await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
             raise
         if frames.pieces or frames.usage is not None or self._gone:
-            ending = self._closing(candidate, frames.usage, self._estimate(frames), frames.reference)
+            whole = error is None and frames.done and self._said is not None
+            said = b"".join((*(self._said or ()), DONE_EVENT)) if whole else None
+            ending = self._closing(candidate, frames.usage, self._estimate(frames), frames.reference, said, EVENTS)
             await self._desk.calls.end(self._order.call, ending)
             await self._finish(error)
             return
@@ -223,6 +227,7 @@ class StreamedAnswer(_Answering, Response):
             async with provider.stream(route, order.asked, order.model, order.call.lease.job_id) as pieces:
                 async for piece in pieces:
                     events = frames.feed(piece)
+                    self._note(events)
                     if events and not self._gone:
                         await self._write(events)
                     if frames.done or frames.failed is not None:
@@ -236,6 +241,14 @@ class StreamedAnswer(_Answering, Response):
         if frames.failed is not None or not (frames.pieces or frames.done):
             return ProviderError("provider_failed", "The provider's answer broke off.", "retryable")
         return None
+
+    def _note(self, events: bytes) -> None:
+        """Remember what was said, where it may be asked for again."""
+        if self._said is not None:
+            self._said.append(events)
+            self._said_bytes += len(events)
+            if self._said_bytes > openai_replays.MAX_KEPT_BYTES:
+                self._said = None
 
     def _estimate(self, frames: Frames) -> Tokens:
         """What is charged where the provider's own count never came."""
@@ -272,7 +285,7 @@ class StreamedAnswer(_Answering, Response):
             own_s = time.perf_counter() - self._order.began
             headers["x-limner-overhead-ms"] = f"{own_s * 1000:.2f}"
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-            raw.append((b"content-type", b"text/event-stream; charset=utf-8"))
+            raw.append((b"content-type", EVENTS.encode()))
             await self._send({"type": "http.response.start", "status": 200, "headers": raw})
         self._wrote_at = time.monotonic()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -281,7 +294,7 @@ class StreamedAnswer(_Answering, Response):
         if self._gone:
             return
         if error is None:
-            await self._write(b"data: " + DONE + b"\n\n")
+            await self._write(DONE_EVENT)
         else:
             await self._write(self._told(ApiError(STATUSES[error.kind], error.code, error.message)))
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from limner.db.pools import Database
-from limner.hub import calls, catalog, chat, jobs, limits, pricing, routing, submission
+from limner.hub import calls, catalog, chat, jobs, limits, openai_replays, pricing, routing, submission
 from limner.hub.api import answer
 from limner.hub.catalog import Model
 from limner.hub.chat import Asked, Surface
@@ -73,11 +74,13 @@ class ChatEndpoints:
 
     async def _answer(self, request: Request, surface: Surface) -> Response:
         order = await self._reserve(request, surface)
+        if isinstance(order, Response):
+            return order
         if order.asked.stream:
             return StreamedAnswer(self._api.desk, order)
         return await WholeAnswer(self._api.desk, order).ask()
 
-    async def _reserve(self, request: Request, surface: Surface) -> Order:
+    async def _reserve(self, request: Request, surface: Surface) -> Order | Response:
         began = time.perf_counter()
         caller = await self._api.authenticate(request)
         raw, value = await parsing.json_body(request)
@@ -86,12 +89,14 @@ class ChatEndpoints:
         asked = chat.read(raw, value, surface)
         model, candidates = await self._model(caller, asked)
         most = chat.most(asked, model)
+        key = parsing.idempotency_key(request, None)
         bounds = self._api.submitter.limits.of(caller.quotas, for_user=external_id is not None)
         wanted = jobs.Submission(
             app_id=caller.app_id, external_id=external_id, route=surface.path[1:].replace("/", "."), model_id=model.id,
             model=model.name, kind=model.kind, unit_price_mc=model.price_mc, hold_mc=pricing.tokens_mc(model, most),
             token_prices=pricing.rates(model),
-            priority=10, idempotency_key=parsing.idempotency_key(request, None), request_hash=hashlib.sha256(raw).digest(),
+            priority=10, idempotency_key=key,
+            request_hash=hashlib.sha256(raw if key is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).digest(),
             input=_facts(asked, model, most), wait_s=0, deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS,
             request_id=request.state.request_id, traceparent=parsing.traceparent(request), limits=bounds,
             call=self._api.desk.calls.first(candidates[0]),
@@ -102,12 +107,11 @@ class ChatEndpoints:
         except refusals.Refused as error:
             raise submission.worded(error, wanted) from None
         if isinstance(call, jobs.Submitted):
-            raise ApiError(409, "idempotency_key_in_use", "A call with this idempotency key was made before.",
-                           extra={"job_id": str(call.job_id)})  # fmt: skip
+            return await openai_replays.replay(self._api.db, caller, call)
         request.state.log |= {"job": call.lease.job_id, "model": model.name}
         headers = limits.headers(bounds, call.submitted, self._api.db.clock.now())
         headers["x-limner-job"] = str(call.lease.job_id)
-        return Order(asked, model, most, candidates, call, began, headers)
+        return Order(asked, model, most, candidates, call, began, headers, keeps=key is not None)
 
     async def _model(self, caller: Caller, asked: Asked) -> tuple[Model, list[Candidate]]:
         """The model and who may be asked, in order. Raises ApiError 404; 503 where nobody serves it."""

@@ -241,3 +241,38 @@ async def test_a_text_is_read_and_vectors_are_made_without_any_provider(house: A
         choice["delta"].get("content", "") for event in events[:-1] for choice in json.loads(event)["choices"]
     )
     assert (status, streamed) == (200, body["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_mj4_a_call_with_a_key_is_made_once_and_answered_again(
+    house: Api, shop: Tenant, far: OpenAIServer, superuser: psycopg.Connection, stream: bool
+) -> None:
+    asked = {"model": MODEL, "messages": HELLO, "stream": stream}
+    key = {"Idempotency-Key": "once"}
+    before = len(far.asked)
+    first = await ask(house, shop, asked, key)
+    await eventually(lambda: [state for state, _ in books(superuser, shop)] == ["succeeded"])
+    spent = books(superuser, shop)
+    again = await ask(house, shop, dict(reversed(asked.items())), key)
+    assert (again[0], again[1]) == (first[0], first[1])
+    assert (again[2]["idempotent-replayed"], again[2]["content-type"]) == ("true", first[2]["content-type"])
+    assert (len(far.asked) - before, books(superuser, shop)) == (1, spent)
+    status, body, _ = await ask(house, shop, {**asked, "temperature": 1}, key)
+    assert (status, body["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_mj4_a_refusal_is_told_again_and_a_call_in_flight_is_not_made_twice(
+    house: Api, shop: Tenant, far: OpenAIServer, superuser: psycopg.Connection
+) -> None:
+    asked = {"model": MODEL, "messages": HELLO}
+    far.then(BROKEN)
+    for _ in range(2):
+        status, body, _ = await ask(house, shop, asked, {"Idempotency-Key": "broken"})
+        assert (status, body["error"]["code"]) == (502, "provider_unavailable")
+    far.token_s = 0.05
+    slow = {**asked, "stream": True}
+    first = asyncio.create_task(ask(house, shop, slow, {"Idempotency-Key": "slow"}))
+    await eventually(lambda: len(books(superuser, shop)) == 2)
+    status, body, headers = await ask(house, shop, slow, {"Idempotency-Key": "slow"})
+    assert (status, body["error"]["code"], headers["retry-after"]) == (409, "idempotency_key_in_use", "1")
+    assert (await first)[0] == 200

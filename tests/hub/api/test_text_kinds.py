@@ -51,7 +51,13 @@ async def shop(db: Database, make_tenant: MakeTenant, far: OpenAIServer) -> Tena
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
         await catalog.put_provider(tx, {"name": "far", "display_name": "Far", "adapter": "openai", "base_url": far.url})
         for name, kind, price in ((MODEL, "text.generate", OUTPUT_MC), (VECTORS, "text.embed", 0)):
-            facts = {"name": name, "display_name": name, "kind": kind, "input_schema": offers.SCHEMAS[kind], "max_output_tokens": 200}
+            facts = {
+                "name": name,
+                "display_name": name,
+                "kind": kind,
+                "input_schema": offers.SCHEMAS[kind],
+                "max_output_tokens": 200,
+            }
             await catalog.put_model(tx, {**facts, **by_tokens, "output_price_mc": price})
             await catalog.put_route(tx, name, "far", provider_model="tiny")
     return tenant
@@ -150,7 +156,9 @@ async def test_an_order_that_lacks_something_names_it(client: Client, wanted: di
 
 
 async def test_a_dry_run_tells_what_would_be_held(client: Client) -> None:
-    foreseen = await client.call("POST", "/api/v1/generate?dry_run=1", {"model": MODEL, "input": {"prompt": "a" * 1000}})
+    foreseen = await client.call(
+        "POST", "/api/v1/generate?dry_run=1", {"model": MODEL, "input": {"prompt": "a" * 1000}}
+    )
     accepted = await client.call("POST", "/api/v1/generate", {"model": MODEL, "input": {"prompt": "a" * 1000}})
     assert foreseen.json["tokens_charged"] == accepted.json["tokens_charged"] == 4  # rounded down: 2.3 read, 2 written
 
@@ -159,7 +167,10 @@ async def test_a_dry_run_tells_what_would_be_held(client: Client) -> None:
     ("wanted", "expected"),
     [
         ({"task": "summarise", "text": TEXT, "prompt": "In one sentence."}, TEXT.split(". ")[0] + "."),
-        ({"task": "answer", "text": TEXT, "prompt": "When did a ship leave the harbour?"}, "No ship left it until March."),
+        (
+            {"task": "answer", "text": TEXT, "prompt": "When did a ship leave the harbour?"},
+            "No ship left it until March.",
+        ),
         ({"task": "fix_typos", "text": "The gulls froze in Janaury."}, "The gulls froze in January."),
     ],
 )
