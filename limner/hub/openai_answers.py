@@ -82,7 +82,13 @@ class _Answering:
         return await self._order.call.failed(candidate.route.provider, error)
 
     def _closing(
-        self, candidate: Candidate, usage: Any, otherwise: Tokens, reference: str | None, body: bytes | None, media_type: str
+        self,
+        candidate: Candidate,
+        usage: Any,
+        otherwise: Tokens,
+        reference: str | None,
+        body: bytes | None,
+        media_type: str,
     ) -> Finish:
         """Charged by what the provider counted, or by `otherwise` where that cannot be true. `body`: what was answered, if it is whole."""
         used = chat.used(usage)
@@ -173,6 +179,7 @@ class StreamedAnswer(_Answering, Response):
         Response.__init__(self)
         self._begun = False
         self._gone = False
+        self._asking = False
         self._said: list[bytes] | None = [] if order.keeps else None
         self._said_bytes = 0
         self._wrote_at = time.monotonic()
@@ -190,6 +197,7 @@ class StreamedAnswer(_Answering, Response):
     async def _relay(self) -> None:
         failures: list[Failure] = []
         error: ProviderError | None = None
+        cut = False
         candidate, frames = self._order.candidates[0], Frames(keeps_usage=True)
         try:
             async with asyncio.timeout(None) as self._listening:
@@ -202,14 +210,15 @@ class StreamedAnswer(_Answering, Response):
                     if frames.pieces or error is None:
                         break
                     failures.append(await self._failed(candidate, error))
-                    if error.kind in FINAL_KINDS:
+                    if error.kind in FINAL_KINDS or self._gone:
                         break
         except TimeoutError:
             error = None  # nobody listens any more, and this model's answers are not read to their end then
+            cut = self._asking
         except BaseException:
             await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
             raise
-        if frames.pieces or frames.usage is not None or self._gone:
+        if frames.pieces or frames.usage is not None or cut:
             whole = error is None and frames.done and self._said is not None
             said = b"".join((*(self._said or ()), DONE_EVENT)) if whole else None
             ending = self._closing(candidate, frames.usage, self._estimate(frames), frames.reference, said, EVENTS)
@@ -223,6 +232,7 @@ class StreamedAnswer(_Answering, Response):
         route, order = candidate.route, self._order
         self._provider = route.provider
         provider = self._desk.providers[route.adapter]
+        self._asking = True
         try:
             async with provider.stream(route, order.asked, order.model, order.call.lease.job_id) as pieces:
                 async for piece in pieces:
@@ -233,6 +243,7 @@ class StreamedAnswer(_Answering, Response):
                     if frames.done or frames.failed is not None:
                         break
         except ProviderError as error:
+            self._asking = False
             return error
         except NotAStream:
             return ProviderError(

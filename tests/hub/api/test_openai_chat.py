@@ -84,16 +84,14 @@ async def ask(
 
 
 def books(superuser: psycopg.Connection, tenant: Tenant) -> list[tuple[str, int]]:
-    rows = superuser.execute(
-        "SELECT state, coalesce(price_final_mc, -1) FROM limner.job WHERE org_id = %s ORDER BY id", [tenant.org_id]
+    rows = superuser.execute(  # one statement, one moment
+        "SELECT j.state, coalesce(j.price_final_mc, -1), sum(w.held_mc) OVER () > 0 FROM limner.job j"
+        " LEFT JOIN limner.wallet w ON w.org_id = j.org_id AND w.id = j.wallet_id WHERE j.org_id = %s ORDER BY j.id",
+        [tenant.org_id],
     ).fetchall()
-    held = superuser.execute(
-        "SELECT coalesce(sum(held_mc), 0) FROM limner.wallet WHERE org_id = %s", [tenant.org_id]
-    ).fetchone()
-    assert held is not None
-    open_ = [row for row in rows if row[0] in ("queued", "running")]
-    assert (held[0] > 0) == bool(open_), (held, rows)
-    return rows
+    held = any(row[2] for row in rows)
+    assert held == any(row[0] in ("queued", "running") for row in rows), rows
+    return [(row[0], row[1]) for row in rows]
 
 
 # 12 tokens read, 4 of them cached; 7 written
