@@ -4,16 +4,18 @@ with Limner("http://127.0.0.1:8000", api_key, user="user_42") as limner:
     job = limner.run("local/canvas", {"prompt": "A quiet harbour at sunset"})
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from limner import client
-from limner.client import Accepted, Event, Job, Progress, Upload
+from limner.client import Accepted, Event, Job, Piece, Progress, Upload
+
+Item = TypeVar("Item")
 
 
 class Limner:
@@ -64,17 +66,25 @@ class Limner:
 
         return self._portal.call(call)
 
+    def chat(
+        self, model: str, messages: Sequence[Mapping[str, Any]], *, max_tokens: int | None = None
+    ) -> Iterator[Piece]:
+        """The answer to a chat as it is written."""
+        return self._each(self._limner.chat(model, messages, max_tokens=max_tokens))
+
     def follow(self, job_id: str, after: int = 0) -> Iterator[Event | Progress]:
         """A job's events and progress as they come, until it has ended."""
-        news = self._limner.follow(job_id, after)
+        return self._each(self._limner.follow(job_id, after))
+
+    def _each(self, items: AsyncGenerator[Item, None]) -> Iterator[Item]:
         try:
             while True:
                 try:
-                    yield self._portal.call(news.__anext__)
+                    yield self._portal.call(items.__anext__)
                 except StopAsyncIteration:
                     return
         finally:
-            self._portal.call(news.aclose)
+            self._portal.call(items.aclose)
 
     def wait(self, job_id: str, *, on_progress: Callable[[Progress], None] | None = None) -> Job:
         async def call() -> Job:

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
@@ -99,6 +99,14 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A bit of a chat's answer, and the job that it is charged to."""
+
+    text: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A job that was taken: whole credits on hold, and left to spend."""
 
@@ -130,6 +138,7 @@ class Limner:
     def __init__(self, base_url: str, api_key: str, *, user: str | None = None) -> None:
         headers = {"X-API-Key": api_key} | ({} if user is None else {"X-User-ID": user})
         self._api = LoopbackClient(base_url.rstrip("/"), headers)
+        self._bearer = {"Authorization": f"Bearer {api_key}"}
 
     async def __aenter__(self) -> "Limner":
         await self._api.__aenter__()
@@ -224,6 +233,33 @@ class Limner:
             raise JobUnsuccessful(job)
         return job
 
+    async def chat(
+        self, model: str, messages: Sequence[Mapping[str, Any]], *, max_tokens: int | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer to a chat as it is written, by `/v1/chat/completions`; OpenAI's own clients do the same, and more.
+
+        Never sent twice: whoever stops listening pays by the model's rule.
+        """
+        asked: dict[str, Any] = {"model": model, "messages": list(messages), "stream": True}
+        if max_tokens is not None:
+            asked["max_tokens"] = max_tokens
+        try:
+            async with self._api.stream("/v1/chat/completions", self._bearer, asked) as stream:
+                job_id = stream.headers.get("x-limner-job", "")
+                async for line in stream.lines:
+                    if not line.startswith("data: {"):
+                        continue
+                    said = json.loads(line[6:])
+                    if "error" in said:
+                        raise LimnerError(stream.status, _told(said))
+                    for choice in said["choices"]:
+                        if text := choice["delta"].get("content"):
+                            yield Piece(text, job_id)
+        except ApiRefused as refused:
+            raise LimnerError(refused.status, _told(refused.body)) from None
+        except ApiUnreachable as error:
+            raise Unreachable(str(error)) from None
+
     async def download(self, output: Mapping[str, Any]) -> bytes:
         """The bytes of a picture that a job delivered, over this client's own origin."""
         try:
@@ -302,6 +338,12 @@ def verify_webhook(secret: str, headers: Mapping[str, str], body: bytes) -> dict
     told = json.loads(body)
     assert isinstance(told, dict)
     return told
+
+
+def _told(body: Mapping[str, Any]) -> dict[str, Any]:
+    """An error in OpenAI's shape, as limner's own surface says it."""
+    error = body.get("error")
+    return {**body, "error": error.get("message"), "code": error.get("code")} if isinstance(error, dict) else dict(body)
 
 
 def _job(body: Mapping[str, Any]) -> Job:

@@ -59,6 +59,25 @@ async def test_the_same_key_is_the_same_job(api: Api, tenant: Tenant) -> None:
     assert (refused.value.status, refused.value.code) == (422, "idempotency_key_reused")
 
 
+CHAT = [{"role": "user", "content": "Summarise in one sentence: The harbour froze in January. No ship left it until March."}]
+
+
+async def test_a_chat_is_heard_as_it_is_written(api: Api, tenant: Tenant) -> None:
+    async with Limner(api.url, tenant.api_key, user="ann") as limner:
+        said = [piece async for piece in limner.chat("local/extract", CHAT)]
+        receipt = await limner.receipt(said[0].job_id)
+        with pytest.raises(LimnerError) as unknown:
+            [piece async for piece in limner.chat("no/such", CHAT)]
+        with pytest.raises(LimnerError) as long:
+            [piece async for piece in limner.chat("local/extract", CHAT, max_tokens=10**6)]
+
+    assert "".join(piece.text for piece in said) in CHAT[0]["content"]
+    assert len(said) > 3
+    assert float(receipt["credits"]["charged"]) > 0
+    assert (unknown.value.status, unknown.value.code) == (404, "model_not_found")
+    assert (long.value.status, long.value.code) == (400, "invalid_request")
+
+
 async def test_refusals_say_what_and_where(api: Api, tenant: Tenant) -> None:
     async with Limner(api.url, tenant.api_key, user="ann") as limner:
         with pytest.raises(LimnerError) as wrong:
@@ -128,11 +147,14 @@ def test_the_same_without_an_event_loop(api: Api, worker: Process, tenant: Tenan
         job = limner.run("local/canvas", INPUT, on_progress=seen.append)
         told = [news.type for news in limner.follow(job.id) if isinstance(news, Event)]
         picture = limner.download(job.outputs[0])
+        said = "".join(piece.text for piece in limner.chat("local/extract", CHAT))
         with pytest.raises(LimnerError):
             limner.job("nothing")
     with blocking.Limner(api.url, tenant.api_key) as limner:
         log = [event.type for event in limner.events()]
 
     assert job.status == "succeeded"
-    assert told == log == ["job.started", "job.completed"]
+    assert told == ["job.started", "job.completed"]
+    assert log == [*told, "job.completed"]  # the chat's, which has no start of its own
+    assert said in CHAT[0]["content"]
     assert picture.startswith(PNG)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from limner.cli import demo_jobs, demo_picture, printing, receipt, session, supervisor
+from limner.cli import demo_chat, demo_jobs, demo_picture, printing, receipt, session, supervisor
+from limner.cli.demo_chat import Chat
 from limner.cli.demo_jobs import DemoFailed, Step
 from limner.cli.demo_picture import Picture
 from limner.cli.supervisor import Facts, Instance, StopRequest
@@ -35,7 +37,7 @@ def demo(
         bool, typer.Option("--json", help="Print one JSON document at the end, and nothing else.")
     ] = False,
 ) -> None:
-    """Describe a photograph, paint it, enlarge it and repair it over the HTTP API; then show the receipt.
+    """Describe a photograph, paint it, enlarge it and repair it over the HTTP API, and chat about it; then show the receipts.
 
     Uses the limner that is up on this home, or starts one for its own duration. Exit 1 when a job failed.
     """
@@ -52,6 +54,7 @@ def demo(
             _introduce(picture)
         with _limner(config, stop, quiet=as_json) as (facts, instance):
             uploaded = asyncio.run(_work(facts, instance, picture, todo, out, stop, quiet=as_json))
+            chat = _chat(facts, todo, quiet=as_json)
     except (demo_picture.PictureRefused, DemoFailed) as error:
         printing.fail(str(error))
     except OSError as error:
@@ -60,9 +63,9 @@ def demo(
         printing.note("stopped; what was still open is cancelled")
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        printing.document(_document(picture, uploaded, todo, facts))
+        printing.document(_document(picture, uploaded, todo, chat, facts))
     else:
-        _tell(uploaded, todo, facts)
+        _tell(uploaded, todo, chat, facts)
     if any(step.status != "succeeded" for step in todo):
         raise typer.Exit(1)
 
@@ -151,7 +154,27 @@ def _introduce(picture: Picture) -> None:
     console.print()
 
 
-def _tell(uploaded: Upload, todo: list[Step], facts: Facts) -> None:
+def _chat(facts: Facts, todo: list[Step], *, quiet: bool) -> Chat | None:
+    """A question about the description, if there is one; the answer is written as it comes."""
+    described = next((step.output["text"] for step in todo if "text" in step.output), None)
+    if described is None:
+        return None
+    console = printing.console(prose=True)
+    if not quiet:
+        asked = Text.assemble(("Chat      ", "bold"), (f"{demo_chat.MODEL}, streamed: {demo_chat.QUESTION} ", "dim"))
+        console.print(asked, end="")
+
+    def say(piece: str) -> None:
+        if not quiet:
+            console.print(printing.clean(piece), end="", markup=False, highlight=False)
+
+    chat = asyncio.run(demo_chat.talk(facts, described, say))
+    if not quiet:
+        console.print()
+    return chat
+
+
+def _tell(uploaded: Upload, todo: list[Step], chat: Chat | None, facts: Facts) -> None:
     console = printing.console(prose=True)
     console.print()
     encoded = f"{uploaded.body['media_type'].removeprefix('image/').upper()} of {_size(uploaded.body['bytes'])}"
@@ -179,7 +202,9 @@ def _tell(uploaded: Upload, todo: list[Step], facts: Facts) -> None:
         words = f"{sum(told)} of {len(told)} told {facts.receiver} of their ends, signatures verified"
         printing.facts([("Webhooks", words)], prose=True)
     console.print()
-    receipts = [step.receipt for step in todo if step.receipt is not None]
+    receipts = [step.receipt for step in todo if step.receipt is not None] + (
+        [chat.receipt] if chat is not None else []
+    )
     if receipts:
         receipt.show(receipts, title=f"Receipt of {printing.clean(facts.end_user or '')}, in credits")
         again = f"limner jobs receipt {receipts[0]['job_id']} --org {facts.org}"
@@ -189,7 +214,7 @@ def _tell(uploaded: Upload, todo: list[Step], facts: Facts) -> None:
         console.print(Text(f"One of them again: {again}", style="dim"), soft_wrap=True)
 
 
-def _document(picture: Picture, uploaded: Upload, todo: list[Step], facts: Facts) -> dict[str, Any]:
+def _document(picture: Picture, uploaded: Upload, todo: list[Step], chat: Chat | None, facts: Facts) -> dict[str, Any]:
     described = next((step.output for step in todo if "text" in step.output), {})
     return {
         "ok": all(step.status == "succeeded" for step in todo),
@@ -200,6 +225,7 @@ def _document(picture: Picture, uploaded: Upload, todo: list[Step], facts: Facts
         "alt_text": described.get("text"),
         "tags": described.get("facts", {}).get("tags"),
         "files": [str(step.file) for step in todo if step.file],
+        "chat": None if chat is None else {"model": demo_chat.MODEL, "question": demo_chat.QUESTION, **asdict(chat)},
         "jobs": [
             {"name": step.name, "model": step.model, "job_id": step.job_id, "status": step.status, "error": step.error,
              "file": str(step.file) if step.file else None, "webhook_verified": step.told, "receipt": step.receipt}

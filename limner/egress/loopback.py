@@ -32,9 +32,10 @@ class ApiUnreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """A stream's status, and its lines as they come, without their ends."""
+    """A stream's status and headers (names in lower case), and its lines as they come, without their ends."""
 
     status: int
+    headers: Mapping[str, str]
     lines: AsyncIterator[str]
 
 
@@ -72,20 +73,25 @@ class LoopbackClient:
             raise ApiRefused(answer.status, data, {name.lower(): value for name, value in answer.headers.items()})
         return data
 
-    def stream(self, path: str, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Lines]:
-        """A GET whose answer is read line by line while it lasts. Raises ApiRefused, ApiUnreachable, on the way too."""
-        return self._stream(path, headers)
+    def stream(self, path: str, headers: Mapping[str, str], body: Any = None) -> AbstractAsyncContextManager[Lines]:
+        """A GET, or a POST of `body`, whose answer is read line by line while it lasts.
+
+        Raises ApiRefused, ApiUnreachable, on the way too.
+        """
+        return self._stream(path, headers, body)
 
     @contextlib.asynccontextmanager
-    async def _stream(self, path: str, headers: Mapping[str, str]) -> AsyncGenerator[Lines, None]:
+    async def _stream(self, path: str, headers: Mapping[str, str], body: Any) -> AsyncGenerator[Lines, None]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=SILENT_S)
         try:
-            async with self._session.get(
-                self.origin + path, headers=headers, timeout=timeout, allow_redirects=False
-            ) as answer:
+            async with self._session.request(
+                "GET" if body is None else "POST", self.origin + path, json=body, headers=headers, timeout=timeout,
+                allow_redirects=False,
+            ) as answer:  # fmt: skip
                 if answer.status >= 400:
                     raise ApiRefused(answer.status, json.loads(await answer.read()))
-                yield Lines(answer.status, _lines(answer))
+                told = {name.lower(): value for name, value in answer.headers.items()}
+                yield Lines(answer.status, told, _lines(answer))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiUnreachable(f"{type(error).__name__}: {error}") from error
 

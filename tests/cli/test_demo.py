@@ -57,6 +57,10 @@ def test_an_empty_home_to_a_receipt(home: Path, tmp_path: Path) -> None:
     told = [delivery for receipt in receipts for delivery in receipt["webhooks"]]
     assert [delivery["status"] for delivery in told] == ["delivered"] * 4
     assert all(receipt["attempts"][0]["latency_ms"] >= 0 for receipt in receipts)
+    chat = done["chat"]
+    assert chat["answer"] in done["alt_text"]
+    assert (chat["receipt"]["status"], chat["receipt"]["credits"]["before"]) == ("succeeded", "994")
+    assert 0 < float(chat["receipt"]["credits"]["charged"]) < float(chat["receipt"]["credits"]["held"])
     assert EmbeddedPostgres(home).postmaster_pid() is None
 
 
@@ -72,6 +76,7 @@ def test_people_see_words_files_and_a_receipt(start: StartUp, home: Path, tmp_pa
     for words in (
         "Uploaded",
         "4 of 4 told",
+        "local/extract, streamed: Which colours does the picture have? Main colours: ",
         "Alt text",
         "holiday [1]-watercolour.png",
         "Receipt of demo-user",
