@@ -93,7 +93,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens)
     door = doors.fixed(settings)
-    openai = _openai(settings, hub, store, pool, {"openai": Passing(door), "local": Reader(pool)})
+    openai = _openai(settings, hub, store, pool, {"openai": Passing(door), "local": Reader(pool, db.clock)})
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -128,13 +128,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(media_api.router(media))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
-    limits = {
-        "/api/v1/generate": settings.max_generate_body_bytes,
-        "/v1/": settings.max_generate_body_bytes,
-        # every character may come as two escapes of six bytes
-        "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
-        receiving.PREFIX: settings.max_image_bytes,
-    }
+    limits = _body_limits(settings)
     most, within_s, memory = settings.max_body_bytes, settings.body_within_s, BodyMemory(settings.max_bodies_bytes)
     app.add_middleware(Edge, limit=most, limits=limits, direct={}, body_within_s=within_s, memory=memory)
     direct: dict[str, Endpoint] = {
@@ -146,6 +140,17 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
+
+
+def _body_limits(settings: Settings) -> dict[str, int]:
+    """In bytes, by path; what is not named has the smaller limit of all other bodies."""
+    return {
+        "/api/v1/generate": settings.max_generate_body_bytes,
+        "/v1/": settings.max_generate_body_bytes,
+        # every character may come as two escapes of six bytes
+        "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
+        receiving.PREFIX: settings.max_image_bytes,
+    }
 
 
 def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, allowed: Destinations) -> Submitter:
@@ -167,7 +172,9 @@ def _openai(
         Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
-    return openai_api.OpenAIApi(hub.db, hub.authenticate, hub.submitter, Desk(calls, providers), resources.routes)
+    return openai_api.OpenAIApi(
+        hub.db, hub.authenticate, hub.submitter, Desk(calls, providers, settings.stream_heartbeat_s), resources.routes
+    )
 
 
 def _uploads(

@@ -123,7 +123,7 @@ class Client:
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        sent = {"X-API-Key": self.api_key} if self.api_key else {}
+        sent = self._key(path)
         if self.user is not None:
             sent["X-User-ID"] = self.user
         if data is not None:
@@ -134,6 +134,11 @@ class Client:
             raw = await got.read()
             parsed = await got.json(content_type=None) if "json" in got.headers.get("content-type", "") else None
             return Answer(got.status, got.headers.copy(), raw, parsed)
+
+    def _key(self, path: str) -> dict[str, str]:
+        if not self.api_key:
+            return {}
+        return {"Authorization": f"Bearer {self.api_key}"} if path.startswith("/v1/") else {"X-API-Key": self.api_key}
 
     async def generate(self, model: str = "local/describe", **fields: Any) -> Answer:
         return await self.call("POST", "/api/v1/generate", {"model": model, **fields})

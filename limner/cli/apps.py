@@ -44,7 +44,7 @@ def shape(found: App) -> dict[str, Any]:
         "enabled": found.is_enabled, "welcome": printing.exact(found.welcome_mc),
         "monthly_credits": printing.exact(found.monthly_mc), "jobs_per_min": found.jobs_per_min,
         "user_jobs_per_min": found.user_jobs_per_min, "keep_days": found.keep_days, "keep_jobs": found.keep_jobs,
-        "created_at": found.created_at,
+        "body_users": found.body_users, "created_at": found.created_at,
     }  # fmt: skip
 
 

@@ -32,6 +32,30 @@ UNITS = {"output": "an output", "job": "a job", "tokens": "a call"}
 MAX_DEADLINE_S = 604_800
 MAX_OUTPUT_TOKENS = 10_000_000
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, e.g. local/canvas.")]
+Price = Annotated[
+    int | None,
+    typer.Option("--price", parser=read_credits, metavar="CREDITS", help="For each output; by tokens, for each call."),
+]
+InputPrice = Annotated[
+    int | None,
+    typer.Option("--input-price", parser=read_credits, metavar="CREDITS", help="For a million tokens read."),
+]
+CachedPrice = Annotated[
+    int | None,
+    typer.Option("--cached-price", parser=read_credits, metavar="CREDITS", help="Of them from a cache; else as read."),
+]
+OutputPrice = Annotated[
+    int | None,
+    typer.Option("--output-price", parser=read_credits, metavar="CREDITS", help="For a million tokens written."),
+]
+PriceSource = Annotated[str, typer.Option("--price-source", metavar="TEXT", help="Where the prices were read.")]
+Longest = Annotated[
+    int, typer.Option("--max-output-tokens", min=1, max=MAX_OUTPUT_TOKENS, help="The longest answer it gives.")
+]
+Disconnect = Annotated[
+    OnDisconnect,
+    typer.Option("--on-disconnect", help="When nobody listens any more: end it, read it to its end, or estimate."),
+]
 
 
 def shape(model: Model) -> dict[str, Any]:
@@ -211,36 +235,13 @@ def add(
     kind: Annotated[offers.Kind, typer.Option("--kind", help="What it does: decides what it takes.")],
     provider: Annotated[str, typer.Option("--provider", metavar="NAME", help="Who runs it; limner providers add.")],
     provider_model: Annotated[str, typer.Option("--provider-model", metavar="TEXT", help="The provider's own name.")],
-    price_mc: Annotated[
-        int | None,
-        typer.Option(
-            "--price", parser=read_credits, metavar="CREDITS", help="For each output; by tokens, for each call."
-        ),
-    ] = None,
-    by_input_mc: Annotated[
-        int | None,
-        typer.Option("--input-price", parser=read_credits, metavar="CREDITS", help="For a million tokens read."),
-    ] = None,
-    by_cached_mc: Annotated[
-        int | None,
-        typer.Option(
-            "--cached-price", parser=read_credits, metavar="CREDITS", help="Of them from a cache; else as read."
-        ),
-    ] = None,
-    by_output_mc: Annotated[
-        int | None,
-        typer.Option("--output-price", parser=read_credits, metavar="CREDITS", help="For a million tokens written."),
-    ] = None,
-    price_source: Annotated[
-        str, typer.Option("--price-source", metavar="TEXT", help="Where the prices were read.")
-    ] = "",
-    longest: Annotated[
-        int, typer.Option("--max-output-tokens", min=1, max=MAX_OUTPUT_TOKENS, help="The longest answer it gives.")
-    ] = 4096,
-    on_disconnect: Annotated[
-        OnDisconnect,
-        typer.Option("--on-disconnect", help="When nobody listens any more: end it, read it to its end, or estimate."),
-    ] = "drain",
+    price_mc: Price = None,
+    by_input_mc: InputPrice = None,
+    by_cached_mc: CachedPrice = None,
+    by_output_mc: OutputPrice = None,
+    price_source: PriceSource = "",
+    longest: Longest = 4096,
+    on_disconnect: Disconnect = "drain",
     called: Annotated[
         str | None,
         typer.Option("--called", parser=read_name, metavar="TEXT", help="How people see it; its name otherwise."),

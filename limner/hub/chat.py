@@ -15,6 +15,7 @@ from limner.web.errors import ApiError, invalid
 
 MAX_CHOICES = 128
 MAX_MESSAGES = 10_000
+MOST_TOKENS = 10_000_000
 PRICED = {"service_tier": ("auto", "default"), "modalities": (["text"],)}
 """Fields that change the price: only these values pass."""
 REFUSED = ("audio", "web_search_options", "prediction", "best_of")
@@ -94,7 +95,9 @@ def read(raw: bytes, value: dict[str, Any], surface: Surface) -> Asked:
         stream=surface.writes and _flag(value, "stream"),
         wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
         choices=_whole(value, "n", MAX_CHOICES) or 1,
-        max_output=next((found for name in MAX_TOKENS if (found := _whole(value, name, 10_000_000)) is not None), None),
+        max_output=next(
+            (found for name in MAX_TOKENS if (found := _whole(value, name, MOST_TOKENS)) is not None), None
+        ),
         bound=text_bytes + shown + FRAME_TOKENS * count,
         likely=text_bytes // 4 + shown // 4 + 1,
     )

@@ -157,11 +157,8 @@ class Run:
 
         self._model = await self._insist("read", name, single=False)
         if code == "runs_exhausted":
-
-            async def look(tx: Tx) -> Finish | None:
-                return await runs.abandoned(tx, self.lease)
-
-            if (ending := await self._insist("read", look, single=False)) is not None:
+            ending = await self._insist("read", lambda tx: runs.abandoned(tx, self.lease), single=False)
+            if ending is not None:
                 return ending
         return Finish("cancelled" if code == "cancelled" else "failed", code, MESSAGES[code])
 

@@ -23,7 +23,6 @@ from limner.kit import money
 from limner.telemetry import logs, metrics
 from limner.web.errors import ApiError, render
 
-KEEPALIVE_S = 10.0
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 DONE_EVENT = b"data: " + DONE + b"\n\n"
@@ -33,10 +32,11 @@ log = logs.get("openai")
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What answering needs: who settles, and who answers, by the name of the adapter."""
+    """What answering needs: who settles, who answers, by the name of the adapter, and how often silence is broken."""
 
     calls: Calls
     providers: Mapping[str, Answering]
+    heartbeat_s: float
 
 
 @dataclass(slots=True)
@@ -272,10 +272,10 @@ class StreamedAnswer(_Answering, Response):
         """Notice that the client went away, and tell one that waits that it is not forgotten."""
         while True:
             try:
-                async with asyncio.timeout(KEEPALIVE_S):
+                async with asyncio.timeout(self._desk.heartbeat_s):
                     message = await receive()
             except TimeoutError:
-                if time.monotonic() - self._wrote_at >= KEEPALIVE_S / 2:
+                if time.monotonic() - self._wrote_at >= self._desk.heartbeat_s / 2:
                     await self._write(b": keep-alive\n\n")
                 if self._order.call.lease.job_id in self._desk.calls.lost:
                     self._leave()

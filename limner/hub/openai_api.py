@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from limner.db.pools import Database
-from limner.hub import calls, catalog, chat, jobs, limits, openai_replays, pricing, routing, submission
+from limner.hub import calls, catalog, chat, jobs, limits, openai_docs, openai_replays, pricing, routing, submission
 from limner.hub.api import answer
 from limner.hub.catalog import Model
 from limner.hub.chat import Asked, Surface
@@ -26,7 +26,7 @@ from limner.ledger import refusals
 from limner.tenancy import end_users
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
-from limner.web.errors import ApiError, invalid
+from limner.web.errors import ApiError, invalid, openai_limits
 
 KINDS = ("text.generate", "text.embed", "image.generate")
 DEADLINE_S = 3600
@@ -109,7 +109,7 @@ class ChatEndpoints:
         if isinstance(call, jobs.Submitted):
             return await openai_replays.replay(self._api.db, caller, call)
         request.state.log |= {"job": call.lease.job_id, "model": model.name}
-        headers = limits.headers(bounds, call.submitted, self._api.db.clock.now())
+        headers = openai_limits(limits.headers(bounds, call.submitted, self._api.db.clock.now()))
         headers["x-limner-job"] = str(call.lease.job_id)
         return Order(asked, model, most, candidates, call, began, headers, keeps=key is not None)
 
@@ -157,10 +157,13 @@ def router(api: OpenAIApi, images: ImagesApi) -> APIRouter:
     """The router over these resources."""
     routes = APIRouter(prefix="/v1", tags=["openai"])
     endpoints = ChatEndpoints(api)
-    routes.add_api_route("/chat/completions", endpoints.chat, methods=["POST"])
-    routes.add_api_route("/completions", endpoints.complete, methods=["POST"])
-    routes.add_api_route("/embeddings", endpoints.embed, methods=["POST"])
-    routes.add_api_route("/images/generations", ImageEndpoints(images).generate, methods=["POST"])
-    routes.add_api_route("/models", endpoints.list_models, methods=["GET"])
-    routes.add_api_route("/models/{name:path}", endpoints.get_model, methods=["GET"])
+    for method, path, answered, name, told in (
+        ("POST", "/chat/completions", endpoints.chat, "create_chat_completion", openai_docs.CHAT),
+        ("POST", "/completions", endpoints.complete, "create_completion", openai_docs.COMPLETE),
+        ("POST", "/embeddings", endpoints.embed, "create_embeddings", openai_docs.EMBED),
+        ("POST", "/images/generations", ImageEndpoints(images).generate, "create_images", openai_docs.GENERATE_IMAGE),
+        ("GET", "/models", endpoints.list_models, "list_model_names", openai_docs.LIST_MODELS),
+        ("GET", "/models/{name:path}", endpoints.get_model, "get_model_name", openai_docs.GET_MODEL),
+    ):
+        routes.add_api_route(path, answered, methods=[method], name=name, **told)
     return routes

@@ -24,7 +24,7 @@ from limner.media.store import ObjectStore
 from limner.media.urls import MediaUrls
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
-from limner.web.errors import ApiError, invalid
+from limner.web.errors import ApiError, invalid, openai_limits
 
 KIND = "image.generate"
 WAIT_S = 300.0
@@ -67,12 +67,12 @@ class ImageEndpoints:
             raise ApiError(status, job.error_code or job.state, job.error_message or "The picture was not made.",
                            extra={"job_id": str(job.id)})  # fmt: skip
         left_mc = accepted.submitted.available_mc + job.price_hold_mc - job.charged_mc
-        headers = accepted.headers | {
+        headers = openai_limits(accepted.headers) | {
             "x-limner-job": str(job.id), "x-limner-provider": job.provider_used or "",
             "x-limner-credits": str(money.exact(job.charged_mc)), "x-limner-balance": str(money.exact(left_mc)),
         }  # fmt: skip
         pictures = [await self._picture(item, as_url=as_url) for item in job.outputs or [] if "key" in item]
-        return answer({"created": int(time.time()), "data": pictures}, headers=headers)
+        return answer({"created": int(self._api.db.clock.now()), "data": pictures}, headers=headers)
 
     async def _input(self, caller: Caller, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         """The request in the words of the model's own schema. Raises ApiError 400 and 404."""

@@ -187,7 +187,10 @@ def transaction_body(line: Line) -> dict[str, Any]:
 
 class Price(BaseModel):
     credits: str = Field(description="Exact decimal, at most three places.")
-    unit: Literal["output", "job"]
+    unit: Literal["output", "job", "tokens"] = Field(description="`tokens`: `credits` are for a call.")
+    input: str | None = Field(default=None, description="By tokens: credits for a million tokens read.")
+    cached: str | None = Field(default=None, description="For a million of them that came from a cache.")
+    output: str | None = Field(default=None, description="For a million tokens written.")
 
 
 class ModelBody(BaseModel):
@@ -374,7 +377,15 @@ def model_body(model: Model) -> dict[str, Any]:
         "description": model.description,
         "kind": model.kind,
         "capabilities": model.capabilities,
-        "price": {"credits": money.exact(model.price_mc), "unit": model.price_unit},
+        "price": _price(model),
         "expected_seconds": model.expected_s,
         "input_schema": model.input_schema,
     }
+
+
+def _price(model: Model) -> dict[str, Any]:
+    flat = {"credits": money.exact(model.price_mc), "unit": model.price_unit}
+    if model.price_unit != "tokens":
+        return flat
+    by_tokens = {"input": model.input_price_mc, "cached": model.cached_price_mc, "output": model.output_price_mc}
+    return flat | {name: money.exact(price_mc) for name, price_mc in by_tokens.items()}

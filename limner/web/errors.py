@@ -80,4 +80,16 @@ def _as_openai(error: ApiError, request_id: str) -> Response:
         "code": OPENAI_CODES.get(error.code, error.code),
     }
     body = {"error": told | dict(error.extra), "request_id": request_id}
-    return Response(orjson.dumps(body), error.status, headers=error.headers, media_type="application/json")
+    return Response(
+        orjson.dumps(body), error.status, headers=openai_limits(error.headers), media_type="application/json"
+    )
+
+
+def openai_limits(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers with what is left of the tightest limit by the names that OpenAI's clients know, too."""
+    told = dict(headers)
+    if "x-ratelimit-limit" in told:
+        told["x-ratelimit-limit-requests"] = told["x-ratelimit-limit"]
+        told["x-ratelimit-remaining-requests"] = told["x-ratelimit-remaining"]
+        told["x-ratelimit-reset-requests"] = f"{told['x-ratelimit-reset']}s"
+    return told

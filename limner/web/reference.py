@@ -4,8 +4,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
-KEYED = "/api/v1/"
-SCHEME = {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An app's API key."}}
+SCHEMES = {
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An app's API key."},
+    "Bearer": {"type": "http", "scheme": "bearer", "description": "The same key, as OpenAI's clients send it."},
+}
+KEYED = {"/api/v1/": "ApiKey", "/v1/": "Bearer"}
 INVENTED = ("HTTPValidationError", "ValidationError")
 
 
@@ -15,13 +18,14 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()
-            document["components"]["securitySchemes"] = SCHEME
+            document["components"]["securitySchemes"] = SCHEMES
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     if INVENTED[0] in str(operation["responses"].get("422", "")):
                         del operation["responses"]["422"]
-                    if path.startswith(KEYED):
-                        operation["security"] = [{"ApiKey": []}]
+                    for prefix, scheme in KEYED.items():
+                        if path.startswith(prefix):
+                            operation["security"] = [{scheme: []}]
             for name in INVENTED:
                 document["components"]["schemas"].pop(name, None)
         assert self.openapi_schema is not None

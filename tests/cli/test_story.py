@@ -126,6 +126,8 @@ def test_changes_show(limner: Limner) -> None:
     assert limner.ok("org", "disable", slug)["active"] is False
     assert limner.ok("org", "enable", slug)["active"] is True
     assert limner.ok("app", "change", "web", "--org", slug, "--welcome", "0.5")["welcome"] == "0.5"
+    assert limner.ok("app", "change", "web", "--org", slug, "--body-users")["body_users"] is True
+    assert limner.ok("app", "change", "web", "--org", slug, "--no-body-users")["body_users"] is False
     assert limner.ok("app", "disable", "web", "--org", slug)["enabled"] is False
     limner.ok("user", "grant", "ann", "1", "--org", slug, "--app", "web")
     assert limner.ok("user", "metadata", "ann", '{"plan": "gold"}', "--org", slug, "--app", "web")["metadata"] == {

@@ -173,7 +173,7 @@ async def test_ta5_what_prepare_could_do_to_the_next_tenant(
         await run(f"DEALLOCATE {name}")
         await run(
             f"PREPARE {name}(uuid, smallint) AS SELECT id, slug, name, set_config('x.loot', name, false) AS description, is_enabled,"
-            " welcome_mc, monthly_mc, jobs_per_min, user_jobs_per_min, keep_days, keep_jobs, created_at"
+            " welcome_mc, monthly_mc, jobs_per_min, user_jobs_per_min, keep_days, keep_jobs, body_users, created_at"
             " FROM limner.app WHERE $1 IS NOT NULL AND $2 IS NOT NULL"
         )
 

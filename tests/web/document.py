@@ -38,7 +38,8 @@ def _strict() -> Schema:
 def operation(method: str, path: str) -> tuple[str, Schema]:
     """The documented path template and operation that a request belongs to."""
     for template, operations in document()["paths"].items():
-        pattern = re.sub(r"\\\{\w+\\\}", ".+" if "external" in template else "[^/]+", re.escape(template))
+        with_slashes = "external" in template or template == "/v1/models/{name}"
+        pattern = re.sub(r"\\\{\w+\\\}", ".+" if with_slashes else "[^/]+", re.escape(template))
         if method.lower() in operations and re.fullmatch(pattern, path.partition("?")[0]):
             return template, operations[method.lower()]
     raise AssertionError(f"{method} {path} is not documented")

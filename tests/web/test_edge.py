@@ -42,6 +42,17 @@ async def test_an_unknown_path_of_the_api_answers_404_in_its_format(open_client:
     assert answer.json["code"] == "not_found"
 
 
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/", "/v1/chat/completions/", "/v1/chat", "/v1//models"])
+async def test_an_unknown_path_of_openais_interface_answers_404_in_its_format(open_client: Client, path: str) -> None:
+    answer = await open_client.call("GET", path)
+
+    assert answer.status == 404
+    assert answer.headers["content-type"] == "application/json"
+    assert set(answer.json) == {"error", "request_id"}
+    assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+    assert (answer.json["error"]["type"], answer.json["error"]["code"]) == ("invalid_request_error", "not_found")
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/nothing", "/docs/static/nothing.js", "/docs/static/../../../pyproject.toml", "/redoc", "/admin"]
 )
@@ -63,9 +74,10 @@ async def test_a_wrong_method_answers_405_with_what_is_allowed(open_client: Clie
             if template in {"/api/v1/users/{external_id}/tokens", "/api/v1/users/tokens/batch"} and method == "GET":
                 assert answer.status == 401  # the user named x/tokens, or tokens/batch
                 continue
-            assert (answer.status, answer.json["code"]) == (405, "method_not_allowed"), (method, path)
+            told = answer.json["error"] if path.startswith("/v1/") else answer.json
+            assert (answer.status, told["code"]) == (405, "method_not_allowed"), (method, path)
             assert set(answer.headers["allow"].split(", ")) >= allowed
-            kind = "application/json" if path.startswith("/api/") else "application/problem+json"
+            kind = "application/json" if path.startswith(("/api/", "/v1/")) else "application/problem+json"
             assert answer.headers["content-type"] == kind
 
 

@@ -49,21 +49,25 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("post", "/api/v1/webhooks/{webhook_id}/rotate"), ("get", "/api/v1/webhooks/{webhook_id}/secret"),
         ("get", "/api/v1/webhooks/{webhook_id}/deliveries"), ("post", "/api/v1/webhooks/{webhook_id}/redeliver"),
         ("post", "/api/v1/webhooks/deliveries/{delivery_id}/redeliver"),
+        ("post", "/v1/chat/completions"), ("post", "/v1/completions"), ("post", "/v1/embeddings"),
+        ("post", "/v1/images/generations"), ("get", "/v1/models"), ("get", "/v1/models/{name}"),
     }  # fmt: skip
 
 
 def test_every_operation_of_the_api_says_how_to_authenticate_and_how_it_fails() -> None:
     schemes = document.document()["components"]["securitySchemes"]
+    assert schemes["ApiKey"]["name"] == "X-API-Key"
+    assert (schemes["Bearer"]["type"], schemes["Bearer"]["scheme"]) == ("http", "bearer")
     for (method, path), described in OPERATIONS.items():
         assert described["summary"]
-        if path.startswith("/api/v1/"):
-            [requirement] = described["security"]
-            assert schemes[next(iter(requirement))]["name"] == "X-API-Key"
-            assert {"400", "401", "403", "503"} <= set(described["responses"])
-            for status, response in described["responses"].items():
-                if status >= "400":
-                    reference = response["content"]["application/json"]["schema"]["$ref"]
-                    assert reference == "#/components/schemas/Problem", (method, path, status)
+        for surface, scheme, problem in (("/api/v1/", "ApiKey", "Problem"), ("/v1/", "Bearer", "OpenAIProblem")):
+            if path.startswith(surface):
+                assert described["security"] == [{scheme: []}]
+                assert {"400", "401", "403", "503"} <= set(described["responses"])
+                for status, response in described["responses"].items():
+                    if status >= "400":
+                        reference = response["content"]["application/json"]["schema"]["$ref"]
+                        assert reference == f"#/components/schemas/{problem}", (method, path, status)
 
 
 def test_nothing_is_documented_that_limner_never_answers() -> None:

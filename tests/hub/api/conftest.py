@@ -31,7 +31,7 @@ class CheckedClient(Client):
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         answer = await super().call(method, path, body, data=data, headers=headers)
-        if path.startswith("/api/"):
+        if path.startswith(("/api/", "/v1/")):
             document.check(method, path, answer.status, answer.json)
         return answer
 

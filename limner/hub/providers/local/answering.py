@@ -2,7 +2,6 @@
 
 import base64
 import struct
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from uuid import UUID
 
 import orjson
 
+from limner.db.context import DatabaseClock
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
 from limner.hub.providers.base import ProviderError
@@ -29,8 +29,9 @@ UNSUPPORTED = {
 class Reader:
     """`local/extract` and `local/embed`, in child processes: deterministic, free of any network."""
 
-    def __init__(self, pool: CpuPool) -> None:
+    def __init__(self, pool: CpuPool, clock: DatabaseClock) -> None:
         self._pool = pool
+        self._clock = clock
 
     async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:  # noqa: ARG002  (chat.Answering's)
         """An answer in the interface's shape.
@@ -46,7 +47,7 @@ class Reader:
             choice["text"] = reading.text
         else:
             choice["message"] = {"role": "assistant", "content": reading.text, "refusal": None}
-        return orjson.dumps({**_head(asked, job_id, ""), "choices": [choice], "usage": _usage(asked, reading)})
+        return orjson.dumps({**self._head(asked, job_id, ""), "choices": [choice], "usage": _usage(asked, reading)})
 
     @asynccontextmanager
     async def stream(
@@ -56,7 +57,7 @@ class Reader:
         reading = await self._read(asked)
 
         async def events() -> AsyncIterator[bytes]:
-            head = _head(asked, job_id, ".chunk")
+            head = self._head(asked, job_id, ".chunk")
             texts = asked.surface.content == "prompt"
             for number, piece in enumerate(pieces.pieces(reading.text)):
                 delta = {"content": piece} if number else {"role": "assistant", "content": piece}
@@ -67,6 +68,10 @@ class Reader:
             yield _event({**head, "choices": [], "usage": _usage(asked, reading)}) + b"data: [DONE]\n\n"
 
         yield events()
+
+    def _head(self, asked: Asked, job_id: UUID, suffix: str) -> dict[str, Any]:
+        kind = "text_completion" if asked.surface.content == "prompt" else f"chat.completion{suffix}"
+        return {"id": f"limner-{job_id}", "object": kind, "created": int(self._clock.now()), "model": asked.model}
 
     async def _read(self, asked: Asked) -> Reading:
         for name, words in UNSUPPORTED.items():
@@ -102,11 +107,6 @@ class Reader:
             raise ProviderError("provider_timeout", "The local provider ran out of time.", "retryable") from error
         except CpuError as error:
             raise ProviderError("provider_failed", "The local provider failed.", "retryable") from error
-
-
-def _head(asked: Asked, job_id: UUID, suffix: str) -> dict[str, Any]:
-    kind = "text_completion" if asked.surface.content == "prompt" else f"chat.completion{suffix}"
-    return {"id": f"limner-{job_id}", "object": kind, "created": int(time.time()), "model": asked.model}
 
 
 def _usage(asked: Asked, reading: Reading) -> dict[str, int]:
