@@ -2,14 +2,14 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.hub import calls, catalog, chat, jobs, limits, pricing, routing, submission
 from limner.hub.api import answer
@@ -22,12 +22,11 @@ from limner.hub.pricing import Tokens
 from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
 from limner.ledger import refusals
-from limner.tenancy import end_users
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid
 
-KINDS = ("text.generate", "text.embed", "image.generate")
+KINDS = ("text.generate", "text.embed", "text.moderate", "image.generate", "image.edit")
 DEADLINE_S = 3600
 
 
@@ -57,6 +56,9 @@ class ChatEndpoints:
     async def embed(self, request: Request) -> Response:
         return await self._answer(request, chat.EMBEDDINGS)
 
+    async def moderate(self, request: Request) -> Response:
+        return await self._answer(request, chat.MODERATIONS)
+
     async def list_models(self, request: Request) -> Response:
         caller = await self._api.authenticate(request)
         async with self._api.db.tenant_tx(caller.org_id) as tx:
@@ -81,7 +83,7 @@ class ChatEndpoints:
         began = time.perf_counter()
         caller = await self._api.authenticate(request)
         raw, value = await parsing.json_body(request)
-        caller = _for_its_user(caller, value)
+        caller = submission.for_its_user(caller, value.get("user"))
         external_id = submission.payer(caller)
         asked = chat.read(raw, value, surface)
         model, candidates = await self._model(caller, asked)
@@ -126,18 +128,9 @@ class ChatEndpoints:
         return model, candidates
 
 
-def _for_its_user(caller: Caller, value: Mapping[str, Any]) -> Caller:
-    """The caller for the user that the body names, where its app says so. Raises ApiError 400."""
-    user = value.get("user")
-    if caller.external_id is not None or not caller.body_users or user is None:
-        return caller
-    if not isinstance(user, str) or not end_users.valid_external_id(user):
-        raise invalid({"/user": ["must be 1 to 255 printable characters"]}, "invalid_user")
-    return replace(caller, external_id=user)
-
-
 def _model_body(model: Model) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "limner"}
+    owner = "platform" if model.org_id == PLATFORM else "organization"
+    return {"id": model.name, "object": "model", "created": int(model.created_at.timestamp()), "owned_by": owner}
 
 
 def _facts(asked: Asked, model: Model, most: Tokens) -> dict[str, Any]:
@@ -155,7 +148,9 @@ def router(api: OpenAIApi, images: ImagesApi) -> APIRouter:
     routes.add_api_route("/chat/completions", endpoints.chat, methods=["POST"])
     routes.add_api_route("/completions", endpoints.complete, methods=["POST"])
     routes.add_api_route("/embeddings", endpoints.embed, methods=["POST"])
+    routes.add_api_route("/moderations", endpoints.moderate, methods=["POST"])
     routes.add_api_route("/images/generations", ImageEndpoints(images).generate, methods=["POST"])
+    routes.add_api_route("/images/edits", ImageEndpoints(images).edit, methods=["POST"])
     routes.add_api_route("/models", endpoints.list_models, methods=["GET"])
     routes.add_api_route("/models/{name:path}", endpoints.get_model, methods=["GET"])
     return routes

@@ -85,7 +85,7 @@ GRANT SELECT (org_id, id, keep_days, keep_jobs, erased_to) ON limner.app TO limn
 GRANT SELECT, INSERT ON limner.organization, limner.app, limner.api_key, limner.audit_log TO limner_operator;
 GRANT SELECT ON limner.end_user TO limner_operator;
 GRANT UPDATE (name, is_active, grants, exposure_cap_mc, monthly_mc, jobs_per_min, max_open, show_costs) ON limner.organization TO limner_operator;
-GRANT UPDATE (name, description, is_enabled, welcome_mc, monthly_mc, jobs_per_min, user_jobs_per_min, keep_days, keep_jobs) ON limner.app TO limner_operator;
+GRANT UPDATE (name, description, is_enabled, welcome_mc, body_users, monthly_mc, jobs_per_min, user_jobs_per_min, keep_days, keep_jobs) ON limner.app TO limner_operator;
 GRANT UPDATE (name, expires_at, revoked_at) ON limner.api_key TO limner_operator;
 GRANT UPDATE (metadata, is_active) ON limner.end_user TO limner_operator;
 GRANT SELECT (org_id, show_costs) ON limner.organization TO limner_worker;
