@@ -278,9 +278,10 @@ def _event(value: Mapping[str, Any]) -> bytes:
 
 def _completion(body: Mapping[str, Any]) -> dict[str, Any]:
     calls = _tool_calls(body)
-    message = {"role": "assistant", "content": None if calls else _said(body), "refusal": None}
-    choice = {"message": message | ({"tool_calls": calls} if calls else {}), "logprobs": None}
-    choice["finish_reason"] = "tool_calls" if calls else "stop"
+    message: dict[str, Any] = {"role": "assistant", "content": None if calls else _said(body), "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    choice = {"message": message, "logprobs": None, "finish_reason": "tool_calls" if calls else "stop"}
     return {
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
         "choices": [{"index": n, **choice} for n in range(body.get("n", 1))],
@@ -333,7 +334,7 @@ def _embedding(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _judgement(body: Mapping[str, Any]) -> dict[str, Any]:
     """One result for each text, or one for the parts of one input together; a text with `axe` in it is violent."""
-    given = [body["input"]] if isinstance(body["input"], str) else body["input"]
+    given: list[Any] = [body["input"]] if isinstance(body["input"], str) else body["input"]
     texts = given if isinstance(given[0], str) else [" ".join(part.get("text", "") for part in given)]
     found = [float("axe" in text) for text in texts]
     results = [
