@@ -184,11 +184,13 @@ class OpenAIServer:
                 await asyncio.sleep(self.token_s)
             if turn == "breaks off" and number == self.tokens // 2:
                 return _hang_up(request)
-            choice = {"index": 0, "delta": {"content": f"word{number} "}, "finish_reason": None}
+            delta = {"content": f"word{number} "} | ({} if number else {"role": "assistant"})
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
             await response.write(_event({**frame, "choices": [choice], **({"usage": None} if counts else {})}))
             self.written[job] += 1
         for number, call in enumerate(calls):
-            choice = {"index": 0, "delta": {"tool_calls": [{"index": number, **call}]}, "finish_reason": None}
+            delta = {"role": "assistant", "tool_calls": [{"index": number, **call}]}
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
             await response.write(_event({**frame, "choices": [choice], **({"usage": None} if counts else {})}))
             self.written[job] += 1
         last = {"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}
