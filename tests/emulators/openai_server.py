@@ -184,7 +184,7 @@ class OpenAIServer:
                 await asyncio.sleep(self.token_s)
             if turn == "breaks off" and number == self.tokens // 2:
                 return _hang_up(request)
-            delta = {"content": f"word{number} "} | ({} if number else {"role": "assistant"})
+            delta: dict[str, Any] = {"content": f"word{number} "} | ({} if number else {"role": "assistant"})
             choice = {"index": 0, "delta": delta, "finish_reason": None}
             await response.write(_event({**frame, "choices": [choice], **({"usage": None} if counts else {})}))
             self.written[job] += 1
