@@ -121,7 +121,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
     app.include_router(uploads_api.router(brought))
-    pictures = ImagesApi(db, authenticate, submitter, board, store, urls)
+    pictures = ImagesApi(db, authenticate, submitter, board, store, urls, settings.max_image_bytes)
     app.include_router(openai_api.router(openai, pictures))
     app.include_router(receiving.router(db, store, tokens))
     media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))

@@ -59,7 +59,9 @@ async def test_the_same_key_is_the_same_job(api: Api, tenant: Tenant) -> None:
     assert (refused.value.status, refused.value.code) == (422, "idempotency_key_reused")
 
 
-CHAT = [{"role": "user", "content": "Summarise in one sentence: The harbour froze in January. No ship left it until March."}]
+CHAT = [
+    {"role": "user", "content": "Summarise in one sentence: The harbour froze in January. No ship left it until March."}
+]
 
 
 async def test_a_chat_is_heard_as_it_is_written(api: Api, tenant: Tenant) -> None:

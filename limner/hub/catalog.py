@@ -6,7 +6,7 @@ Rows of the platform are everybody's to use; an organization's own come first wh
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -25,7 +25,7 @@ CACHE_S = 10.0
 CACHE_ENTRIES = 10_000
 MODEL = """org_id, id, name, display_name, family, description, kind, capabilities, input_schema, price_mc, price_unit,
 input_price_mc, cached_price_mc, output_price_mc, price_source, priced_on, max_output_tokens, on_disconnect, expected_s, deadline_s,
-is_enabled"""
+is_enabled, created_at"""
 DEFAULTS: dict[str, Any] = {
     "family": "", "description": "", "capabilities": {}, "price_unit": "output", "input_price_mc": 0, "cached_price_mc": 0,
     "output_price_mc": 0, "price_source": "", "priced_on": None, "max_output_tokens": 4096, "on_disconnect": "drain",
@@ -81,6 +81,7 @@ class Model:
     expected_s: float
     deadline_s: int
     is_enabled: bool
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,18 +25,23 @@ MAX_TOKENS = ("max_completion_tokens", "max_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """One path of the interface: the field that has the text, the kind of models, the field of an answer that has what was made."""
+    """One path of the interface: the field that has the text, the kind of models, the field of an answer that has what was made.
+
+    `model`: the one that is meant where a request names none.
+    """
 
     path: str
     content: str
     kind: str
     made: str
     writes: bool
+    model: str | None = None
 
 
 CHAT = Surface("/chat/completions", "messages", "text.generate", "choices", writes=True)
 COMPLETIONS = Surface("/completions", "prompt", "text.generate", "choices", writes=True)
 EMBEDDINGS = Surface("/embeddings", "input", "text.embed", "data", writes=False)
+MODERATIONS = Surface("/moderations", "input", "text.moderate", "results", writes=False, model="omni-moderation-latest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class Answering(Protocol):
 
 def read(raw: bytes, value: dict[str, Any], surface: Surface) -> Asked:
     """A request as it came, and the object it is. Raises ApiError 400, with the field."""
-    content, model = surface.content, value.get("model")
+    content, model = surface.content, value.get("model") or surface.model
     if not isinstance(model, str) or not 1 <= len(model) <= 200:
         raise invalid({"/model": ["is required: the name of a model"]}, message="Name a model.")
     texts = value.get(content)
@@ -117,7 +122,7 @@ def most(asked: Asked, model: Model) -> Tokens:
 def payload(asked: Asked, model: Model, provider_model: str, max_tokens_field: str) -> bytes:
     """What a provider gets: the request as it came where nothing has to be changed."""
     changes: dict[str, Any] = {}
-    if asked.model != provider_model:
+    if asked.value.get("model") != provider_model:
         changes["model"] = provider_model
     if asked.surface.writes and asked.max_output is None:
         changes[max_tokens_field] = model.max_output_tokens
@@ -152,10 +157,9 @@ def _refuse_what_changes_the_price(value: Mapping[str, Any]) -> None:
 
 
 def _pictures(value: Mapping[str, Any]) -> tuple[int, int]:
-    """Pictures among the messages, and the bytes of those that are given as data URIs."""
+    """Pictures among the messages, or the parts of an input, and the bytes of those that are given as data URIs."""
     number = size = 0
-    for message in value.get("messages", ()):
-        parts = message.get("content")
+    for parts in (*(message.get("content") for message in value.get("messages", ())), value.get("input")):
         for part in parts if isinstance(parts, list) else ():
             if isinstance(part, dict) and part.get("type") == "image_url":
                 number += 1

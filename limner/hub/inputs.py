@@ -6,6 +6,7 @@ a picture that was uploaded before, as limner encoded it; an https URL is read s
 import binascii
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from limner.db.pools import Database
@@ -38,11 +39,15 @@ class ImageInputs:
         self._pool = pool
         self._limits = limits
 
-    async def take(self, caller: Caller, parsed: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, Blob]]]:
+    async def take(
+        self, caller: Caller, parsed: dict[str, Any], files: Mapping[str, bytes]
+    ) -> tuple[dict[str, Any], list[tuple[str, Blob]]]:
         """The input with each image replaced by its description, or its URL, and those that came by name (image_0 …, mask).
 
+        `files`: pictures by the text that stands for each in the input.
+
         Raises ApiError 400: `destination_not_allowed`, `unreadable_image`, `unsupported_media`, `image_too_large`,
-        `upload_not_found`, `upload_not_ready`; 503 where the store does not answer.
+        `mask_size_mismatch`, `upload_not_found`, `upload_not_ready`; 503 where the store does not answer.
         """
         recorded = dict(parsed)
         blobs: list[tuple[str, Blob]] = []
@@ -52,17 +57,18 @@ class ImageInputs:
                 if self._is_url(text, at := f"/input/images/{index}"):
                     recorded["images"].append({"url": text})
                     continue
-                blob = await self._take_one(caller, text, at)
+                blob = await self._take_one(caller, text, at, files)
                 blobs.append((f"image_{index}", blob))
                 recorded["images"].append(_described(blob))
         if isinstance(mask := parsed.get("mask"), str):
             if self._is_url(mask, "/input/mask"):
                 return recorded | {"mask": {"url": mask}}, blobs
-            blob = await self._take_one(caller, mask, "/input/mask")
+            blob = await self._take_one(caller, mask, "/input/mask", files)
             if blob.media_type != "image/png":
                 raise invalid(
                     {"/input/mask": ["must be a PNG whose transparent parts are to be edited"]}, "unsupported_media"
                 )
+            _fits(blob, dict(blobs).get("image_0"))
             blobs.append(("mask", blob))
             recorded["mask"] = _described(blob)
         return recorded, blobs
@@ -77,10 +83,11 @@ class ImageInputs:
             raise invalid({at: [str(error)]}, error.code, "Nothing is fetched from this URL.") from None
         return True
 
-    async def _take_one(self, caller: Caller, text: str, at: str) -> Blob:
+    async def _take_one(self, caller: Caller, text: str, at: str, files: Mapping[str, bytes]) -> Blob:
         if isinstance(text, str) and text.startswith(UPLOAD):
             return await self._uploaded(caller, text, at)
-        return await _from_data_uri(text, at, self._limits, self._pool)
+        data = files.get(text) if isinstance(text, str) else None
+        return await _measured(_decode(text, at, self._limits) if data is None else data, at, self._limits, self._pool)
 
     async def _uploaded(self, caller: Caller, text: str, at: str) -> Blob:
         """Its own upload of the user's, or the app's: what is absent and what is somebody else's is the same 400."""
@@ -123,8 +130,14 @@ def _described(blob: Blob) -> dict[str, Any]:
     }
 
 
-async def _from_data_uri(text: str, at: str, limits: ImageLimits, pool: CpuPool) -> Blob:
-    data = _decode(text, at, limits)
+def _fits(mask: Blob, picture: Blob | None) -> None:
+    """Raises ApiError 400 for a mask of another size than the picture that came with it."""
+    if picture is not None and (mask.width, mask.height) != (picture.width, picture.height):
+        words = f"is {mask.width} × {mask.height} pixels, the picture {picture.width} × {picture.height}"
+        raise invalid({"/input/mask": [words]}, "mask_size_mismatch", "The mask must be of the picture's size.")
+
+
+async def _measured(data: bytes, at: str, limits: ImageLimits, pool: CpuPool) -> Blob:
     if sniffing.sniff(data) is None:
         raise invalid({at: [sniffing.unsupported(data).message]}, "unsupported_media", "Unsupported image.")
     size = sniffing.header_size(data)

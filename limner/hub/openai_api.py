@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.hub import calls, catalog, chat, jobs, limits, openai_docs, openai_replays, pricing, routing, submission
 from limner.hub.api import answer
@@ -23,12 +23,11 @@ from limner.hub.pricing import Tokens
 from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
 from limner.ledger import refusals
-from limner.tenancy import end_users
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid, openai_limits
 
-KINDS = ("text.generate", "text.embed", "image.generate")
+KINDS = ("text.generate", "text.embed", "text.moderate", "image.generate", "image.edit")
 DEADLINE_S = 3600
 
 
@@ -58,6 +57,9 @@ class ChatEndpoints:
     async def embed(self, request: Request) -> Response:
         return await self._answer(request, chat.EMBEDDINGS)
 
+    async def moderate(self, request: Request) -> Response:
+        return await self._answer(request, chat.MODERATIONS)
+
     async def list_models(self, request: Request) -> Response:
         caller = await self._api.authenticate(request)
         async with self._api.db.tenant_tx(caller.org_id) as tx:
@@ -84,7 +86,7 @@ class ChatEndpoints:
         began = time.perf_counter()
         caller = await self._api.authenticate(request)
         raw, value = await parsing.json_body(request)
-        caller = _for_its_user(caller, value)
+        caller = submission.for_its_user(caller, value.get("user"))
         external_id = submission.payer(caller)
         asked = chat.read(raw, value, surface)
         model, candidates = await self._model(caller, asked)
@@ -131,18 +133,9 @@ class ChatEndpoints:
         return model, candidates
 
 
-def _for_its_user(caller: Caller, value: Mapping[str, Any]) -> Caller:
-    """The caller for the user that the body names, where its app says so. Raises ApiError 400."""
-    user = value.get("user")
-    if caller.external_id is not None or not caller.body_users or user is None:
-        return caller
-    if not isinstance(user, str) or not end_users.valid_external_id(user):
-        raise invalid({"/user": ["must be 1 to 255 printable characters"]}, "invalid_user")
-    return replace(caller, external_id=user)
-
-
 def _model_body(model: Model) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "limner"}
+    owner = "platform" if model.org_id == PLATFORM else "organization"
+    return {"id": model.name, "object": "model", "created": int(model.created_at.timestamp()), "owned_by": owner}
 
 
 def _facts(asked: Asked, model: Model, most: Tokens) -> dict[str, Any]:
@@ -161,7 +154,9 @@ def router(api: OpenAIApi, images: ImagesApi) -> APIRouter:
         ("POST", "/chat/completions", endpoints.chat, "create_chat_completion", openai_docs.CHAT),
         ("POST", "/completions", endpoints.complete, "create_completion", openai_docs.COMPLETE),
         ("POST", "/embeddings", endpoints.embed, "create_embeddings", openai_docs.EMBED),
+        ("POST", "/moderations", endpoints.moderate, "create_moderation", openai_docs.MODERATE),
         ("POST", "/images/generations", ImageEndpoints(images).generate, "create_images", openai_docs.GENERATE_IMAGE),
+        ("POST", "/images/edits", ImageEndpoints(images).edit, "edit_images", openai_docs.EDIT_IMAGE),
         ("GET", "/models", endpoints.list_models, "list_model_names", openai_docs.LIST_MODELS),
         ("GET", "/models/{name:path}", endpoints.get_model, "get_model_name", openai_docs.GET_MODEL),
     ):

@@ -45,6 +45,14 @@ class Embeddings(Open):
     usage: Usage | None = None
 
 
+class Moderation(Open):
+    """Verdicts, in the order of what was judged."""
+
+    id: str | None = None
+    model: str | None = None
+    results: list[dict[str, Any]]
+
+
 class Picture(BaseModel):
     """One of the two, as `response_format` asked."""
 
@@ -116,7 +124,7 @@ REASONS = {
     408: "The body took too long to arrive.",
     409: "The idempotency key was used for another call; or the job was cancelled.",
     413: "The body is too large.",
-    415: "Not application/json.",
+    415: "Not application/json, or not multipart/form-data where a form is read.",
     422: "The idempotency key was used for another request.",
     429: "`rate_limit_exceeded`: `limit`, `limit_size`, `retry_after`; `Retry-After`. Or the provider's own limit.",
     502: "No provider answered. Nothing is charged.",
@@ -155,6 +163,7 @@ def errors(*statuses: int) -> dict[int | str, Schema]:
 def operation(
     summary: str, description: str, response: type[BaseModel], properties: Schema, example: Schema, *,
     required: tuple[str, ...], statuses: tuple[int, ...] = (), streams: bool = False, tells: Schema = TELLS,
+    sent: str = "application/json",
 ) -> dict[str, Any]:  # fmt: skip
     """A call by POST: a body of which `properties` are read and the rest is handed on, and what it answers."""
     schema = {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
@@ -168,7 +177,7 @@ def operation(
         "responses": {200: answered, **errors(402, 404, 408, 409, 413, 415, 422, 502, *statuses)},
         "openapi_extra": {
             "parameters": [USER_ID, IDEMPOTENCY_KEY],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
+            "requestBody": {"required": True, "content": {sent: {"schema": schema, "example": example}}},
         },
     }
 
@@ -261,6 +270,43 @@ GENERATE_IMAGE = operation(
     statuses=(504,),
     tells=_PICTURE_TELLS,
 )  # fmt: skip
+_FILE: Schema = {
+    "type": "string",
+    "contentMediaType": "application/octet-stream",
+    "description": "A picture, as a file of the form.",
+}
+EDIT_IMAGE = operation(
+    "Edit a picture",
+    f"A form with files. A job that workers do, waited for: at most {openai_images.WAIT_S:g} s, then it is cancelled. Pictures are decoded"
+    " and encoded afresh before anybody sees them. Fields that are not named here have to be among the model's own.",
+    Pictures,
+    {
+        "model": MODEL,
+        "image": _FILE,
+        "image[]": {"type": "array", "items": _FILE, "description": "Several, for models that take several."},
+        "mask": {**_FILE, "description": "A PNG of the picture's size: what is transparent is replaced."},
+        "prompt": {"type": "string", "description": "What the picture shall show; not read by models that only repair."},
+        "n": {"description": "How many, as many as the model makes at once; each is priced."},
+        "size": {"description": "`auto`, or width x height: one that the model knows."},
+        "response_format": {"type": "string", "enum": list(openai_images.FORMATS), "default": "b64_json"},
+        "user": USER,
+    },
+    {"model": "local/inpaint", "image": "(the file)", "mask": "(the file)"},
+    required=("model",),
+    statuses=(504,),
+    tells=_PICTURE_TELLS,
+    sent="multipart/form-data",
+)  # fmt: skip
+MODERATE = operation(
+    "Judge texts or pictures",
+    "Handed on to a provider that judges; there is no built-in one. Without a `model` it is `"
+    + chat.MODERATIONS.model
+    + "`.",
+    Moderation,
+    {"model": MODEL, "input": TEXTS, "user": USER},
+    {"model": chat.MODERATIONS.model, "input": "A quiet harbour at sunset"},
+    required=("input",),
+)
 LIST_MODELS: dict[str, Any] = {
     "summary": "List models as OpenAI's clients read them",
     "description": "Those that answer here: texts, vectors, pictures.",

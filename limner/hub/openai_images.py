@@ -1,4 +1,4 @@
-"""`/v1/images/generations`: a job that the queue's workers do, waited for, and answered as OpenAI's clients read it."""
+"""`/v1/images/…`: jobs that the queue's workers do, waited for, and answered as OpenAI's clients read them."""
 
 import asyncio
 import base64
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from limner.db.pools import Database
-from limner.hub import events, jobs
+from limner.hub import events, jobs, openai_edits, submission
 from limner.hub.api import answer
 from limner.hub.chat import no_model
 from limner.hub.jobs import Job
@@ -26,11 +26,22 @@ from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid, openai_limits
 
-KIND = "image.generate"
+GENERATE = "image.generate"
+EDIT = "image.edit"
 WAIT_S = 300.0
 """How long a client is kept waiting: its job is cancelled then, and costs nothing unless it is done by that moment."""
 LOOK_S = 15.0
-IGNORED = frozenset({"model", "prompt", "n", "size", "response_format", "user"})
+IGNORED = frozenset({"model", "prompt", "n", "size", "response_format", "user", "stream"})
+NAMES = {"images": "image", MAX_OUTPUTS_FIELD: "n"}
+"""What a field of a model's is called here, where it has another name."""
+REQUESTS_FAULT = frozenset(
+    {
+        "content_refused", "provider_refused", "prompt_required", "image_required", "one_image_required", "mask_required",
+        "mask_without_alpha", "mask_size_mismatch", "mask_empty", "mask_full", "output_too_large", "unsupported_media",
+        "unreadable_image", "image_too_large", "unsupported_input",
+    }
+)  # fmt: skip
+"""Of a job that failed: what another request would do better."""
 FORMATS = ("url", "b64_json")
 
 
@@ -44,6 +55,7 @@ class ImagesApi:
     board: LiveBoard
     store: ObjectStore
     urls: MediaUrls
+    max_image_bytes: int
 
 
 class ImageEndpoints:
@@ -54,16 +66,30 @@ class ImageEndpoints:
 
     async def generate(self, request: Request) -> Response:
         caller = await self._api.authenticate(request)
-        value = await parsing.json_object(request)
+        return await self._make(request, caller, await parsing.json_object(request), GENERATE, {})
+
+    async def edit(self, request: Request) -> Response:
+        caller = await self._api.authenticate(request)
+        value, files = await openai_edits.read(request, self._api.max_image_bytes)
+        return await self._make(request, caller, value, EDIT, files)
+
+    async def _make(
+        self, request: Request, caller: Caller, value: Mapping[str, Any], kind: str, files: Mapping[str, bytes]
+    ) -> Response:
+        caller = submission.for_its_user(caller, value.get("user"))
         as_url = _format(value) == "url"
         name = value.get("model")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             raise invalid({"/model": ["is required: the name of a model"]}, message="Name a model.")
-        order = {"model": name, "input": await self._input(caller, name, value)}
-        accepted = await self._api.submitter.submit(request, caller, order)
+        fields = await self._fields(caller, name, kind)
+        try:
+            order = {"model": name, "input": _input(value, fields)}
+            accepted = await self._api.submitter.submit(request, caller, order, files)
+        except ApiError as error:
+            raise _in_its_words(error) from None
         job = await self._wait(caller, accepted.submitted)
         if job.state != "succeeded":
-            status = 400 if job.error_code == "content_refused" else 502
+            status = 400 if job.error_code in REQUESTS_FAULT else 502
             raise ApiError(status, job.error_code or job.state, job.error_message or "The picture was not made.",
                            extra={"job_id": str(job.id)})  # fmt: skip
         left_mc = accepted.submitted.available_mc + job.price_hold_mc - job.charged_mc
@@ -71,26 +97,24 @@ class ImageEndpoints:
             "x-limner-job": str(job.id), "x-limner-provider": job.provider_used or "",
             "x-limner-credits": str(money.exact(job.charged_mc)), "x-limner-balance": str(money.exact(left_mc)),
         }  # fmt: skip
+        if accepted.submitted.replayed:
+            headers["idempotent-replayed"] = "true"
         pictures = [await self._picture(item, as_url=as_url) for item in job.outputs or [] if "key" in item]
-        return answer({"created": int(self._api.db.clock.now()), "data": pictures}, headers=headers)
+        return answer(
+            {"created": int((job.finished_at or job.created_at).timestamp()), "data": pictures}, headers=headers
+        )
 
-    async def _input(self, caller: Caller, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
-        """The request in the words of the model's own schema. Raises ApiError 400 and 404."""
+    async def _fields(self, caller: Caller, name: str, kind: str) -> Mapping[str, Any]:
+        """What the model takes, by field. Raises ApiError 400 and 404."""
         try:
             model = (await self._api.submitter.model(caller.org_id, name)).row
         except ApiError:
             raise no_model(name) from None
-        if model.kind != KIND:
-            raise invalid({"/model": ["makes no pictures"]}, "model_not_supported")
-        fields = model.input_schema.get("properties", {})
-        asked = {field: item for field, item in value.items() if field not in IGNORED and item is not None}
-        asked["prompt"] = value.get("prompt")
-        if value.get("n") is not None:
-            asked[MAX_OUTPUTS_FIELD] = value["n"]
-        size = value.get("size")
-        if size is not None and size != "auto":
-            asked |= _size(size, fields)
-        return asked
+        if model.kind != kind:
+            does = "makes no pictures" if kind == GENERATE else "edits no pictures"
+            raise invalid({"/model": [does]}, "model_not_supported")
+        fields: Mapping[str, Any] = model.input_schema.get("properties", {})
+        return fields
 
     async def _wait(self, caller: Caller, submitted: jobs.Submitted) -> Job:
         """The job at its end. Raises ApiError 504 when it takes too long; it is cancelled then."""
@@ -122,8 +146,38 @@ class ImageEndpoints:
         return {"b64_json": base64.b64encode(await self._api.store.read(item["key"])).decode()}
 
 
+def _input(value: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The request in the words of the model's own schema, for that to judge. Raises ApiError 400.
+
+    A model that reads no prompt, or makes one picture, is not told of the prompt, or of the one, that clients always send.
+    """
+    if value.get("stream"):
+        raise invalid({"/stream": ["must be false: pictures are not streamed"]}, "unsupported_parameter")
+    asked = {field: item for field, item in value.items() if field not in IGNORED and item is not None}
+    if "prompt" in fields:
+        asked["prompt"] = value.get("prompt")
+    if (count := value.get("n")) is not None and (MAX_OUTPUTS_FIELD in fields or count != 1):
+        asked[MAX_OUTPUTS_FIELD] = count
+    size = value.get("size")
+    if size is not None and size != "auto":
+        asked |= _size(size, fields)
+    return asked
+
+
+def _in_its_words(error: ApiError) -> ApiError:
+    """A refusal of a job, with the fields called as in this interface."""
+    if error.details is None:
+        return error
+    details: dict[str, list[str]] = {}
+    for pointer, texts in error.details.items():
+        name, slash, rest = pointer.removeprefix("/input/").partition("/")
+        known = pointer.startswith("/input/")
+        details[f"/{NAMES.get(name, name)}{slash}{rest}" if known else pointer] = list(texts)
+    return ApiError(error.status, error.code, error.message, details=details, extra=error.extra, headers=error.headers)
+
+
 def _format(value: Mapping[str, Any]) -> str:
-    found = value.get("response_format", "b64_json")
+    found = value.get("response_format") or "b64_json"
     if found not in FORMATS:
         raise invalid({"/response_format": ["must be url or b64_json"]})
     return str(found)

@@ -3,8 +3,9 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from limner.web.caller import Caller
 from limner.web.errors import ApiError, invalid, not_found
 
 ROUTE = "generate"
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 LARGEST_SHARED = 16_384
 """Bytes of a request: a longer one gets a commit of its own, so that it delays nobody else's."""
 
@@ -66,12 +68,19 @@ class Submitter:
         self.intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
-    async def submit(self, request: Request, caller: Caller, body: dict[str, Any] | None = None) -> Accepted:
+    async def submit(
+        self,
+        request: Request,
+        caller: Caller,
+        body: dict[str, Any] | None = None,
+        files: Mapping[str, bytes] = NO_FILES,
+    ) -> Accepted:
         """Accept a job, or find the one its idempotency key stands for. Raises ApiError; nothing is stored or charged then.
 
-        `body`: what another endpoint orders in its caller's name; without it the request's own.
+        `body`: what another endpoint orders in its caller's name; without it the request's own. `files`: pictures that came beside
+        it, by the text that stands for each in its input.
         """
-        submission, shared = await self._read(request, caller, body)
+        submission, shared = await self._read(request, caller, body, files)
         submitted = await self._store(caller.org_id, submission, alone=not shared)
         request.state.log |= {"job": submitted.job_id, "model": submission.model}
         self.waker.wake()
@@ -89,7 +98,11 @@ class Submitter:
             raise worded(error, submission) from None
 
     async def _read(
-        self, request: Request, caller: Caller, body: dict[str, Any] | None = None
+        self,
+        request: Request,
+        caller: Caller,
+        body: dict[str, Any] | None = None,
+        files: Mapping[str, bytes] = NO_FILES,
     ) -> tuple[jobs.Submission, bool]:
         """The request as parsed, priced and hashed, and whether it may share a commit. Raises ApiError."""
         external_id = payer(caller)
@@ -107,7 +120,7 @@ class Submitter:
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
-            recorded, blobs = await self._images.take(caller, parsed)
+            recorded, blobs = await self._images.take(caller, parsed, files)
         canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url)
         bounds = self.limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
@@ -192,6 +205,15 @@ def payer(caller: Caller) -> str | None:
     if caller.external_id is None and "org:spend" not in caller.scopes:
         raise invalid({"/X-User-ID": ["is required"]}, "missing_user", "Say which user this is for: send X-User-ID.")
     return caller.external_id
+
+
+def for_its_user(caller: Caller, user: Any) -> Caller:
+    """The caller for the user that a body's `user` names, where its app says so. Raises ApiError 400."""
+    if caller.external_id is not None or not caller.body_users or user is None:
+        return caller
+    if not isinstance(user, str) or not end_users.valid_external_id(user):
+        raise invalid({"/user": ["must be 1 to 255 printable characters"]}, "invalid_user")
+    return replace(caller, external_id=user)
 
 
 def _canonical(

@@ -1,6 +1,7 @@
 """Request bodies while they arrive: how large, how slow, and how much of memory all of them may take together."""
 
 import asyncio
+import contextlib
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -13,6 +14,10 @@ SMALL_BYTES = 64 * 1024
 SHARE = 2
 """One organization holds at most this part of the whole (a half): the rest goes on for the others."""
 RETRY_AFTER_S = 2
+RUN_OUT_BYTES = 128 * 1024 * 1024
+RUN_OUT_S = 10.0
+PAUSE_S = 0.5
+"""How much of a body that is refused for its size is thrown away before the answer, for how long, and how long nothing may come."""
 
 State = MutableMapping[str, Any]
 
@@ -87,6 +92,22 @@ class Arriving:
             if self._seen > self._limit:
                 raise too_large(self._limit)
         return message
+
+
+async def run_out(receive: Receive) -> None:
+    """Throw away what still comes of a body that is refused for its size, within bounds.
+
+    Who is still sending when the connection closes is reset, and never reads why: OpenAI's clients would send all of it again.
+    """
+    left = RUN_OUT_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RUN_OUT_S):
+            while left > 0:
+                async with asyncio.timeout(PAUSE_S):
+                    message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
 
 
 def _refusal(status: int, code: str, message: str) -> ApiError:

@@ -18,6 +18,7 @@ from limner.web.errors import ApiError, render
 
 log = logs.get("http")
 METHOD_NOT_ALLOWED = 405
+TOO_LARGE = 413
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 SECURITY_HEADERS = (
@@ -105,6 +106,8 @@ class Edge:
         finally:
             self.memory.release(state)
         if error is not None and not begun:
+            if error.status == TOO_LARGE and not any(name == b"expect" for name, _ in scope["headers"]):
+                await bodies.run_out(receive)
             await render(error, scope["path"], request_id)(scope, receive, send_on)
         self._account(scope, status, started, error.code if error else None)
 

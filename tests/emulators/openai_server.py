@@ -8,6 +8,7 @@ import asyncio
 import base64
 import os
 import signal
+import struct
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -33,6 +34,15 @@ PICTURES = {
     "model": str, "prompt": str, "n": int, "size": str, "quality": str, "style": str, "background": str,
     "response_format": str,
 }  # fmt: skip
+COMPLETIONS = {
+    "model": str,
+    "prompt": str,
+    "max_tokens": int,
+    "stop": (str, list),
+    "stream": bool,
+    "stream_options": dict,
+}
+MODERATIONS = {"model": str, "input": (str, list)}
 EMBEDDINGS = {"model": str, "input": (str, list), "encoding_format": str, "dimensions": int}
 
 
@@ -168,15 +178,22 @@ class OpenAIServer:
             "model": asked.body["model"],
         }
         counts = (asked.body.get("stream_options") or {}).get("include_usage") is True
-        for number in range(self.tokens):
+        calls = _tool_calls(asked.body)
+        for number in range(0 if calls else self.tokens):
             if self.token_s:
                 await asyncio.sleep(self.token_s)
             if turn == "breaks off" and number == self.tokens // 2:
                 return _hang_up(request)
-            choice = {"index": 0, "delta": {"content": f"word{number} "}, "finish_reason": None}
+            delta: dict[str, Any] = {"content": f"word{number} "} | ({} if number else {"role": "assistant"})
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
             await response.write(_event({**frame, "choices": [choice], **({"usage": None} if counts else {})}))
             self.written[job] += 1
-        last = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        for number, call in enumerate(calls):
+            delta = {"role": "assistant", "tool_calls": [{"index": number, **call}]}
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
+            await response.write(_event({**frame, "choices": [choice], **({"usage": None} if counts else {})}))
+            self.written[job] += 1
+        last = {"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}
         await response.write(_event({**frame, "choices": [last], **({"usage": None} if counts else {})}))
         self.drawn[job] += 1
         if counts:
@@ -193,15 +210,21 @@ class OpenAIServer:
     def _work(self, asked: Asked) -> dict[str, Any]:
         if asked.path == "/v1/chat/completions":
             return _completion(asked.body)
+        if asked.path == "/v1/completions":
+            return _ghost_text(asked.body)
         if asked.path == "/v1/embeddings":
             return _embedding(asked.body)
+        if asked.path == "/v1/moderations":
+            return _judgement(asked.body)
         pictures = [png(8, grey=20 + n) for n in range(int(asked.body.get("n", 1)))]
         return {"created": 1, "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]}
 
 
 FIELDS: dict[str, dict[str, Any]] = {
     "/chat/completions": CHAT,
+    "/completions": COMPLETIONS,
     "/embeddings": EMBEDDINGS,
+    "/moderations": MODERATIONS,
     "/images/generations": PICTURES,
     "/images/edits": {**PICTURES, "n": str, "image": bytes, "image[]": list, "mask": bytes},
 }
@@ -256,24 +279,72 @@ def _event(value: Mapping[str, Any]) -> bytes:
 
 
 def _completion(body: Mapping[str, Any]) -> dict[str, Any]:
-    content = body["messages"][-1]["content"]
-    prompt = content if isinstance(content, str) else content[0]["text"]
-    text = text_of(prompt)
-    message = {"role": "assistant", "content": text, "refusal": None}
+    calls = _tool_calls(body)
+    message: dict[str, Any] = {"role": "assistant", "content": None if calls else _said(body), "refusal": None}
+    if calls:
+        message["tool_calls"] = calls
+    choice = {"message": message, "logprobs": None, "finish_reason": "tool_calls" if calls else "stop"}
     return {
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
-        "choices": [{"index": n, "message": message, "logprobs": None, "finish_reason": "stop"} for n in range(body.get("n", 1))],
+        "choices": [{"index": n, **choice} for n in range(body.get("n", 1))],
         "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19, "prompt_tokens_details": {"cached_tokens": 4}},
+    }  # fmt: skip
+
+
+def _said(body: Mapping[str, Any]) -> str:
+    """Words about the last message's text; where a schema asks for an object, one with them in each of its texts."""
+    content = body["messages"][-1]["content"]
+    prompt = content if isinstance(content, str) else content[0]["text"]
+    form = body.get("response_format", {})
+    if form.get("type") != "json_schema":
+        return text_of(prompt)
+    fields = form["json_schema"]["schema"]["properties"]
+    return orjson.dumps(
+        {name: text_of(prompt) if field["type"] == "string" else 7 for name, field in fields.items()}
+    ).decode()
+
+
+def _tool_calls(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Whoever offers tools is asked for the first one, with the text in each of its arguments; an answer of a tool's ends that."""
+    if not body.get("tools") or body["messages"][-1]["role"] == "tool":
+        return []
+    function = body["tools"][0]["function"]
+    arguments = dict.fromkeys(function["parameters"]["properties"], body["messages"][-1]["content"])
+    return [
+        {"id": "call_1", "type": "function", "function": {"name": function["name"], "arguments": orjson.dumps(arguments).decode()}}
+    ]  # fmt: skip
+
+
+def _ghost_text(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"],
+        "choices": [{"index": 0, "text": text_of(body["prompt"]), "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10},
     }  # fmt: skip
 
 
 def _embedding(body: Mapping[str, Any]) -> dict[str, Any]:
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-    vectors = [vector_of(text) for text in texts]
+    vectors: list[Any] = [vector_of(text) for text in texts]
+    if body.get("encoding_format") == "base64":
+        vectors = [base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() for vector in vectors]
     return {
         "object": "list", "model": body["model"], "usage": {"prompt_tokens": 3, "total_tokens": 3},
         "data": [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)],
     }  # fmt: skip
+
+
+def _judgement(body: Mapping[str, Any]) -> dict[str, Any]:
+    """One result for each text, or one for the parts of one input together; a text with `axe` in it is violent."""
+    given: list[Any] = [body["input"]] if isinstance(body["input"], str) else body["input"]
+    texts = given if isinstance(given[0], str) else [" ".join(part.get("text", "") for part in given)]
+    found = [float("axe" in text) for text in texts]
+    results = [
+        {"flagged": score > 0.5, "categories": {"violence": score > 0.5}, "category_scores": {"violence": score},
+         "category_applied_input_types": {"violence": ["text"]}}
+        for score in found
+    ]  # fmt: skip
+    return {"id": "modr-1", "model": body["model"], "results": results}
 
 
 def _error(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Says:

@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from limner.hub.providers.schemas import needs, strict
 
-Kind = Literal["text.generate", "text.embed", "image.describe", "image.generate", "image.edit"]
+Kind = Literal["text.generate", "text.embed", "text.moderate", "image.describe", "image.generate", "image.edit"]
+BY_CALLS: frozenset[Kind] = frozenset({"text.moderate"})
+"""No jobs: answered at once by /v1 only, and sold as what is sold by tokens is."""
 MAX_PROMPT_CHARS = 100_000
 MAX_PICTURE_PROMPT_CHARS = 4_000
+MAX_PICTURES = 16
 MAX_DATA_URI_CHARS = 28_000_000  # 20 MiB in base64, and the words before it
 SIZES = ("1024x1024", "1536x1024", "1024x1536")
 
@@ -49,6 +52,11 @@ _PICTURES = {
     "minItems": 1,
     "maxItems": 1,
 }
+_SEVERAL = {
+    **_PICTURES,
+    "description": "The picture to work on first, and others to take from, as data URIs.",
+    "maxItems": MAX_PICTURES,
+}
 _MASK = {**_PICTURE, "description": "A PNG of the picture's size as a data URI: transparent parts are replaced."}
 _PROMPT = _text("What to write or to answer; with another task, what else to heed.", MAX_PROMPT_CHARS)
 _SCENE = _text("What the picture shall show.", MAX_PICTURE_PROMPT_CHARS)
@@ -86,6 +94,11 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
             "maximum": 16_384,
         },
     ),
+    "text.moderate": strict(
+        ["input"],
+        [{"input": "A quiet harbour at sunset"}],
+        input=_text("What to judge.", MAX_PROMPT_CHARS),
+    ),
     "image.describe": strict(
         ["images"],
         [{"images": ["data:image/png;base64,iVBORw0KGgo="], "max_tokens": 100}],
@@ -104,7 +117,7 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
         ["prompt", "images"],
         [{"prompt": "Put a hare into the grass", "images": ["data:image/png;base64,iVBORw0KGgo="]}],
         prompt=_SCENE,
-        images=_PICTURES,
+        images=_SEVERAL,
         mask=_MASK,
         num_outputs=_COUNT,
         size=_SIZE,
@@ -114,6 +127,7 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
 EXPECTED_S: dict[Kind, float] = {
     "text.generate": 5.0,
     "text.embed": 1.0,
+    "text.moderate": 1.0,
     "image.describe": 5.0,
     "image.generate": 20.0,
     "image.edit": 20.0,
@@ -127,7 +141,7 @@ def capabilities(kind: Kind) -> dict[str, Any]:
     return {
         "images": "images" in fields,
         "prompt": "prompt" in fields,
-        "max_input_images": 1 if "images" in fields else 0,
+        "max_input_images": fields.get("images", {}).get("maxItems", 0),
         "mask": "mask" in fields,
         "aspect_ratios": [],
         "max_outputs": fields.get("num_outputs", {}).get("maximum", 1),
