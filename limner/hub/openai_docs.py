@@ -299,7 +299,7 @@ EDIT_IMAGE = operation(
 )  # fmt: skip
 MODERATE = operation(
     "Judge texts or pictures",
-    "Handed on to a provider that judges; there is no built-in one. Without a `model` it is `"
+    f"Handed on to a provider that judges; there is no built-in one. Without a `model` it is `"
     + chat.MODERATIONS.model
     + "`.",
     Moderation,

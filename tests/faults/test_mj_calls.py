@@ -43,7 +43,7 @@ def calm(far: OpenAIServer) -> None:
     far.asked.clear()
 
 
-def env(far: OpenAIServer) -> dict[str, str]:
+def env(far: OpenAIServer) -> dict[str, Any]:
     return {"LIMNER_EGRESS_PLAIN_ORIGINS": far.origin, "LIMNER_PROVIDER_KEYS": json.dumps({far.origin: KEY})}
 
 

@@ -48,9 +48,10 @@ async def shop(db: Database, make_tenant: MakeTenant, far: OpenAIServer) -> Tena
     far.calm_down()
     tenant = await make_tenant(credits=100)
     by_tokens = {"price_mc": 0, "price_unit": "tokens", "input_price_mc": INPUT_MC, "cached_price_mc": INPUT_MC}
+    sold: tuple[tuple[str, offers.Kind, int], ...] = ((MODEL, "text.generate", OUTPUT_MC), (VECTORS, "text.embed", 0))
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
         await catalog.put_provider(tx, {"name": "far", "display_name": "Far", "adapter": "openai", "base_url": far.url})
-        for name, kind, price in ((MODEL, "text.generate", OUTPUT_MC), (VECTORS, "text.embed", 0)):
+        for name, kind, price in sold:
             facts = {
                 "name": name,
                 "display_name": name,
