@@ -29,6 +29,7 @@ async def read(request: Request, max_file_bytes: int) -> tuple[dict[str, Any], M
             raise invalid({f"/{part.name}": ["must be a file"]}, "invalid_form", "The form is not valid.")
         mark = f"form:{len(files)}"
         files[mark] = bytes(part.data)
+        part.data.clear()  # or a long form would be held twice
         if part.name in PICTURES:
             pictures.append(mark)
         elif "mask" in value:

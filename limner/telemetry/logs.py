@@ -10,6 +10,8 @@ import structlog
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 STAMP = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+TALKATIVE = ("python_multipart",)
+"""Libraries that log what a caller sent wrong: the caller is told, and the line of the request has the code."""
 SECRET_FIELDS = frozenset({"api_key", "authorization", "x-api-key", "password", "secret", "root_key", "token"})
 
 
@@ -30,6 +32,8 @@ def configure(level: str, **facts: str) -> None:
     )
     structlog.contextvars.bind_contextvars(**facts)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def get(name: str) -> Any:

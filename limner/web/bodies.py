@@ -63,7 +63,7 @@ class BodyMemory:
 class Arriving:
     """ASGI's `receive` for one request: a body of at most `limit` bytes, whole within `within_s` of the first look at it."""
 
-    __slots__ = ("_by", "_limit", "_receive", "_seen", "_whole", "_within_s")
+    __slots__ = ("_by", "_limit", "_receive", "_seen", "_within_s", "whole")
 
     def __init__(self, receive: Receive, limit: int, within_s: float) -> None:
         self._receive = receive
@@ -71,11 +71,11 @@ class Arriving:
         self._within_s = within_s
         self._by: float | None = None
         self._seen = 0
-        self._whole = False
+        self.whole = False
 
     async def __call__(self) -> Message:
         """Raises ApiError 408, 413."""
-        if self._whole:  # then whoever asks waits for the client to leave
+        if self.whole:  # then whoever asks waits for the client to leave
             return await self._receive()
         if self._by is None:
             self._by = asyncio.get_running_loop().time() + self._within_s
@@ -86,7 +86,7 @@ class Arriving:
             raise ApiError(
                 408, "body_too_slow", f"The body took more than {self._within_s:g} s.", headers={"connection": "close"}
             ) from None
-        self._whole = not message.get("more_body", False)
+        self.whole = not message.get("more_body", False)
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             if self._seen > self._limit:

@@ -80,6 +80,7 @@ class Edge:
             await send(message)
 
         error: ApiError | None = None
+        limited: bodies.Arriving | None = None
         try:
             limited = self._limited(scope, receive)
             route = self.route(scope)
@@ -106,7 +107,7 @@ class Edge:
         finally:
             self.memory.release(state)
         if error is not None and not begun:
-            if error.status == TOO_LARGE and not any(name == b"expect" for name, _ in scope["headers"]):
+            if error.status == TOO_LARGE and not (limited and limited.whole) and not _waits(scope):
                 await bodies.run_out(receive)
             await render(error, scope["path"], request_id)(scope, receive, send_on)
         self._account(scope, status, started, error.code if error else None)
@@ -181,6 +182,11 @@ async def hand_on(request: Request, error: Exception) -> Response:
         allowed = [method for method in METHODS if _serves(request, method)]
         error.headers = {"allow": ", ".join(allowed)}
     raise error
+
+
+def _waits(scope: Scope) -> bool:
+    """Whether the client sends its body only when it is told to (RFC 9110, 10.1.1)."""
+    return any(name == b"expect" for name, _ in scope["headers"])
 
 
 def _serves(request: Request, method: str) -> bool:

@@ -1,6 +1,7 @@
 """OpenAI's Python client, unchanged."""
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -331,3 +332,16 @@ async def test_a_client_that_stops_waiting_leaves_no_hold_behind(
     await eventually(books.closed)
     [(state, charge)] = books.jobs()
     assert (state, charge) == ("succeeded", STREAM_MC if stream else WHOLE_MC)  # read to its end: `drain`
+
+
+async def test_asking_again_by_the_same_key_is_no_second_call(
+    house: Api, shop: Tenant, far: OpenAIServer, books: Books
+) -> None:
+    far.then("is slow")
+    before = len(far.asked)
+    async with opened(house, shop, timeout=0.3, max_retries=1) as client:
+        with contextlib.suppress(openai.APIError):  # the first call is under way while the second one asks
+            await client.chat.completions.create(model=CHAT, messages=HELLO, extra_headers={"Idempotency-Key": "k1"})
+
+    await eventually(books.closed)
+    assert (books.jobs(), len(far.asked) - before) == ([("succeeded", WHOLE_MC)], 1)

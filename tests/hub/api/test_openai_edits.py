@@ -224,6 +224,30 @@ async def test_a_body_that_is_no_form_is_refused(
     said, body, _ = await ask(house, tenant, data, {"Content-Type": kind})
 
     assert (said, body["error"]["code"]) == (status, code), body
+    assert "python_multipart" not in house.output()
+
+
+async def test_a_file_that_is_far_too_large_is_refused_to_a_client_that_is_still_sending(
+    house: Api, tenant: Tenant
+) -> None:
+    status, body, _ = await ask(house, tenant, form(fields(image=bytes(40_000_000))))
+    assert (status, body["error"]["code"], body["error"]["limit_bytes"]) == (413, "part_too_large", MAX_IMAGE_BYTES)
+
+    status, body, _ = await ask(house, tenant, form(fields(image=bytes(70_000_000))))
+    assert (status, body["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_the_same_edit_by_the_same_key_is_made_once(
+    house: Api, tenant: Tenant, superuser: psycopg.Connection
+) -> None:
+    key = {"Idempotency-Key": "edit-1"}
+    first = await ask(house, tenant, form(fields()), key)
+    again = await ask(house, tenant, form(fields()), key)
+    other = await ask(house, tenant, form(fields(image=picture(kind="WEBP"))), key)
+
+    assert (first[0], again[0], again[1]["data"]) == (200, 200, first[1]["data"])
+    assert (other[0], other[1]["error"]["code"]) == (422, "idempotency_key_reused")
+    assert jobs_of(superuser, tenant) == [("image.edit", "succeeded", 2000)]
 
 
 @pytest.mark.parametrize("allowed", [False, True])
