@@ -49,7 +49,13 @@ class Call(Run):
 
     async def failed(self, provider: str, error: ProviderError) -> Failure:
         """Record that a provider did not deliver."""
-        failure = Failure(error.code, error.message, error.kind, known=not error.outcome_unknown)
+        failure = Failure(
+            error.code,
+            error.message,
+            error.kind,
+            known=not error.outcome_unknown,
+            retry_after_s=error.retry_after_s or 0,
+        )
         await self._record(provider, self.send_no, failure, self._latency_ms())
         return failure
 

@@ -1,6 +1,7 @@
 """How a call of `/v1` is answered: one provider after another until the first byte, then to the end, and one settlement."""
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class _Answering:
         """Give the hold back; the error to answer with."""
         last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
         await self._desk.calls.end(self._order.call, Finish("failed", last.code, last.message))
-        return ApiError(STATUSES[last.kind], last.code, last.message)
+        wait = {"Retry-After": str(math.ceil(last.retry_after_s))} if last.retry_after_s else {}
+        return ApiError(STATUSES[last.kind], last.code, last.message, headers=wait)
 
     async def _failed(self, candidate: Candidate, error: ProviderError) -> Failure:
         metrics.ATTEMPTS.labels(candidate.route.provider, error.code).inc()

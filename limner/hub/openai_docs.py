@@ -299,9 +299,7 @@ EDIT_IMAGE = operation(
 )  # fmt: skip
 MODERATE = operation(
     "Judge texts or pictures",
-    f"Handed on to a provider that judges; there is no built-in one. Without a `model` it is `"
-    + chat.MODERATIONS.model
-    + "`.",
+    f"Handed on to a provider that judges; there is no built-in one. Without a `model` it is `{chat.MODERATIONS.model}`.",
     Moderation,
     {"model": MODEL, "input": TEXTS, "user": USER},
     {"model": chat.MODERATIONS.model, "input": "A quiet harbour at sunset"},

@@ -150,6 +150,12 @@ async def test_where_nobody_delivers_nothing_is_charged(
     assert books(superuser, shop) == [("failed", 0)]
 
 
+async def test_a_provider_that_asks_to_wait_is_heard(house: Api, shop: Tenant, far: OpenAIServer) -> None:
+    far.then(Says(429, {"error": {"message": "slow down"}}, {"Retry-After": "7"}))
+    status, body, headers = await ask(house, shop, {"model": MODEL, "messages": HELLO})
+    assert (status, body["error"]["type"], headers["retry-after"]) == (429, "rate_limit_error", "7")
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code", "param"),
     [
