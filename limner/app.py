@@ -172,7 +172,9 @@ def _openai(
         Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
-    return openai_api.OpenAIApi(hub.db, hub.authenticate, hub.submitter, Desk(calls, providers, settings.stream_heartbeat_s), resources.routes)
+    return openai_api.OpenAIApi(
+        hub.db, hub.authenticate, hub.submitter, Desk(calls, providers, settings.stream_heartbeat_s), resources.routes
+    )
 
 
 def _uploads(

@@ -98,7 +98,9 @@ def read(raw: bytes, value: dict[str, Any], surface: Surface) -> Asked:
         stream=surface.writes and _flag(value, "stream"),
         wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
         choices=_whole(value, "n", MAX_CHOICES) or 1,
-        max_output=next((found for name in MAX_TOKENS if (found := _whole(value, name, MOST_TOKENS)) is not None), None),
+        max_output=next(
+            (found for name in MAX_TOKENS if (found := _whole(value, name, MOST_TOKENS)) is not None), None
+        ),
         bound=text_bytes + shown + FRAME_TOKENS * count,
         likely=text_bytes // 4 + shown // 4 + 1,
     )

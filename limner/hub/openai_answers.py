@@ -31,6 +31,7 @@ STATUSES: dict[ErrorKind, int] = {
     "auth": 502,
     "fatal": 502,
 }
+KEEP_ALIVE = b": keep-alive\n\n"
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 log = logs.get("openai")
 
@@ -175,6 +176,7 @@ class StreamedAnswer(_Answering, Response):
         self._gone = False
         self._wrote_at = time.monotonic()
         self._provider = order.candidates[0].route.provider
+        self._asked_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -219,9 +221,11 @@ class StreamedAnswer(_Answering, Response):
         route, order = candidate.route, self._order
         self._provider = route.provider
         provider = self._desk.providers[route.adapter]
+        self._asked_at = time.perf_counter()
         try:
             async with provider.stream(route, order.asked, order.model, order.call.lease.job_id) as pieces:
                 async for piece in pieces:
+                    self._heard()
                     events = frames.feed(piece)
                     if events and not self._gone:
                         await self._write(events)
@@ -233,9 +237,16 @@ class StreamedAnswer(_Answering, Response):
             return ProviderError(
                 "provider_answer_invalid", "The provider's answer is not understood: no events.", "retryable"
             )
+        finally:
+            self._heard()
         if frames.failed is not None or not (frames.pieces or frames.done):
             return ProviderError("provider_failed", "The provider's answer broke off.", "retryable")
         return None
+
+    def _heard(self) -> None:
+        now = time.perf_counter()
+        self._order.waited_s += now - self._asked_at
+        self._asked_at = now
 
     def _estimate(self, frames: Frames) -> Tokens:
         """What is charged where the provider's own count never came."""
@@ -252,7 +263,7 @@ class StreamedAnswer(_Answering, Response):
                     message = await receive()
             except TimeoutError:
                 if time.monotonic() - self._wrote_at >= self._desk.heartbeat_s / 2:
-                    await self._write(b": keep-alive\n\n")
+                    await self._write(KEEP_ALIVE)
                 if self._order.call.lease.job_id in self._desk.calls.lost:
                     self._leave()
                 continue
@@ -268,9 +279,11 @@ class StreamedAnswer(_Answering, Response):
     async def _write(self, data: bytes) -> None:
         if not self._begun:
             self._begun = True
-            headers = {**self._order.headers, **STREAM_HEADERS, "x-limner-provider": self._provider}
-            own_s = time.perf_counter() - self._order.began
-            headers["x-limner-overhead-ms"] = f"{own_s * 1000:.2f}"
+            headers = {**self._order.headers, **STREAM_HEADERS}
+            if data is not KEEP_ALIVE:  # who answers, and what that took, is not known while nothing came
+                headers["x-limner-provider"] = self._provider
+                own_s = time.perf_counter() - self._order.began - self._order.waited_s
+                headers["x-limner-overhead-ms"] = f"{own_s * 1000:.2f}"
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             raw.append((b"content-type", b"text/event-stream; charset=utf-8"))
             await self._send({"type": "http.response.start", "status": 200, "headers": raw})

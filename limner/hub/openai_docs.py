@@ -75,9 +75,7 @@ class Refusal(BaseModel):
     """What went wrong, in the words that OpenAI's clients raise their exceptions from."""
 
     message: str
-    type: Literal[
-        "invalid_request_error", "insufficient_quota", "permission_error", "rate_limit_error", "server_error"
-    ]
+    type: Literal["invalid_request_error", "insufficient_quota", "permission_error", "rate_limit_error", "server_error"]
     param: str | None = Field(description="The field of the body that is wrong, if one is.")
     code: str = Field(description="Stable: `invalid_api_key`, `insufficient_quota`, `model_not_found`, …")
     balance: int | None = None
@@ -185,7 +183,12 @@ def whole(most: int, description: str) -> Schema:
     return optional({"type": "integer", "minimum": 1, "maximum": most}, description)
 
 
-MODEL: Schema = {"type": "string", "minLength": 1, "maxLength": 200, "description": "The name of a model, `GET /v1/models`."}
+MODEL: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 200,
+    "description": "The name of a model, `GET /v1/models`.",
+}
 USER: Schema = {"description": "The end user, where the app allows it (`--body-users`) and X-User-ID names none."}
 WRITING: Schema = {
     "model": MODEL,

@@ -63,9 +63,7 @@ class ImageEndpoints:
         accepted = await self._api.submitter.submit(request, caller, order)
         job = await self._wait(caller, accepted.submitted)
         if job.state != "succeeded":
-            status = 400 if job.error_code == "content_refused" else 502
-            raise ApiError(status, job.error_code or job.state, job.error_message or "The picture was not made.",
-                           extra={"job_id": str(job.id)})  # fmt: skip
+            raise _not_made(job)
         left_mc = accepted.submitted.available_mc + job.price_hold_mc - job.charged_mc
         headers = openai_limits(accepted.headers) | {
             "x-limner-job": str(job.id), "x-limner-provider": job.provider_used or "",
@@ -120,6 +118,15 @@ class ImageEndpoints:
         if as_url:
             return {"url": self._api.urls.sign(item["key"])}
         return {"b64_json": base64.b64encode(await self._api.store.read(item["key"])).decode()}
+
+
+def _not_made(job: Job) -> ApiError:
+    """Of a job that was cancelled, clients are told not to order it again by themselves, which they would after a 409."""
+    extra = {"job_id": str(job.id)}
+    if job.state == "cancelled":
+        return ApiError(409, "cancelled", "The job was cancelled.", extra=extra, headers={"x-should-retry": "false"})
+    status = 400 if job.error_code == "content_refused" else 502
+    return ApiError(status, job.error_code or job.state, job.error_message or "The picture was not made.", extra=extra)
 
 
 def _format(value: Mapping[str, Any]) -> str:

@@ -42,10 +42,14 @@ class Tokens:
 class TokenPrices(Protocol):
     """Milli-credits: of a call, and of a million tokens each."""
 
-    price_mc: int
-    input_price_mc: int
-    cached_price_mc: int
-    output_price_mc: int
+    @property
+    def price_mc(self) -> int: ...
+    @property
+    def input_price_mc(self) -> int: ...
+    @property
+    def cached_price_mc(self) -> int: ...
+    @property
+    def output_price_mc(self) -> int: ...
 
 
 def tokens_mc(prices: TokenPrices, used: Tokens) -> int:

@@ -51,7 +51,12 @@ async def test_ps13_no_request_is_answered_but_as_the_document_says(
     await client.call("POST", "/api/v1/users/user_42/tokens", {"amount": CREDITS})
 
     fuzzed = await fuzzing.fuzz(
-        api.url, examples, tmp_path, headers={"X-API-Key": tenant.api_key, "Authorization": f"Bearer {tenant.api_key}"}, anew=anew, without=WITHOUT
+        api.url,
+        examples,
+        tmp_path,
+        headers={"X-API-Key": tenant.api_key, "Authorization": f"Bearer {tenant.api_key}"},
+        anew=anew,
+        without=WITHOUT,
     )
 
     wrong = [found for found in fuzzed.found if found not in NAMED_SO]

@@ -73,10 +73,16 @@ async def sell(db: Database, tenant: Tenant, *providers: tuple[str, str], **fact
 
 
 async def ask(
-    house: Api, tenant: Tenant, body: Any, headers: Mapping[str, str] | None = None
+    house: Api,
+    tenant: Tenant,
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    *,
+    path: str = "chat/completions",
+    method: str = "POST",
 ) -> tuple[int, Any, Mapping[str, str]]:
-    async with aiohttp.ClientSession() as http, http.post(
-        f"{house.url}/v1/chat/completions", json=body,
+    async with aiohttp.ClientSession() as http, http.request(
+        method, f"{house.url}/v1/{path}", json=body,
         headers={"Authorization": f"Bearer {tenant.api_key}", "X-User-ID": tenant.user, **(headers or {})},
     ) as answer:  # fmt: skip
         raw = await answer.read()
