@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from limner.db.pools import Database
-from limner.hub import executor, jobs, pricing, routing, runs
+from limner.db.pools import AWAY, Database
+from limner.hub import jobs, pricing, routing, runs
 from limner.hub.catalog import Model, Route
 from limner.hub.endings import Failure, Finish
 from limner.hub.executor import STEP, Resources, Run
@@ -134,7 +134,7 @@ class Calls:
         try:
             async with self._db.system_tx(ROLE, "leases are renewed over organizations: ids only") as tx:
                 verdicts = await runs.heartbeat(tx, leases, self._lease_s)
-        except executor.AWAY as error:
+        except AWAY as error:
             log.warning("heartbeat.missed", error=type(error).__name__)
             return
         self.lost.update(job_id for job_id, verdict in verdicts.items() if verdict != "ok" and job_id in self._open)

@@ -137,10 +137,10 @@ def used(usage: Any) -> Tokens | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     read, written = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
-    numbers = (read, written, cached if cached is not None else 0)
+    numbers: tuple[Any, Any, Any] = (read, 0 if cached is None else cached, written)
     if not all(type(number) is int and 0 <= number <= 10**9 for number in numbers):
         return None
-    found = Tokens(numbers[0], numbers[2], numbers[1])
+    found = Tokens(*numbers)
     return found if found.cached <= found.read else None
 
 
