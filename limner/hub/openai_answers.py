@@ -85,8 +85,11 @@ class _Answering:
         )
         return await self._order.call.failed(candidate.route.provider, error)
 
-    def _closing(self, candidate: Candidate, usage: Any, otherwise: Tokens, reference: str | None) -> Finish:
+    def _closing(
+        self, candidate: Candidate, usage: Any, otherwise: Tokens, reference: str | None, outcome: str = "done"
+    ) -> Finish:
         """Charged by what the provider counted, or by `otherwise` where that cannot be true."""
+        metrics.ATTEMPTS.labels(candidate.route.provider, outcome).inc()
         used = chat.used(usage)
         if used is None and usage is not None:
             metrics.ABSURD_USAGE.labels(candidate.route.provider).inc()
@@ -210,7 +213,8 @@ class StreamedAnswer(_Answering, Response):
             await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
             raise
         if frames.pieces or frames.usage is not None or self._gone:
-            ending = self._closing(candidate, frames.usage, self._estimate(frames), frames.reference)
+            outcome = error.code if error else "done"
+            ending = self._closing(candidate, frames.usage, self._estimate(frames), frames.reference, outcome)
             await self._desk.calls.end(self._order.call, ending)
             await self._finish(error)
             return

@@ -90,15 +90,15 @@ async def ask(
 
 
 def books(superuser: psycopg.Connection, tenant: Tenant) -> list[tuple[str, int]]:
-    rows = superuser.execute(
-        "SELECT state, coalesce(price_final_mc, -1) FROM limner.job WHERE org_id = %s ORDER BY id", [tenant.org_id]
+    """Of each job its state and its price; one snapshot, so that a settlement cannot come between rows and holds."""
+    found = superuser.execute(
+        "SELECT o.held, j.state, coalesce(j.price_final_mc, -1)"
+        " FROM (SELECT coalesce(sum(held_mc), 0) AS held FROM limner.wallet WHERE org_id = %(org)s) o"
+        " LEFT JOIN limner.job j ON j.org_id = %(org)s ORDER BY j.id",
+        {"org": tenant.org_id},
     ).fetchall()
-    held = superuser.execute(
-        "SELECT coalesce(sum(held_mc), 0) FROM limner.wallet WHERE org_id = %s", [tenant.org_id]
-    ).fetchone()
-    assert held is not None
-    open_ = [row for row in rows if row[0] in ("queued", "running")]
-    assert (held[0] > 0) == bool(open_), (held, rows)
+    rows = [(state, price) for _, state, price in found if state is not None]
+    assert (found[0][0] > 0) == any(state in ("queued", "running") for state, _ in rows), found
     return rows
 
 

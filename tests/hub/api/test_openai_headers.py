@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import psycopg
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from limner.db.pools import Database
 from tests.conftest import MakeTenant, Server, Tenant
 from tests.emulators import openai_server
 from tests.emulators.openai_server import OpenAIServer
+from tests.faults.cluster import eventually
 from tests.hub.api.test_openai_chat import HELLO, KEY, MODEL, ask, books, sell
 from tests.running import Api
 from tests.web import document
@@ -134,3 +136,30 @@ async def test_reads_beyond_the_limit_answer_429_in_openais_shape(server: Server
     assert (body["error"]["code"], body["error"]["limit"]) == ("rate_limit_exceeded", "reads")
     assert "retry-after" in headers
     assert [headers[name] for name in LIMITS[:2]] == ["2", "0"]
+
+
+async def test_calls_are_counted_by_their_model_and_by_how_their_providers_fared(
+    house: Api, shop: Tenant, far: OpenAIServer, superuser: psycopg.Connection
+) -> None:
+    asked = {"model": MODEL, "messages": HELLO}
+    before = await metrics(house)
+    for turn in (None, "breaks off", None):
+        far.then(turn)
+        await ask(house, shop, {**asked, "stream": turn is not None})
+    await eventually(
+        lambda: len(books(superuser, shop)) == 3 and {s for s, _ in books(superuser, shop)} == {"succeeded"}
+    )
+    after = await metrics(house)
+
+    def more(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    assert more('limner_provider_attempts_total{outcome="done",provider="far"}') == 2
+    assert more('limner_provider_attempts_total{outcome="provider_connection_lost",provider="far"}') == 1
+    assert more(f'limner_jobs_finished_total{{error_code="",model="{MODEL}",outcome="succeeded"}}') == 3
+
+
+async def metrics(house: Api) -> dict[str, float]:
+    async with aiohttp.ClientSession() as http, http.get(f"{house.url}/metrics") as answer:
+        rows = [line.rpartition(" ") for line in (await answer.text()).splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in rows}
