@@ -33,8 +33,9 @@ log = logs.get("calls")
 class Call(Run):
     """One call from its reservation on. Of several providers each is asked once."""
 
-    def __init__(self, resources: Resources, lease: Lease, submitted: jobs.Submitted) -> None:
+    def __init__(self, resources: Resources, lease: Lease, submitted: jobs.Submitted, model: str) -> None:
         super().__init__(resources, lease)
+        self._model = model
         self.submitted = submitted
         self.send_no = 1
         self.asked_at = time.monotonic()
@@ -109,7 +110,7 @@ class Calls:
         if submitted.replayed:
             return submitted
         lease = Lease(org_id, submitted.job_id, submission.app_id, 1, 1, None, submission.deadline_s, 0.0)
-        call = Call(self._resources, lease, submitted)
+        call = Call(self._resources, lease, submitted, submission.model)
         self._open[lease.job_id] = call
         return call
 

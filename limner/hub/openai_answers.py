@@ -27,6 +27,7 @@ from limner.web.errors import ApiError, render
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 DONE_EVENT = b"data: " + DONE + b"\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 log = logs.get("openai")
 
@@ -62,6 +63,18 @@ def whole_estimate(asked: Asked, most: Tokens) -> Tokens:
     return Tokens(asked.likely, 0, most.written)
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came from a provider: its count, what to charge without one, its name of the call, and the answer, if it is whole."""
+
+    usage: Any
+    otherwise: Tokens
+    reference: str | None
+    body: bytes | None
+    media_type: str
+    outcome: str = "done"
+
+
 class _Answering:
     """What both kinds of answer share: asking one provider after another, and the one settlement."""
 
@@ -83,23 +96,17 @@ class _Answering:
         )
         return await self._order.call.failed(candidate.route.provider, error)
 
-    def _closing(
-        self,
-        candidate: Candidate,
-        usage: Any,
-        otherwise: Tokens,
-        reference: str | None,
-        body: bytes | None,
-        media_type: str,
-    ) -> Finish:
-        """Charged by what the provider counted, or by `otherwise` where that cannot be true. `body`: what was answered, if it is whole."""
-        used = chat.used(usage)
-        if used is None and usage is not None:
+    def _closing(self, candidate: Candidate, heard: Heard) -> Finish:
+        """Charged by what the provider counted, or by `otherwise` where that cannot be true."""
+        metrics.ATTEMPTS.labels(candidate.route.provider, heard.outcome).inc()
+        used = chat.used(heard.usage)
+        if used is None and heard.usage is not None:
             metrics.ABSURD_USAGE.labels(candidate.route.provider).inc()
         order = self._order
+        keeps = order.keeps and heard.body is not None
         return order.call.charged(
-            order.model, candidate.route, used or otherwise, reference or None, estimated=used is None,
-            outputs=openai_replays.kept(body, media_type) if order.keeps and body is not None else [],
+            order.model, candidate.route, used or heard.otherwise, heard.reference or None, estimated=used is None,
+            outputs=openai_replays.kept(heard.body or b"", heard.media_type) if keeps else [],
         )  # fmt: skip
 
 
@@ -142,9 +149,8 @@ class WholeAnswer(_Answering):
         order = self._order
         reference = value.get("id")
         otherwise = Tokens(order.asked.likely, 0, len(body) // 4 + 1 if order.asked.surface.writes else 0)
-        ending = self._closing(
-            candidate, value.get("usage"), otherwise, reference if isinstance(reference, str) else None, body, JSON
-        )
+        told = reference if isinstance(reference, str) else None
+        ending = self._closing(candidate, Heard(value.get("usage"), otherwise, told, body, JSON))
         submitted = order.call.submitted
         left_mc = submitted.available_mc + submitted.hold_mc - ending.charge_mc
         own_s = time.perf_counter() - order.began - order.waited_s
@@ -186,6 +192,7 @@ class StreamedAnswer(_Answering, Response):
         self._said_bytes = 0
         self._wrote_at = time.monotonic()
         self._provider = order.candidates[0].route.provider
+        self._asked_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -223,7 +230,9 @@ class StreamedAnswer(_Answering, Response):
         if frames.pieces or frames.usage is not None or cut:
             whole = error is None and frames.done and self._said is not None
             said = b"".join((*(self._said or ()), DONE_EVENT)) if whole else None
-            ending = self._closing(candidate, frames.usage, self._estimate(frames), frames.reference, said, EVENTS)
+            outcome = error.code if error is not None else "done"
+            heard = Heard(frames.usage, self._estimate(frames), frames.reference, said, EVENTS, outcome)
+            ending = self._closing(candidate, heard)
             await self._desk.calls.end(self._order.call, ending)
             await self._finish(error)
             return
@@ -235,9 +244,11 @@ class StreamedAnswer(_Answering, Response):
         self._provider = route.provider
         provider = self._desk.providers[route.adapter]
         self._asking = True
+        self._asked_at = time.perf_counter()
         try:
             async with provider.stream(route, order.asked, order.model, order.call.lease.job_id) as pieces:
                 async for piece in pieces:
+                    self._heard()
                     events = frames.feed(piece)
                     self._note(events)
                     if events and not self._gone:
@@ -251,6 +262,8 @@ class StreamedAnswer(_Answering, Response):
             return ProviderError(
                 "provider_answer_invalid", "The provider's answer is not understood: no events.", "retryable"
             )
+        finally:
+            self._heard()
         if frames.failed is not None or not (frames.pieces or frames.done):
             return ProviderError("provider_failed", "The provider's answer broke off.", "retryable")
         return None
@@ -262,6 +275,11 @@ class StreamedAnswer(_Answering, Response):
             self._said_bytes += len(events)
             if self._said_bytes > openai_replays.MAX_KEPT_BYTES:
                 self._said = None
+
+    def _heard(self) -> None:
+        now = time.perf_counter()
+        self._order.waited_s += now - self._asked_at
+        self._asked_at = now
 
     def _estimate(self, frames: Frames) -> Tokens:
         """What is charged where the provider's own count never came."""
@@ -278,7 +296,7 @@ class StreamedAnswer(_Answering, Response):
                     message = await receive()
             except TimeoutError:
                 if time.monotonic() - self._wrote_at >= self._desk.heartbeat_s / 2:
-                    await self._write(b": keep-alive\n\n")
+                    await self._write(KEEP_ALIVE)
                 if self._order.call.lease.job_id in self._desk.calls.lost:
                     self._leave()
                 continue
@@ -294,9 +312,11 @@ class StreamedAnswer(_Answering, Response):
     async def _write(self, data: bytes) -> None:
         if not self._begun:
             self._begun = True
-            headers = {**self._order.headers, **STREAM_HEADERS, "x-limner-provider": self._provider}
-            own_s = time.perf_counter() - self._order.began
-            headers["x-limner-overhead-ms"] = f"{own_s * 1000:.2f}"
+            headers = {**self._order.headers, **STREAM_HEADERS}
+            if data is not KEEP_ALIVE:  # who answers, and what that took, is not known while nothing came
+                headers["x-limner-provider"] = self._provider
+                own_s = time.perf_counter() - self._order.began - self._order.waited_s
+                headers["x-limner-overhead-ms"] = f"{own_s * 1000:.2f}"
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             raw.append((b"content-type", EVENTS.encode()))
             await self._send({"type": "http.response.start", "status": 200, "headers": raw})

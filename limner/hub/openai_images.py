@@ -89,9 +89,7 @@ class ImageEndpoints:
             raise _in_its_words(error) from None
         job = await self._wait(caller, accepted.submitted)
         if job.state != "succeeded":
-            status = 400 if job.error_code in REQUESTS_FAULT else 502
-            raise ApiError(status, job.error_code or job.state, job.error_message or "The picture was not made.",
-                           extra={"job_id": str(job.id)})  # fmt: skip
+            raise _not_made(job)
         left_mc = accepted.submitted.available_mc + job.price_hold_mc - job.charged_mc
         headers = openai_limits(accepted.headers) | {
             "x-limner-job": str(job.id), "x-limner-provider": job.provider_used or "",
@@ -174,6 +172,15 @@ def _in_its_words(error: ApiError) -> ApiError:
         known = pointer.startswith("/input/")
         details[f"/{NAMES.get(name, name)}{slash}{rest}" if known else pointer] = list(texts)
     return ApiError(error.status, error.code, error.message, details=details, extra=error.extra, headers=error.headers)
+
+
+def _not_made(job: Job) -> ApiError:
+    """Of a job that was cancelled, clients are told not to order it again by themselves, which they would after a 409."""
+    extra = {"job_id": str(job.id)}
+    if job.state == "cancelled":
+        return ApiError(409, "cancelled", "The job was cancelled.", extra=extra, headers={"x-should-retry": "false"})
+    status = 400 if job.error_code in REQUESTS_FAULT else 502
+    return ApiError(status, job.error_code or job.state, job.error_message or "The picture was not made.", extra=extra)
 
 
 def _format(value: Mapping[str, Any]) -> str:

@@ -73,10 +73,16 @@ async def sell(db: Database, tenant: Tenant, *providers: tuple[str, str], **fact
 
 
 async def ask(
-    house: Api, tenant: Tenant, body: Any, headers: Mapping[str, str] | None = None
+    house: Api,
+    tenant: Tenant,
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    *,
+    path: str = "chat/completions",
+    method: str = "POST",
 ) -> tuple[int, Any, Mapping[str, str]]:
-    async with aiohttp.ClientSession() as http, http.post(
-        f"{house.url}/v1/chat/completions", json=body,
+    async with aiohttp.ClientSession() as http, http.request(
+        method, f"{house.url}/v1/{path}", json=body,
         headers={"Authorization": f"Bearer {tenant.api_key}", "X-User-ID": tenant.user, **(headers or {})},
     ) as answer:  # fmt: skip
         raw = await answer.read()
@@ -84,14 +90,16 @@ async def ask(
 
 
 def books(superuser: psycopg.Connection, tenant: Tenant) -> list[tuple[str, int]]:
-    rows = superuser.execute(  # one statement, one moment
-        "SELECT j.state, coalesce(j.price_final_mc, -1), sum(w.held_mc) OVER () > 0 FROM limner.job j"
-        " LEFT JOIN limner.wallet w ON w.org_id = j.org_id AND w.id = j.wallet_id WHERE j.org_id = %s ORDER BY j.id",
-        [tenant.org_id],
+    """Of each job its state and its price; one snapshot, so that a settlement cannot come between rows and holds."""
+    found = superuser.execute(
+        "SELECT o.held, j.state, coalesce(j.price_final_mc, -1)"
+        " FROM (SELECT coalesce(sum(held_mc), 0) AS held FROM limner.wallet WHERE org_id = %(org)s) o"
+        " LEFT JOIN limner.job j ON j.org_id = %(org)s ORDER BY j.id",
+        {"org": tenant.org_id},
     ).fetchall()
-    held = any(row[2] for row in rows)
-    assert held == any(row[0] in ("queued", "running") for row in rows), rows
-    return [(row[0], row[1]) for row in rows]
+    rows = [(state, price) for _, state, price in found if state is not None]
+    assert (found[0][0] > 0) == any(state in ("queued", "running") for state, _ in rows), found
+    return rows
 
 
 # 12 tokens read, 4 of them cached; 7 written

@@ -139,6 +139,8 @@ async def test_models_are_listed_with_price_and_schema(client: Client) -> None:
         "local/canvas": {"credits": "1", "unit": "output"}, "local/describe": {"credits": "1", "unit": "output"},
         "local/inpaint": {"credits": "2", "unit": "output"}, "local/stylise": {"credits": "1", "unit": "output"},
         "local/upscale": {"credits": "2", "unit": "output"}, "local/check": {"credits": "0", "unit": "job"},
+        "local/extract": {"credits": "0", "unit": "tokens", "input": "100", "cached": "100", "output": "400"},
+        "local/embed": {"credits": "0", "unit": "tokens", "input": "20", "cached": "20", "output": "0"},
     }  # fmt: skip
     assert all(model["input_schema"]["additionalProperties"] is False for model in models)
 
