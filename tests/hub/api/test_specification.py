@@ -71,7 +71,7 @@ async def test_a_text_output_carries_its_text(client: Client) -> None:
 
 async def test_a_failed_job_says_why_and_costs_nothing(client: Client) -> None:
     accepted = await client.generate(
-        "local/inpaint", input={"images": [uri(png(8, 8))], "mask": uri(png(4, 4, pixel=b"\0\0\0\0"))}
+        "local/inpaint", input={"images": [uri(png(8, 8))], "mask": uri(png(8, 8))}
     )
     assert accepted.json["tokens_charged"] == 2
 
@@ -96,7 +96,7 @@ async def test_a_job_is_listed_as_it_is_shown_alone(client: Client) -> None:
 async def test_a_user_has_the_fields_of_the_specification_and_counts_that_add_up(client: Client) -> None:
     for _ in range(2):
         await client.finished((await client.generate("local/canvas", input=CANVAS)).json["job_id"])
-    failed = await client.generate("local/inpaint", input={"images": [uri(png(8, 8))], "mask": uri(png(4, 4))})
+    failed = await client.generate("local/inpaint", input={"images": [uri(png(8, 8))], "mask": uri(png(8, 8))})
     await client.finished(failed.json["job_id"])
 
     user = (await client.call("GET", "/api/v1/users/ann")).json
