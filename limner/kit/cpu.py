@@ -25,7 +25,8 @@ import anyio.to_process
 
 SETTINGS_PREFIX = "LIMNER_"
 NICENESS = 5
-# One thread a child: the pool's size is what bounds the machine's load, not each library's own idea of it.
+# One thread a child: the pool's size is what bounds the machine's load, not each library's own idea of it. (The writing check
+# takes a second one for the tens of milliseconds that it needs.)
 CHILD_ENV = {"VIPS_CONCURRENCY": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 MEMORY_WORDS = ("out of memory", "unable to allocate", "insufficient memory", "unable to create thread")

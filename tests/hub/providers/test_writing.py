@@ -324,7 +324,7 @@ class PanickingLinter:
 
 
 def test_a_panic_of_harpers_costs_one_part_and_not_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prose, "_linter", lambda _: PanickingLinter())
+    monkeypatch.setattr(prose, "_linters", lambda _: (PanickingLinter(), PanickingLinter()))
     text = (
         "The kaboom don't matter, in order to say so. " + "We say it again and go home. " * 80 + "\n\nShe don't know."
     )

@@ -6,14 +6,15 @@ Harper (https://writewithharper.com, Apache-2.0) is a dictionary and some nine h
 import bisect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache, partial
 
 import harper
 from harper import Language, Lint, Linter, SuggestionKind
 
 from limner.hub.providers.local.writing import names
 from limner.hub.providers.local.writing.echoes import echoes
-from limner.hub.providers.local.writing.parts import Part, parts
+from limner.hub.providers.local.writing.parts import Part, shares
+from limner.hub.providers.local.writing.readers import at_once
 from limner.hub.providers.local.writing.report import MAX_SUGGESTIONS, Dialect, Report, Severity, Suggestion, Type
 from limner.hub.providers.local.writing.slips import slips
 from limner.hub.providers.local.writing.voice import passives
@@ -25,6 +26,8 @@ MAX_UNKNOWN = 300
 """Findings of Harper's, and different unknown words among them, before names are taken out: what such a word may have meant takes
 5 to 20 ms to find out.
 """
+MAX_DIALECTS = 2
+"""Ready at a time: each remembers up to 2,000 pieces of sentences (250 MB in all), and takes 30 ms to make anew."""
 MAX_SPAN = 300
 MAX_EXPLANATION = 500
 MAX_OTHERS = 4
@@ -65,9 +68,18 @@ ORDER: tuple[Type, ...] = ("grammar", "cliche", "brevity", "repetition", "passiv
 """Of two that overlap, the first of these is told; within a type, the longer."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What Harper found in a part; `unknown`: the words (places in the whole text) its dictionary does not have."""
+
+    part: Part
+    found: list[Found] = field(default_factory=list)
+    unknown: list[Found] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class _Findings:
-    """What Harper found so far. `unknown`: the words (places in the whole text) its dictionary does not have; `different`: these."""
+    """What Harper found so far, before code point `end`; `different`: the unknown words, each once."""
 
     found: list[Found] = field(default_factory=list)
     unknown: list[Found] = field(default_factory=list)
@@ -75,6 +87,12 @@ class _Findings:
     end: int = 0
     complete: bool = True
     foreign: bool = False
+
+    def add(self, text: str, read: _Read) -> None:
+        self.found += read.found
+        self.unknown += read.unknown
+        self.different.update(names.root(text[word.start : word.end]) for word in read.unknown)
+        self.end = read.part.start + len(read.part.text)
 
     @property
     def are_enough(self) -> bool:
@@ -89,16 +107,19 @@ def check(
     `ignore`: words that are right and rules (by name) that are not wanted, in upper or lower case; `types`: only these, all
     of them when empty. Raises KeyError for a dialect that is none of report.DIALECTS.
     """
-    linter = _linter(dialect)
-    words = split(text)
-    findings = _read(linter, text, words)
+    linters = _linters(dialect)
+    with at_once(*shares(text), partial(_read_part, linters)) as reading:
+        words = split(text)
+        own = list(_own(text, words))
+        findings = _gathered(reading, text, words)
     if findings.foreign:
         return Report((), "und", dialect, len(text), len(words), truncated=False)
-    own = (finding for finding in _own(text, words) if finding.end <= findings.end)
+    own = [finding for finding in own if finding.end <= findings.end]
     ignored = frozenset(word.casefold() for word in ignore)
+    misspelt = _misspelt(linters[0], text, findings.unknown)
     wanted = [
         finding
-        for finding in (*findings.found, *_misspelt(linter, text, findings.unknown), *own)
+        for finding in (*findings.found, *misspelt, *own)
         if (not types or finding.type in types) and _is_wanted(text, finding, ignored)
     ]
     settled = _settled(wanted)
@@ -107,21 +128,27 @@ def check(
     return Report(shown, "en", dialect, len(text), len(words), truncated)
 
 
-@cache
+@lru_cache(MAX_DIALECTS)
+def _linters(dialect: Dialect) -> tuple[Linter, Linter]:
+    """Harper for a dialect, once for each reader: the dictionary is loaded with the first, for most of a second, and shared by all."""
+    return _linter(dialect), _linter(dialect)
+
+
 def _linter(dialect: Dialect) -> Linter:
-    """Harper for a dialect: the dictionary is loaded with the first, for most of a second, and shared by the others."""
     linter = Linter(harper.Dialect[dialect.upper()])
     expanding = (rule for rule in linter.get_default_lint_config() if rule.startswith(OFF_FROM))
     linter.set_lint_config(dict.fromkeys((*OFF, *expanding), False))
     return linter
 
 
-def _read(linter: Linter, text: str, words: Sequence[Word]) -> _Findings:
+def _gathered(reading: Iterable[_Read], text: str, words: Sequence[Word]) -> _Findings:
+    """What was found in part after part, until it is enough. How a text is shared makes no difference to where that is."""
     findings = _Findings()
     starts = [word.start for word in words]
-    for part in parts(text):
-        _read_part(linter, part, findings)
-        findings.end = part.start + len(part.text)
+    for read in reading:
+        findings.add(text, read)
+        if read.part.goes_on:
+            continue
         known_of = bisect.bisect_left(starts, findings.end)
         if known_of >= MIN_WORDS and len(findings.unknown) > FOREIGN * known_of:
             findings.foreign = True
@@ -132,20 +159,17 @@ def _read(linter: Linter, text: str, words: Sequence[Word]) -> _Findings:
     return findings
 
 
-def _read_part(linter: Linter, part: Part, findings: _Findings) -> None:
-    for rule, lints in _lints(linter, part.text).items():
+def _read_part(linters: Sequence[Linter], reader: int, part: Part) -> _Read:
+    read = _Read(part)
+    for rule, lints in _lints(linters[reader], part.text).items():
         for lint in lints:
             start, end = lint.span.start, lint.span.end
             if part.hides(start, end) or not 0 < end - start <= MAX_SPAN or _is_right(lint.problem_text):
                 continue
             if rule == CAPITALS and start == 0 < part.start:
                 continue  # the part may begin within a sentence
-            finding = _of_lint(rule, lint, part.start)
-            if rule == SPELLING:
-                findings.unknown.append(finding)
-                findings.different.add(names.root(lint.problem_text))
-            else:
-                findings.found.append(finding)
+            (read.unknown if rule == SPELLING else read.found).append(_of_lint(rule, lint, part.start))
+    return read
 
 
 def _lints(linter: Linter, text: str) -> Mapping[str, Sequence[Lint]]:
