@@ -18,6 +18,8 @@ from limner.egress.urls import Target
 MAX_HEADER_BYTES = 32 * 1024
 MAX_LINE_BYTES = 8 * 1024
 MAX_HEADERS = 128
+AT_ONCE = 64 * 1024
+"""Bytes of a body that go out in one piece, with the headers; a longer one in several, or it would hold up the event loop."""
 
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ async def ask(
         method,
         URL(target.url, encoded=True),
         headers=headers,
-        data=None if body is None else io.BytesIO(body),  # in pieces: one large write would hold up the event loop
+        data=body if body is None or len(body) <= AT_ONCE else io.BytesIO(body),
         allow_redirects=False,
         trace_request_ctx=sending,
     )

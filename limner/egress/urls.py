@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Container
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, urljoin
 
 import idna
@@ -41,6 +42,7 @@ class Target:
         return origin + self.path
 
 
+@lru_cache(maxsize=256)
 def read(url: str) -> Target:
     """http or https, a host, perhaps a port and a path; the fragment goes.
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,17 @@ class Config:
 
 def read(base_url: str | None, config: Mapping[str, Any]) -> Config:
     """Raises ConfigInvalid with the field that is wrong, and none of its value: whoever reads it may be a tenant."""
+    if not config:
+        return _plain(base_url)
+    return _read(base_url, config)
+
+
+@lru_cache(maxsize=256)
+def _plain(base_url: str | None) -> Config:
+    return _read(base_url, {})
+
+
+def _read(base_url: str | None, config: Mapping[str, Any]) -> Config:
     if "base_url" in config:
         raise ConfigInvalid("base_url stands beside config, not in it")
     if unknown := sorted(set(config) - set(KEYS)):
