@@ -68,6 +68,8 @@ class ChatEndpoints:
 
     async def get_model(self, request: Request, name: str) -> Response:
         caller = await self._api.authenticate(request)
+        if not name.isprintable():  # the database would not even take it
+            raise chat.no_model(name)
         async with self._api.db.tenant_tx(caller.org_id) as tx:
             model = await catalog.find_model(tx, name)
         if model is None or model.kind not in KINDS:

@@ -163,3 +163,10 @@ async def metrics(house: Api) -> dict[str, float]:
     async with aiohttp.ClientSession() as http, http.get(f"{house.url}/metrics") as answer:
         rows = [line.rpartition(" ") for line in (await answer.text()).splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in rows}
+
+
+@pytest.mark.parametrize("name", ["no/such", "%00", "a%00b", "a%0Ab", "%ff", "x" * 3000, ""])
+async def test_a_name_of_no_model_answers_404_whatever_it_is(house: Api, shop: Tenant, name: str) -> None:
+    status, body, _ = await ask(house, shop, None, path=f"models/{name}", method="GET")
+
+    assert (status, body["error"]["type"]) == (404, "invalid_request_error")
