@@ -60,25 +60,29 @@ def attack(target: hostile.Target, slow: int, bodies: int, seconds: float, core:
     hostile.PAUSE_S = PAUSE_S
     os.nice(19)
 
+    async def once(start: hostile.Attack) -> None:
+        with contextlib.suppress(OSError):
+            await start(PATIENCE_S)
+
     async def again(start: hostile.Attack) -> None:
         while True:
-            with contextlib.suppress(OSError):
-                await start(PATIENCE_S)
+            await once(start)
 
     async def send(starts: list[hostile.Attack]) -> None:
         async with asyncio.TaskGroup() as tasks:
             for start in starts:
-                tasks.create_task(start(PATIENCE_S))  # type: ignore[arg-type]
+                tasks.create_task(once(start))
                 await asyncio.sleep(seconds / max(len(starts), 1))
 
     async def run() -> None:
+        made = hostile.bodies(target, bodies, seed=14)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds + OPEN_S + 1), asyncio.TaskGroup() as tasks:
-                made = hostile.bodies(target, bodies, seed=14)
+            async with asyncio.timeout(None) as over, asyncio.TaskGroup() as tasks:
                 for start in hostile.slow(target, slow):
                     tasks.create_task(again(start))
                     await asyncio.sleep(OPEN_S / slow)
                 ready.set()
+                over.reschedule(asyncio.get_running_loop().time() + seconds + 1)
                 tasks.create_task(send(made))
 
     asyncio.run(run())

@@ -59,7 +59,7 @@ from limner.media.variants import Variants
 from limner.settings import MIB, Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
-from limner.web.bodies import BodyMemory
+from limner.web.bodies import BodyBounds, BodyMemory
 from limner.web.middleware import Edge, Endpoint, Shortcut, hand_on
 from limner.web.reference import Application
 
@@ -128,15 +128,15 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(media_api.router(media))
     app.include_router(health.router(db, VERSION))
     _serve_docs(app)
+    bounds = BodyBounds(settings.body_within_s, settings.max_body_values, BodyMemory(settings.max_bodies_bytes))
     limits = _body_limits(settings)
-    most, within_s, memory = settings.max_body_bytes, settings.body_within_s, BodyMemory(settings.max_bodies_bytes)
-    app.add_middleware(Edge, limit=most, limits=limits, direct={}, body_within_s=within_s, memory=memory)
+    app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={}, bounds=bounds)
     direct: dict[str, Endpoint] = {
         "POST /api/v1/generate": hub_api.JobEndpoints(hub).generate,
         "POST /v1/chat/completions": openai_api.ChatEndpoints(openai).chat,
         f"GET {media_api.PREFIX}": media,
     }
-    edge = Edge(app, most, limits, direct, within_s, memory)
+    edge = Edge(app, settings.max_body_bytes, limits, direct, bounds)
     app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app

@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     max_body_bytes: PositiveInt = MIB
     max_generate_body_bytes: PositiveInt = 64 * MIB
     max_bodies_bytes: PositiveInt = 256 * MIB
+    max_body_values: PositiveInt = 20_000
     max_image_bytes: PositiveInt = 20 * MIB
     max_image_pixels: PositiveInt = 40_000_000
     max_image_side: PositiveInt = 16_384

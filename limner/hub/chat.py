@@ -14,6 +14,8 @@ from limner.hub.providers.texts import FRAME_TOKENS, IMAGE_TOKENS
 from limner.web.errors import ApiError, invalid
 
 MAX_CHOICES = 128
+MANY = 10
+"""Times as many values as other bodies: what vectors are made of may come as numbers, one for each token."""
 MAX_MESSAGES = 10_000
 MOST_TOKENS = 10_000_000
 PRICED = {"service_tier": ("auto", "default"), "modalities": (["text"],)}

@@ -87,7 +87,7 @@ class ChatEndpoints:
     async def _reserve(self, request: Request, surface: Surface) -> Order | Response:
         began = time.perf_counter()
         caller = await self._api.authenticate(request)
-        raw, value = await parsing.json_body(request)
+        raw, value = await parsing.json_body(request, chat.MANY if surface is chat.EMBEDDINGS else 1)
         caller = submission.for_its_user(caller, value.get("user"))
         external_id = submission.payer(caller)
         asked = chat.read(raw, value, surface)

@@ -170,9 +170,12 @@ def _priced(outputs: Any) -> None:
 
 
 def _cut(value: Any, schema: Any) -> Any:
-    """A list one longer than it may be; an empty list or object for one that may not be there at all."""
-    if not isinstance(value, list | dict) or not isinstance(schema, dict):
+    """A list or text one longer than it may be; an empty list or object for one that may not be there at all."""
+    if not isinstance(value, list | dict | str) or not isinstance(schema, dict):
         return value
+    if isinstance(value, str):
+        longest = schema.get("maxLength")
+        return value[: longest + 1] if isinstance(longest, int) else value
     if schema.get("type") in SCALARS:
         return type(value)()
     longest = schema.get("maxItems")

@@ -1,16 +1,21 @@
-"""Request bodies while they arrive: how large, how slow, and how much of memory all of them may take together."""
+"""Request bodies while they arrive: how large, how slow, how many values, and how much of memory all of them may take together."""
 
 import asyncio
 import contextlib
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Message, Receive
 
-from limner.web.errors import ApiError
+from limner.web.errors import ApiError, invalid
 
 SMALL_BYTES = 64 * 1024
 """A body of at most this size is not counted: what most requests send goes on whatever the long ones do."""
+COUNTED = b",[{"
+"""One for each value in a list or object: a comma before it or, for the first, the bracket. An empty one has a bracket too."""
+STRINGS_EACH = 2
+"""Strings that a value may bring along: its name and itself."""
 SHARE = 2
 """One organization holds at most this part of the whole (a half): the rest goes on for the others."""
 RETRY_AFTER_S = 2
@@ -58,6 +63,48 @@ class BodyMemory:
         self._of[owner] -= size
         if not self._of[owner]:
             del self._of[owner]
+
+
+class Values:
+    """The values of a JSON text, counted piece by piece while it arrives, by whole-piece operations only.
+
+    A parse goes on in one piece and holds up everybody else: 200,000 empty objects take 25 ms and 60 MB of them would be
+    1.8 GB of objects; as many bytes of one text (a picture) take a hundredth of that.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values = 0
+        self._quotes = 0
+        self._escaping = False
+
+    def see(self, piece: bytes) -> None:
+        """The text goes on with this piece. Raises ApiError 400 as soon as it holds more values than the limit."""
+        if self._escaping:
+            piece = b"\\" + piece
+        if b"\\" in piece:
+            piece = piece.replace(b"\\\\", b"")
+            self._escaping = piece.endswith(b"\\")
+            piece = piece.replace(b'\\"', b"")
+        else:
+            self._escaping = False
+        quotes = piece.count(b'"')
+        inside, self._quotes = self._quotes % 2, self._quotes + quotes
+        if self._quotes <= 2 * STRINGS_EACH * self._limit:
+            outside = b"".join(piece.split(b'"')[inside::2]) if quotes else b"" if inside else piece
+            self._values += len(outside) - len(outside.translate(None, COUNTED))
+            if self._values <= self._limit:
+                return
+        raise invalid({"": [f"holds more than {self._limit} values"]})
+
+
+@dataclass(frozen=True, slots=True)
+class BodyBounds:
+    """What holds for every body of a process: seconds until it is whole, values in a long JSON text, memory of all together."""
+
+    within_s: float
+    values: int
+    memory: BodyMemory
 
 
 class Arriving:

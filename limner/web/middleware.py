@@ -14,12 +14,14 @@ from limner.db.pools import AWAY
 from limner.kit import ids
 from limner.telemetry import logs, metrics
 from limner.web import bodies
-from limner.web.errors import ApiError, render
+from limner.web.errors import ApiError, invalid, render
 
 log = logs.get("http")
 METHOD_NOT_ALLOWED = 405
 TOO_LARGE = 413
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+MAX_PARAMETERS = 100
+"""In a URL, of which ten thousand would take longer to read than any request takes. No route knows more than ten."""
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -32,16 +34,14 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 class Edge:
     """ASGI middleware. `limits` maps paths to body limits in bytes: exact ones, and prefixes that end with a slash; `limit` holds for
-    the rest, `body_within_s` for all.
-
-    `memory` counts the bodies that are held at once; every edge of a process has the same.
+    the rest, `bounds` for all; every edge of a process has the same.
     `direct` maps "METHOD /path" to the endpoint that answers it without the router in between: a quarter of the
     time of the busiest call (bench/submit.py). A path that ends with a slash stands for all below it that no longer one names.
     """
 
     def __init__(
         self, app: ASGIApp, limit: int, limits: Mapping[str, int], direct: Mapping[str, Endpoint],
-        body_within_s: float, memory: bodies.BodyMemory,
+        bounds: bodies.BodyBounds,
     ) -> None:  # fmt: skip
         self.app = app
         self.limit = limit
@@ -49,8 +49,7 @@ class Edge:
         self._prefixes = tuple(path for path in limits if path.endswith("/"))
         self.direct = direct
         self._direct_prefixes = tuple(path for path in direct if path.endswith("/"))
-        self.body_within_s = body_within_s
-        self.memory = memory
+        self.bounds = bounds
         self._access = logs.AccessLog("http")
         self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
         self._request_times: dict[str, Callable[[float], None]] = {}
@@ -62,7 +61,7 @@ class Edge:
         started = time.perf_counter()
         request_id = str(ids.new())
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "body_memory": self.memory}
+        state |= {"request_id": request_id, "body_bounds": self.bounds}
         status = 500
         begun = False
 
@@ -105,7 +104,7 @@ class Edge:
             log.exception("request.crashed", request=request_id, path=scope["path"])
             error = ApiError(500, "internal_error", "Something went wrong on our side.")
         finally:
-            self.memory.release(state)
+            self.bounds.memory.release(state)
         if error is not None and not begun:
             if error.status == TOO_LARGE and not (limited and limited.whole) and not _waits(scope):
                 await bodies.run_out(receive)
@@ -127,14 +126,16 @@ class Edge:
         return self.limits.get(path, self.limit)
 
     def _limited(self, scope: Scope, receive: Receive) -> bodies.Arriving:
-        """Bounds on the body, by its declared length and as it arrives. Raises ApiError 413, 404."""
+        """Bounds on the body, by its declared length and as it arrives. Raises ApiError 400, 404, 413."""
         if "\n" in scope["path"]:  # a route's `$` would match before it: two paths for one object
             raise ApiError(404, "not_found", "Not Found")
+        if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+            raise invalid({"": [f"more than {MAX_PARAMETERS} parameters in the URL"]})
         limit = self._limit_of(scope["path"])
         for name, value in scope["headers"]:
             if name == b"content-length" and (not value.isdigit() or int(value) > limit):
                 raise bodies.too_large(limit)
-        return bodies.Arriving(receive, limit, self.body_within_s)
+        return bodies.Arriving(receive, limit, self.bounds.within_s)
 
     def _account(self, scope: Scope, status: int, started: float, code: str | None) -> None:
         took = time.perf_counter() - started

@@ -124,7 +124,7 @@ def slow(target: Target, number: int) -> list[Attack]:
         lambda patience, k=kind, s=start, p=pieces: attack(k, target, _bytewise(s, cycle(p)), patience)  # type: ignore[misc]
         for kind, (start, pieces) in islice(cycle(ways.items()), number - number // 10)
     ]
-    greedy = _endless(b"", target.head("GET", "/openapi.json") * 8)
+    greedy = _bytewise(target.head("GET", "/openapi.json") * 8, cycle([b"\r\n"]))
     never_reads: Attack = lambda patience: attack("takes no answer", target, greedy, patience, reads=False)  # noqa: E731
     return made + [never_reads] * (number // 10)
 
@@ -152,6 +152,8 @@ def _json_bodies(rng: random.Random) -> Iterator[tuple[str, bytes]]:
     yield "half characters", b'{"model":"' + b"\\ud800" * 10_000 + b'"}'
     yield "no characters", b'{"model":"' + rng.randbytes(10_000) + b'"}'
     yield "packed", gzip.compress(b'{"amount":1}' + b" " * 20 * MIB)
+    yield "megabytes of numbers", b'{"model":"local/canvas","input":{"prompt":"x","a":[' + b"0," * 2 * MIB + b"0]}}"
+    yield "megabytes of texts", b'{"model":"local/canvas","input":{"prompt":"' + b'","":"' * MIB + b'"}}'
     yield "a long text", orjson.dumps({"model": "local/canvas", "input": {"prompt": "p" * 900_000}})
     yield "a long key", orjson.dumps({"amount": 1, "idempotency_key": "k" * 900_000})
     yield (

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from limner.db.pools import DatabaseUnavailable
-from limner.web.bodies import BodyMemory
+from limner.web.bodies import BodyBounds, BodyMemory
 from limner.web.middleware import Edge
 from tests.running import Api, Client
 from tests.web import document, raw
@@ -115,8 +115,8 @@ async def edge_answers(behind: Any, path: str = "/api/v1/jobs") -> tuple[int, di
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise behind
 
-    scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-    await Edge(app, 10, {}, {}, body_within_s=10, memory=BodyMemory(10))(scope, receive, send)
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+    await Edge(app, 10, {}, {}, BodyBounds(10, 10, BodyMemory(10)))(scope, receive, send)
     headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], headers, orjson.loads(sent[1]["body"])
 
@@ -151,6 +151,14 @@ async def test_a_client_that_leaves_is_no_crash_of_ours() -> None:
 
 
 # What arrives
+
+
+async def test_a_url_of_a_great_many_parameters_is_refused_before_any_is_read(open_client: Client) -> None:
+    """A hundred get as far as to be asked for a key."""
+    few, many = [await open_client.call("GET", "/api/v1/jobs?" + "&".join(["a=1"] * count)) for count in (100, 101)]
+
+    assert few.status == 401
+    assert (many.status, many.json["details"]) == (400, {"": ["more than 100 parameters in the URL"]})
 
 
 SMUGGLED = [

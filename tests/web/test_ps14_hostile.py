@@ -193,6 +193,22 @@ async def test_ps14_long_bodies_of_one_organization_leave_room_for_others_and_sm
         api.stop()
 
 
+@pytest.mark.parametrize("values", [b"0,", b'"",', b"{},", b"[[[[]]]],"])
+async def test_ps14_a_body_of_a_great_many_values_is_refused_before_it_is_whole_and_so_never_parsed(
+    guarded: Api, tenant: Tenant, values: bytes
+) -> None:
+    """Its end never comes: whoever answers has not waited for anything to parse."""
+    head = {"X-API-Key": tenant.api_key, "X-User-ID": "ann", "Content-Type": "application/json"}
+    start = b'{"model":"local/canvas","input":{"a":[' + values * 200_000
+
+    reply = await raw.exchange(
+        guarded.url, raw.request("POST", GENERATE, head | {"Content-Length": str(LONG_BODY)}) + start
+    )
+
+    assert (reply.status, reply.json["details"]) == (400, {"": ["holds more than 20000 values"]})
+    document.check("POST", GENERATE, 400, reply.json)
+
+
 async def test_ps14_a_body_that_takes_too_long_answers_408_and_says_so(guarded: Api, tenant: Tenant) -> None:
     head = {"X-API-Key": tenant.api_key, "X-User-ID": "ann", "Content-Length": "20", "Content-Type": "application/json"}
 

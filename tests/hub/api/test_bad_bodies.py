@@ -5,7 +5,7 @@ import pytest
 
 from tests.conftest import Tenant
 from tests.hub.api.refusing import GENERATE, GOOD, GRANT, INPUT, PICTURE, Refusing, given
-from tests.running import Client
+from tests.running import Answer, Client
 from tests.web import raw, stored
 from tests.web.pictures import claims, png, uri
 
@@ -89,7 +89,24 @@ async def test_a_long_body_of_a_great_many_values_is_refused_before_it_is_built(
 
     answer = await refusing.post(data=data)
 
-    assert answer.json["details"] == {"": ["holds more than 250000 values"]}
+    assert answer.json["details"] == {"": ["holds more than 20000 values"]}
+
+
+VALUES = 20_000
+
+
+async def test_a_long_body_may_hold_just_so_many_values_whatever_its_texts_say(refusing: Refusing) -> None:
+    """The text, the list and its numbers: as many as the limit pass, one more does not."""
+    looks_like_values = '[{,"\\' * 12_000
+
+    async def answer(values: int) -> Answer:
+        numbers = [0] * (values - 2)
+        return await refusing.post({"model": looks_like_values, "input": numbers})
+
+    fits, does_not = await answer(VALUES), await answer(VALUES + 1)
+
+    assert set(fits.json["details"]) == {"/model", "/input"}
+    assert does_not.json["details"] == {"": [f"holds more than {VALUES} values"]}
 
 
 async def test_a_thousand_wrong_fields_get_a_short_answer(refusing: Refusing) -> None:

@@ -74,6 +74,14 @@ async def test_a_thousand_rows_pass_and_one_more_does_not(client: Client) -> Non
     assert (too_many.status, list(too_many.json["details"])) == (400, ["/grants"])
 
 
+async def test_a_thousand_rows_of_every_field_are_within_what_a_long_body_may_hold(client: Client) -> None:
+    every = {"amount": 1, "reason": '[{,"' * 100, "kind": "bonus", "expires_at": at(30)}
+
+    answer = await client.call("POST", BATCH, {"grants": [{"external_id": f"u{n}", **every} for n in range(1000)]})
+
+    assert (answer.status, answer.json["granted"]) == (200, 1000)
+
+
 async def test_every_bad_row_is_named_and_nothing_is_granted(
     client: Client, db: Database, tenant: Tenant, superuser: psycopg.Connection
 ) -> None:
