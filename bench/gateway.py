@@ -27,7 +27,7 @@ from limner.hub.providers.openai_compatible import offers
 from tests.running import free_port
 
 PORTKEY = "@portkey-ai/gateway@1.15.2"
-LITELLM = "litellm[proxy]==1.81.0"
+LITELLM = "litellm[proxy]==1.109.1"
 MODEL = "bench"
 WORDS = "Describe a harbour at sunset in one sentence, as a caption for a photograph."
 USERS = 200

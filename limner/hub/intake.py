@@ -29,19 +29,29 @@ class Intake:
 
     def __init__(self, db: Database, bound: int) -> None:
         self._db = db
+        self._first = False
+        """Whether one that came while nobody else was there is on its way."""
         self._gather: Gather[_Waiting, jobs.Submitted | None] = Gather(self._send, lanes=1, size=BATCH, bound=bound)
 
     async def submit(self, org_id: UUID, request: jobs.Submission, *, alone: bool) -> jobs.Submitted:
         """The job, accepted or replayed. Raises what jobs.submit raises, and DatabaseUnavailable."""
         job_id = ids.new()
-        if not alone:
-            submitted = await self._join(org_id, job_id, request)
-            if submitted is not None:
-                return submitted
+        if alone:
+            return await self._alone(org_id, job_id, request, again=False)
+        if self._gather.idle and not self._first:  # a batch of one costs more; whoever comes meanwhile takes the lane
+            self._first = True
+            try:
+                return await self._alone(org_id, job_id, request, again=False)
+            finally:
+                self._first = False
+        submitted = await self._join(org_id, job_id, request)
+        return submitted or await self._alone(org_id, job_id, request, again=True)
+
+    async def _alone(self, org_id: UUID, job_id: UUID, request: jobs.Submission, *, again: bool) -> jobs.Submitted:
         for attempt in range(TRIES):
             try:
                 async with self._db.tenant_single(org_id) as tx:
-                    submitted = await jobs.submit(tx, job_id, request, again=not alone or attempt > 0)
+                    submitted = await jobs.submit(tx, job_id, request, again=again or attempt > 0)
                     if submitted.replayed and submitted.job_id == job_id:
                         return replace(submitted, replayed=False)  # our own first try had committed
                     return submitted

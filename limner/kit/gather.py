@@ -30,6 +30,11 @@ class Gather(Generic[Item, Answer]):
         self._waiting: list[list[tuple[Item, asyncio.Future[Answer]]]] = [[] for _ in range(lanes)]
         self._running: list[asyncio.Task[None] | None] = [None] * lanes
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way in any lane."""
+        return not any(self._running)
+
     async def __call__(self, item: Item, lane: Hashable) -> Answer:
         """The item's answer; items of equal `lane` go one after another. Raises Full, and what `send` raised."""
         place = hash(lane) % len(self._waiting)
