@@ -70,9 +70,7 @@ async def test_a_text_output_carries_its_text(client: Client) -> None:
 
 
 async def test_a_failed_job_says_why_and_costs_nothing(client: Client) -> None:
-    accepted = await client.generate(
-        "local/inpaint", input={"images": [uri(png(8, 8))], "mask": uri(png(8, 8))}
-    )
+    accepted = await client.generate("local/inpaint", input={"images": [uri(png(8, 8))], "mask": uri(png(8, 8))})
     assert accepted.json["tokens_charged"] == 2
 
     job = await client.finished(accepted.json["job_id"])
