@@ -64,6 +64,8 @@ from limner.web.middleware import Edge, Endpoint, Shortcut, hand_on
 from limner.web.reference import Application
 
 ROLES = ("limner_api", "limner_worker", "limner_dispatch")
+SMALLER = {"limner_worker": 6, "limner_dispatch": 2}
+"""Connections that settle calls, a batch in each, and that renew their leases."""
 API_CPU_PROCESSES = 1
 VERSION = "0.1.0"
 DESCRIPTION = """Words and pictures from a prompt, with the money right.
@@ -74,7 +76,7 @@ worked on in the background, and charged for what it delivered, exactly once. Ev
 
 def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     """The application; its lifespan opens and closes what it uses."""
-    db = Database(address, root, ROLES, size=settings.database_pool_size)
+    db = Database(address, root, ROLES, size=settings.database_pool_size, smaller=SMALLER)
     pool = CpuPool(API_CPU_PROCESSES, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
@@ -170,6 +172,7 @@ def _openai(
     resources = executor.resources(
         hub.db, {}, store, pool, settings.max_runs, settings.retry_backoff_s,
         Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
+        at_once=True,
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
     return openai_api.OpenAIApi(

@@ -6,7 +6,7 @@ An operator hands over one URL and one key: the address of every run-time role f
 import asyncio
 import contextlib
 import select
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +55,21 @@ class Address:
 class Database:
     """Pools for the roles a process needs, and the only two doors to data: `tenant_tx` and `system_tx`."""
 
-    def __init__(self, address: Address, root: crypto.RootKey, roles: tuple[str, ...], size: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        root: crypto.RootKey,
+        roles: tuple[str, ...],
+        size: int,
+        smaller: Mapping[str, int] | None = None,
+    ) -> None:
+        """`size`: connections of each role at most; `smaller`: of roles that need fewer."""
         self.clock = DatabaseClock()
         self.address = address
         self._root = root
         self._signer = ContextSigner(root, self.clock)
-        self._pools = {role: self._pool(role, size) for role in roles}
+        fewer = smaller or {}
+        self._pools = {role: self._pool(role, min(size, fewer.get(role, size))) for role in roles}
 
     def _pool(self, role: str, size: int) -> AsyncConnectionPool[AsyncConnection[Any]]:
         async def configure(conn: AsyncConnection[Any]) -> None:

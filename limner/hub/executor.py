@@ -58,10 +58,10 @@ class Resources:
 
 def resources(
     db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float,
-    imports: Imports, news: News = NOBODY,
+    imports: Imports, news: News = NOBODY, *, at_once: bool = False,
 ) -> Resources:  # fmt: skip
-    """One worker's resources, with a batch of its own for what shares a commit."""
-    shared, routes, progress = SharedWrites(db), catalog.RouteCache(), ProgressBoard(db, news)
+    """One process's resources, with a batch of its own for what shares a commit. `at_once`: it answers calls."""
+    shared, routes, progress = SharedWrites(db, first_alone=at_once), catalog.RouteCache(), ProgressBoard(db, news)
     return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports)
 
 

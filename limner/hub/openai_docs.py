@@ -122,7 +122,7 @@ REASONS = {
     403: "The key lacks a scope, or the app or user is disabled.",
     404: "`model_not_found`: a model that is not sold to this caller, or nowhere.",
     408: "The body took too long to arrive.",
-    409: "The idempotency key was used for another call; or the job was cancelled.",
+    409: "A call with this idempotency key is being answered, or its answer is not kept; or the job was cancelled.",
     413: "The body is too large.",
     415: "Not application/json, or not multipart/form-data where a form is read.",
     422: "The idempotency key was used for another request.",

@@ -220,6 +220,15 @@ class ReceiptCredits(BaseModel):
     unit_price: str
 
 
+class TokenPrices(BaseModel):
+    """Of a job sold by tokens, when it was ordered: credits of a call, and of a million tokens each. Exact decimals."""
+
+    call: str
+    input: str
+    cached: str
+    output: str
+
+
 class Attempt(BaseModel):
     """One try at one provider. `cost_micro_usd` where the organization may see costs."""
 
@@ -293,6 +302,7 @@ class Receipt(BaseModel):
     events: list[Event]
     webhooks: list[ReceiptWebhook]
     request_id: str | None
+    token_prices: TokenPrices | None = None
     provider_cost_micro_usd: int | None = None
 
 

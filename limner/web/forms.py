@@ -54,7 +54,7 @@ async def read(request: Request, max_file_bytes: int) -> list[Part]:
         parser = MultipartParser(options[b"boundary"], form.callbacks())
         async for piece in request.stream():
             size += len(piece)
-            state["body_memory"].hold(state, size)  # the edge's
+            state["body_bounds"].memory.hold(state, size)  # the edge's
             parser.write(piece)
         parser.finalize()
     except FormParserError:
