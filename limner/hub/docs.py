@@ -4,7 +4,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from limner.hub import check_schemas, checks, jobs, schemas
+from limner.hub import check_schemas, checks, jobs, receipt_schemas, schemas
 from limner.hub.providers.local.models import CHECK
 from limner.hub.schema import BATCH, ENVELOPE, GRANT, GRANT_ROW
 from limner.ledger import statements
@@ -210,7 +210,7 @@ CANCEL_JOB: dict[str, Any] = {
 GET_RECEIPT: dict[str, Any] = {
     "summary": "A job's receipt",
     "description": "Every run and attempt, every transfer of credits, what was used, and the rule that chose the provider.",
-    "response_model": schemas.Receipt,
+    "response_model": receipt_schemas.Receipt,
     "responses": _errors(404, 429),
     "openapi_extra": {"parameters": [USER_ID]},
 }

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from limner.hub.catalog import Model
 from limner.hub.dry_run import Foreseen
 from limner.hub.jobs import Job, Submission
-from limner.hub.webhooks_schemas import ReceiptWebhook
 from limner.kit import money
 from limner.ledger.statements import Line
 from limner.media.urls import MediaUrls
@@ -209,64 +208,6 @@ class ModelList(BaseModel):
     models: list[ModelBody]
 
 
-class ReceiptCredits(BaseModel):
-    """Exact decimals. `before` and `after` are the paying wallet's spendable credits around this job."""
-
-    before: str | None
-    held: str
-    charged: str | None
-    refunded: str
-    after: str | None
-    unit_price: str
-
-
-class TokenPrices(BaseModel):
-    """Of a job sold by tokens, when it was ordered: credits of a call, and of a million tokens each. Exact decimals."""
-
-    call: str
-    input: str
-    cached: str
-    output: str
-
-
-class Attempt(BaseModel):
-    """One try at one provider. `cost_micro_usd` where the organization may see costs."""
-
-    run: int
-    provider: str
-    provider_model: str
-    send: int
-    rule: str
-    outcome: Literal["intent", "accepted", "done", "error", "unknown"]
-    latency_ms: int | None
-    started_at: datetime
-    finished_at: datetime | None
-    error: JobError | None = None
-    cost_micro_usd: int | None = None
-
-
-class Transfer(BaseModel):
-    id: UUID
-    kind: str
-    credits: str
-    balance_after: str
-    reason: str | None
-    at: datetime
-
-
-class Usage(BaseModel):
-    kind: str
-    quantity: int
-    unit: str
-    credits: str
-    cost_micro_usd: int | None = None
-
-
-class Event(BaseModel):
-    type: str
-    at: datetime
-
-
 class LogEvent(BaseModel):
     """`seq`: its place in the log; `data` as the catalogue of events describes it for the type."""
 
@@ -281,29 +222,6 @@ class EventPage(BaseModel):
     events: list[LogEvent]
     next_after: int
     more: bool
-
-
-class Receipt(BaseModel):
-    """What happened to a job and what it cost. `rule` is why the provider that delivered was chosen."""
-
-    job_id: UUID
-    status: Status
-    model: str
-    user_id: str | None
-    created_at: datetime
-    completed_at: datetime | None
-    provider_used: str | None
-    rule: str | None
-    runs: int
-    credits: ReceiptCredits
-    attempts: list[Attempt]
-    transfers: list[Transfer]
-    usage: list[Usage]
-    events: list[Event]
-    webhooks: list[ReceiptWebhook]
-    request_id: str | None
-    token_prices: TokenPrices | None = None
-    provider_cost_micro_usd: int | None = None
 
 
 class Problem(BaseModel):
