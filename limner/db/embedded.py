@@ -43,7 +43,7 @@ local all all scram-sha-256
 SERVER_SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    "max_connections": "120",
+    "max_connections": "200",
     "shared_buffers": "128MB",
     "synchronous_commit": "on",
     "fsync": "on",
