@@ -47,10 +47,12 @@ async def test_mj4_the_prototypes_check_before_insert_makes_several_jobs(
     """The prototype looks the key up and inserts when it is new: copies that arrive together all find it new."""
     conninfo = alone.superuser_conninfo(server)
     superuser.execute("CREATE TABLE public.seed_job (key text)")
+    arrived = asyncio.Barrier(10)
 
     async def copy() -> None:
         async with await psycopg.AsyncConnection.connect(conninfo) as conn:
             found = await (await conn.execute("SELECT 1 FROM public.seed_job WHERE key = 'k'")).fetchone()
+            await arrived.wait()
             if not found:
                 await conn.execute("INSERT INTO public.seed_job VALUES ('k')")
 
