@@ -250,9 +250,7 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Sell a model of a server that speaks OpenAI's interface: the model, what it takes, and the route to it."""
-    by_tokens = (
-        by_input_mc is not None or by_output_mc is not None or (kind in offers.BY_CALLS and price_mc is not None)
-    )
+    by_tokens = by_input_mc is not None or by_output_mc is not None or (kind in texts.BY_CALLS and price_mc is not None)
     if price_mc is None and not by_tokens:
         raise typer.BadParameter("say a price: --price, or --input-price and --output-price")
     _check_unit(name, "tokens" if by_tokens else "output", kind)

@@ -36,6 +36,14 @@ STATUSES: dict[ErrorKind, int] = {
     "fatal": 502,
 }
 """Of HTTP, where a call is answered at once."""
+REQUESTS_FAULT = frozenset(
+    {
+        "content_refused", "provider_refused", "prompt_required", "image_required", "one_image_required", "mask_required",
+        "mask_without_alpha", "mask_size_mismatch", "mask_empty", "mask_full", "output_too_large", "unsupported_media",
+        "unreadable_image", "image_too_large", "unsupported_input", "text_too_long", "text_empty", "bad_message", "bad_dimensions",
+    }
+)  # fmt: skip
+"""Codes of failed jobs: what another request would do better."""
 
 Finish = runs.Closing
 

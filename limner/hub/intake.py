@@ -29,8 +29,6 @@ class Intake:
 
     def __init__(self, db: Database, bound: int) -> None:
         self._db = db
-        self._first = False
-        """Whether one that came while nobody else was there is on its way."""
         self._gather: Gather[_Waiting, jobs.Submitted | None] = Gather(self._send, lanes=1, size=BATCH, bound=bound)
 
     async def submit(self, org_id: UUID, request: jobs.Submission, *, alone: bool) -> jobs.Submitted:
@@ -38,12 +36,9 @@ class Intake:
         job_id = ids.new()
         if alone:
             return await self._alone(org_id, job_id, request, again=False)
-        if self._gather.idle and not self._first:  # a batch of one costs more; whoever comes meanwhile takes the lane
-            self._first = True
-            try:
+        with self._gather.first() as first:
+            if first:  # a batch of one costs more
                 return await self._alone(org_id, job_id, request, again=False)
-            finally:
-                self._first = False
         submitted = await self._join(org_id, job_id, request)
         return submitted or await self._alone(org_id, job_id, request, again=True)
 

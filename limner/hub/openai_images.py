@@ -15,6 +15,7 @@ from limner.db.pools import Database
 from limner.hub import events, jobs, openai_edits, submission
 from limner.hub.api import answer
 from limner.hub.chat import no_model
+from limner.hub.endings import REQUESTS_FAULT
 from limner.hub.jobs import Job
 from limner.hub.live import LiveBoard
 from limner.hub.pricing import MAX_OUTPUTS_FIELD
@@ -34,14 +35,6 @@ LOOK_S = 15.0
 IGNORED = frozenset({"model", "prompt", "n", "size", "response_format", "user", "stream"})
 NAMES = {"images": "image", MAX_OUTPUTS_FIELD: "n"}
 """What a field of a model's is called here, where it has another name."""
-REQUESTS_FAULT = frozenset(
-    {
-        "content_refused", "provider_refused", "prompt_required", "image_required", "one_image_required", "mask_required",
-        "mask_without_alpha", "mask_size_mismatch", "mask_empty", "mask_full", "output_too_large", "unsupported_media",
-        "unreadable_image", "image_too_large", "unsupported_input",
-    }
-)  # fmt: skip
-"""Of a job that failed: what another request would do better."""
 FORMATS = ("url", "b64_json")
 
 

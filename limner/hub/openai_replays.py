@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from limner.db.pools import Database
 from limner.hub import jobs
-from limner.hub.endings import STATUSES
+from limner.hub.endings import REQUESTS_FAULT, STATUSES
 from limner.hub.jobs import Submitted
 from limner.hub.providers.openai_compatible.errors import VERDICTS
 from limner.kit import money
@@ -15,8 +15,6 @@ from limner.web.errors import ApiError
 
 MAX_KEPT_BYTES = 1024 * 1024
 """Of an answer that is kept for its key; of a longer one nothing is."""
-REFUSED = frozenset({"unsupported_input", "text_too_long", "text_empty", "bad_message", "bad_dimensions"})
-"""What the caller can mend, beside what VERDICTS say of it."""
 
 
 def kept(body: bytes, media_type: str) -> list[dict[str, Any]]:
@@ -55,6 +53,6 @@ async def replay(db: Database, caller: Caller, submitted: Submitted) -> Response
 
 
 def _status(code: str) -> int:
-    if code in REFUSED:
+    if code in REQUESTS_FAULT:
         return 400
     return STATUSES[VERDICTS[code][1]] if code in VERDICTS else 502

@@ -32,8 +32,6 @@ class SharedWrites:
     def __init__(self, db: Database, *, first_alone: bool = False) -> None:
         self._db = db
         self._first_alone = first_alone
-        self._first = False
-        """Whether a finish that came while nothing else was under way is on its way."""
         self._gather: Gather[tuple[str, Lease, dict[str, Any]], Any] = Gather(
             self._send, lanes=LANES, size=BATCH, bound=BOUND
         )
@@ -59,18 +57,20 @@ class SharedWrites:
 
     async def finish(self, lease: Lease, ending: runs.Closing) -> bool:
         """runs.finish; False: ask alone, by the same fence, also when the answer was lost."""
-        if self._first_alone and self._gather.idle and not self._first:  # whoever comes meanwhile takes a lane
-            self._first = True
-            try:
-                async with self._db.tenant_single(lease.org_id, ROLE) as tx:
-                    await runs.finish(tx, lease, ending)
-            except (psycopg.Error, DatabaseUnavailable):
-                return False
-            finally:
-                self._first = False
-            return True
+        if self._first_alone:
+            with self._gather.first() as first:
+                if first:
+                    return await self._finish_alone(lease, ending)
         args = runs.closing_args(ending) | {"transfer": ids.new(), "event": ids.new()}
         return await self._gather(("finish", lease, args), lease.org_id) is not None
+
+    async def _finish_alone(self, lease: Lease, ending: runs.Closing) -> bool:
+        try:
+            async with self._db.tenant_single(lease.org_id, ROLE) as tx:
+                await runs.finish(tx, lease, ending)
+        except (psycopg.Error, DatabaseUnavailable):
+            return False
+        return True
 
     async def _send(self, batch: Sequence[tuple[str, Lease, dict[str, Any]]]) -> Sequence[Any]:
         answers: list[Any] = [None] * len(batch)

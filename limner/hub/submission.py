@@ -115,6 +115,8 @@ class Submitter:
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
         ahead_s = self._ahead_s(run_at)
         model = await self.model(caller.org_id, envelope["model"])
+        if model.row.kind in texts.BY_CALLS:
+            raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]}, "model_not_supported")
         parsed = model.schema.parse(envelope["input"])
         hold_mc = _foreseen_mc(model.row, envelope["input"], parsed)
         recorded = parsed

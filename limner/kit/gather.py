@@ -4,7 +4,8 @@ Nobody is made to wait for company: an idle lane sends one item at once, a busy 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -28,12 +29,19 @@ class Gather(Generic[Item, Answer]):
         self._size = size
         self._bound = bound
         self._waiting: list[list[tuple[Item, asyncio.Future[Answer]]]] = [[] for _ in range(lanes)]
+        self._ahead = False
         self._running: list[asyncio.Task[None] | None] = [None] * lanes
 
-    @property
-    def idle(self) -> bool:
-        """Nothing is under way in any lane."""
-        return not any(self._running)
+    @contextmanager
+    def first(self) -> Iterator[bool]:
+        """Whether nothing is under way: whoever asks may then go by itself, and who comes meanwhile takes a lane."""
+        first = not self._ahead and not any(self._running)
+        self._ahead |= first
+        try:
+            yield first
+        finally:
+            if first:
+                self._ahead = False
 
     async def __call__(self, item: Item, lane: Hashable) -> Answer:
         """The item's answer; items of equal `lane` go one after another. Raises Full, and what `send` raised."""

@@ -36,10 +36,6 @@ def org(limner: Limner) -> str:
     return slug
 
 
-def _reaching(server: openai_server.OpenAIServer, key: str = KEY) -> dict[str, str]:
-    return {"LIMNER_EGRESS_PLAIN_ORIGINS": server.origin, "LIMNER_PROVIDER_KEYS": json.dumps({server.origin: key})}
-
-
 def test_a_server_is_added_and_its_model_sold(limner: Limner, org: str) -> None:
     at = ("--org", org)
     provider = limner.ok("providers", "add", "box", "http://127.0.0.1:11434/v1", "--called", "Box", *at)
@@ -162,7 +158,7 @@ async def _checked(limner: Limner, org: str, url: str, env: dict[str, str]) -> S
 
 async def test_a_server_is_asked_for_its_models(limner: Limner, org: str) -> None:
     async with openai_server.running(KEY) as server:
-        said = await _checked(limner, org, server.url, _reaching(server))
+        said = await _checked(limner, org, server.url, server.environment)
 
     assert said.code == 0, said.err
     assert said.json["models"] == ["painter", "tiny", "vectors"]
@@ -171,9 +167,13 @@ async def test_a_server_is_asked_for_its_models(limner: Limner, org: str) -> Non
 async def test_what_is_wrong_with_a_server_is_said_without_its_key(limner: Limner, org: str) -> None:
     async with openai_server.running(KEY) as server:
         asked = [
-            (server.url, _reaching(server, "sk-another"), "LIMNER_PROVIDER_KEYS"),
+            (
+                server.url,
+                server.environment | {"LIMNER_PROVIDER_KEYS": json.dumps({server.origin: "sk-another"})},
+                "LIMNER_PROVIDER_KEYS",
+            ),
             (server.url, {}, "LIMNER_EGRESS_PLAIN_ORIGINS"),
-            (f"{server.origin}/nowhere", _reaching(server), "/v1"),
+            (f"{server.origin}/nowhere", server.environment, "/v1"),
         ]
         for url, env, words in asked:
             said = await _checked(limner, org, url, env)
@@ -199,7 +199,7 @@ def _blocks() -> Iterator[str]:
 async def test_each_of_the_guides_commands_is_one(limner: Limner, org: str) -> None:
     """In this process and in one organization's catalog, which is quick; as a shell does it, below."""
     async with openai_server.running(KEY) as server:
-        env = _reaching(server)
+        env = server.environment
         code = "\n".join(GUIDE.split("```")[1::2])
         for line in re.findall(r"^limner [^\n]*", code, re.MULTILINE):
             words = shlex.split(line.replace("http://127.0.0.1:11434", server.origin), comments=True)[1:]

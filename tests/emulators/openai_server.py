@@ -94,6 +94,12 @@ class OpenAIServer:
         """What a provider's base_url is."""
         return f"{self.origin}/v1"
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What a process needs to reach it, with its key."""
+        keys = orjson.dumps({self.origin: self.key}).decode()
+        return {"LIMNER_EGRESS_PLAIN_ORIGINS": self.origin, "LIMNER_PROVIDER_KEYS": keys}
+
     def then(self, *turns: Turn) -> None:
         """How the next requests fare, one each; after them all is well."""
         self._turns.extend(turns)

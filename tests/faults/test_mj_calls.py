@@ -1,7 +1,6 @@
 """Calls that are answered at once, under fire: whoever dies, hangs up or asks too much, every hold is closed and the ledger is right."""
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -41,10 +40,6 @@ def calm(far: OpenAIServer) -> None:
     far.calm_down()
     far.token_s, far.tokens = 0.0, 20
     far.asked.clear()
-
-
-def env(far: OpenAIServer) -> dict[str, Any]:
-    return {"LIMNER_EGRESS_PLAIN_ORIGINS": far.origin, "LIMNER_PROVIDER_KEYS": json.dumps({far.origin: KEY})}
 
 
 async def shop(db: Database, tenant: Tenant, far: OpenAIServer, **facts: Any) -> Tenant:
@@ -87,8 +82,8 @@ async def test_mj8_a_call_whose_process_is_killed_is_closed_by_a_worker_and_neve
     cluster: Cluster, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection, rule: str
 ) -> None:
     tenant = await shop(db, await make_tenant(credits=100), far, on_disconnect=rule)
-    api = cluster.api(**env(far))
-    cluster.worker(**env(far))
+    api = cluster.api(**far.environment)
+    cluster.worker(**far.environment)
     far.always("stalls")
     async with aiohttp.ClientSession() as http:
         waiting = [asyncio.ensure_future(calling(http, api, tenant, stream=n % 2 == 0)) for n in range(6)]
@@ -123,7 +118,7 @@ async def test_mj2_a_wallet_pays_for_as_many_calls_as_it_is_worth_however_many_c
     tenant = await shop(
         db, await make_tenant(credits=worth), far, price_mc=1000, input_price_mc=0, cached_price_mc=0, output_price_mc=0
     )
-    api = cluster.api(**env(far))
+    api = cluster.api(**far.environment)
     connector = aiohttp.TCPConnector(limit=256)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as http:
 
@@ -155,7 +150,7 @@ async def test_mj2_whoever_hangs_up_in_a_stream_is_charged_by_the_models_rule(
 ) -> None:
     """At random points, before the first byte too. `drain`: by the provider's own count, to the token."""
     tenant = await shop(db, await make_tenant(credits=10_000), far, on_disconnect=rule)
-    api = cluster.api(**env(far))
+    api = cluster.api(**far.environment)
     far.token_s = 0.01
     dice = random.Random(20)
     heard: dict[str, int] = {}

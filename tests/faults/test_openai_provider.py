@@ -54,9 +54,8 @@ class House:
 def house(server: Server, db: Database, far: OpenAIServer) -> Iterator[House]:
     cluster = Cluster(server)
     api = cluster.api(wait=False)
-    keys = json.dumps({far.origin: KEY})
     plain = f"{far.origin},{_nobody()}"
-    worker = cluster.worker(LIMNER_EGRESS_PLAIN_ORIGINS=plain, LIMNER_PROVIDER_KEYS=keys)
+    worker = cluster.worker(**far.environment | {"LIMNER_EGRESS_PLAIN_ORIGINS": plain})
     api.wait()
     yield House(api, worker)
     cluster.end()

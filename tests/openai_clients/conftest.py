@@ -1,7 +1,6 @@
 """An installation of its own for these tests, with an emulated provider behind it."""
 
 import io
-import json
 from collections.abc import AsyncIterator, Iterator
 
 import psycopg
@@ -30,11 +29,7 @@ async def far() -> AsyncIterator[OpenAIServer]:
 
 @pytest.fixture(scope="session")
 def house(server: Server, db: Database, far: OpenAIServer) -> Iterator[Api]:
-    reaching = {
-        "LIMNER_DATABASE_URL": server.url,
-        "LIMNER_EGRESS_PLAIN_ORIGINS": far.origin,
-        "LIMNER_PROVIDER_KEYS": json.dumps({far.origin: KEY}),
-    }
+    reaching = {"LIMNER_DATABASE_URL": server.url, **far.environment}
     api, worker = Api(server.home, **reaching), start_worker(server.home, **reaching)
     yield api
     api.stop()

@@ -11,6 +11,8 @@ PICTURE_KIND = "image.describe"
 WRITING = ("text.generate", PICTURE_KIND)
 SOLD_BY_TOKENS = frozenset({"text.generate", "text.embed", "text.moderate", PICTURE_KIND})
 """Kinds of models whose work can be bounded in tokens before it is done."""
+BY_CALLS = frozenset({"text.moderate"})
+"""No jobs: answered at once by /v1 only, and sold as what is sold by tokens is."""
 TASKS = {
     "rewrite": "Rewrite the text below. Keep its meaning and its language. Answer with the new text only.",
     "summarise": "Summarise the text below, in its own language. Answer with the summary only.",
@@ -60,6 +62,7 @@ def longest(kind: str, model: Written, given: Mapping[str, Any], parsed: Mapping
     """
     if kind not in WRITING:
         return 0
-    if given.get("max_tokens", 0) > model.max_output_tokens:
-        raise ValueError(f"must not be more than {model.max_output_tokens} for this model")
-    return min(int(parsed.get("max_tokens", model.max_output_tokens)), model.max_output_tokens)
+    most = model.max_output_tokens
+    if (given.get("max_tokens") or 0) > most:
+        raise ValueError(f"must not be more than {most} for this model")
+    return min(int(parsed.get("max_tokens") or most), most)

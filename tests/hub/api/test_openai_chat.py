@@ -37,8 +37,7 @@ def house(server: Server, db: Database, far: OpenAIServer) -> Any:
     api = Api(
         server.home,
         LIMNER_DATABASE_URL=server.url,
-        LIMNER_EGRESS_PLAIN_ORIGINS=f"{far.origin},http://127.0.0.1:9",
-        LIMNER_PROVIDER_KEYS=json.dumps({far.origin: KEY}),
+        **far.environment | {"LIMNER_EGRESS_PLAIN_ORIGINS": f"{far.origin},http://127.0.0.1:9"},
     )
     yield api
     api.stop()

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -40,8 +39,7 @@ def house(server: Server, db: Database, far: OpenAIServer) -> Any:
     """An API and a worker that reach the emulated server, and take small files only."""
     reaching = {
         "LIMNER_DATABASE_URL": server.url,
-        "LIMNER_EGRESS_PLAIN_ORIGINS": far.origin,
-        "LIMNER_PROVIDER_KEYS": json.dumps({far.origin: KEY}),
+        **far.environment,
         "LIMNER_MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES),
     }
     api, worker = Api(server.home, **reaching), start_worker(server.home, **reaching)

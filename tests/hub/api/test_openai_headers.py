@@ -1,6 +1,5 @@
 """What answers of `/v1` say besides their bodies: that they are still coming, what is left of the limits, and who took the time."""
 
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -35,9 +34,8 @@ def house(server: Server, db: Database, far: OpenAIServer) -> Any:
     api = Api(
         server.home,
         LIMNER_DATABASE_URL=server.url,
-        LIMNER_EGRESS_PLAIN_ORIGINS=far.origin,
-        LIMNER_PROVIDER_KEYS=json.dumps({far.origin: KEY}),
         LIMNER_STREAM_HEARTBEAT_S=str(HEARTBEAT_S),
+        **far.environment,
     )
     yield api
     api.stop()

@@ -1,6 +1,5 @@
 """Texts by `POST /api/v1/generate`: a task, a text and a wish, by the same models and at the same token prices as `/v1`."""
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,11 +31,7 @@ async def far() -> AsyncIterator[OpenAIServer]:
 
 @pytest.fixture(scope="module")
 def url(server: Server, db: Database, far: OpenAIServer) -> Iterator[str]:
-    env = {
-        "LIMNER_DATABASE_URL": server.url,
-        "LIMNER_EGRESS_PLAIN_ORIGINS": far.origin,
-        "LIMNER_PROVIDER_KEYS": json.dumps({far.origin: KEY}),
-    }
+    env = {"LIMNER_DATABASE_URL": server.url, **far.environment}
     worker, api = start_worker(server.home, **env), Api(server.home, **env)
     yield api.url
     worker.stop()
@@ -101,6 +96,20 @@ async def test_a_task_becomes_a_chat_and_is_charged_by_its_tokens(
     used = {use["kind"]: use["quantity"] for use in receipt["usage"]}
     assert used == {"input_tokens": 12, "output_tokens": 7, "cached_input_tokens": 4}
     assert receipt["token_prices"] == {"call": "0", "input": "2000", "cached": "2000", "output": "10000"}
+
+
+async def test_a_model_that_judges_takes_no_jobs(client: Client, db: Database, shop: Tenant, far: OpenAIServer) -> None:
+    facts = {"name": "acme/judge", "display_name": "Judge", "kind": "text.moderate", "price_mc": 5}
+    async with db.tenant_tx(shop.org_id, "limner_operator") as tx:
+        await catalog.put_model(tx, {**facts, "input_schema": offers.SCHEMAS["text.moderate"]})
+        await catalog.put_route(tx, "acme/judge", "far", provider_model="tiny")
+    far.asked.clear()
+
+    refused = await client.call("POST", "/api/v1/generate", {"model": "acme/judge", "input": {"input": "a harbour"}})
+
+    assert (refused.status, refused.json["code"]) == (400, "model_not_supported")
+    assert "/v1/moderations" in refused.json["errors"]["/model"][0]
+    assert far.asked == []
 
 
 async def test_what_a_provider_does_not_count_is_estimated_within_the_hold(client: Client, far: OpenAIServer) -> None:

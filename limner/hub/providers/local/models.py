@@ -367,8 +367,8 @@ EMBED = LocalModel(
         dimensions={
             "type": "integer",
             "description": "The vector's length.",
-            "minimum": 8,
-            "maximum": 4096,
+            "minimum": shapes.FEWEST,
+            "maximum": shapes.MOST,
             "default": shapes.DIMENSIONS,
         },
     ),

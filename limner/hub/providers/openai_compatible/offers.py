@@ -8,8 +8,6 @@ from typing import Any, Literal
 from limner.hub.providers.schemas import needs, strict
 
 Kind = Literal["text.generate", "text.embed", "text.moderate", "image.describe", "image.generate", "image.edit"]
-BY_CALLS: frozenset[Kind] = frozenset({"text.moderate"})
-"""No jobs: answered at once by /v1 only, and sold as what is sold by tokens is."""
 MAX_PROMPT_CHARS = 100_000
 MAX_PICTURE_PROMPT_CHARS = 4_000
 MAX_PICTURES = 16

@@ -15,11 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from limner.hub.providers.local.reading.shapes import TextRejected, check_length
+from limner.hub.providers.local.reading.shapes import DIMENSIONS, FEWEST, MOST, TextRejected, check_length
 from limner.hub.providers.local.reading.terms import IDEOGRAPHS, LETTER, STOP_WORDS, plain
 
-DIMENSIONS = 384
-FEWEST, MOST = 8, 4096
 SIZES = (3, 4, 5)
 """Characters of the pieces of a word, its blanks before and behind included."""
 MAX_WORD = 64

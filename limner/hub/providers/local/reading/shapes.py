@@ -13,7 +13,9 @@ MAX_CHAT_CHARS = 2 * MAX_CHARS
 """Characters of all messages together: a text of full length, and as much talk about it."""
 READ = "limner.hub.providers.local.reading.extract:read"
 DIMENSIONS = 384
-"""Of a vector, unless fewer are asked for."""
+"""Of a vector, unless another length is asked for."""
+FEWEST, MOST = 8, 4096
+"""Dimensions that may be asked for."""
 DO = "limner.hub.providers.local.reading.extract:do"
 EMBED = "limner.hub.providers.local.reading.embed:embed"
 """The works' names for a CPU pool."""
