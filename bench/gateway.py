@@ -27,7 +27,9 @@ from limner.hub.providers.openai_compatible import offers
 from tests.running import free_port
 
 PORTKEY = "@portkey-ai/gateway@1.15.2"
-LITELLM = "litellm[proxy]==1.104.0"
+LITELLM = "litellm[proxy]==1.109.1"
+LOOSE = ("certifi>=2025", "litellm-proxy-extras>=0.4")
+"""What it wants newer than the index may have: root certificates, and the schema of a database that is not used here."""
 MODEL = "bench"
 WORDS = "Describe a harbour at sunset in one sentence, as a caption for a photograph."
 USERS = 200
@@ -156,8 +158,12 @@ def portkey(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str,
 
 def litellm(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     venv = scratch / "litellm"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    subprocess.run([str(venv / "bin/pip"), "install", "-q", LITELLM], check=True)
+    uv = shutil.which("uv", path=f"{sys.prefix}/tools:{os.environ['PATH']}") or "uv"
+    loose = scratch / "loose.txt"
+    loose.write_text("\n".join(LOOSE))
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(venv)], check=True)
+    at = ["--python", str(venv / "bin/python"), "--override", str(loose), "--system-certs"]
+    subprocess.run([uv, "pip", "install", "-q", *at, LITELLM], check=True)
     port, config = free_port(), scratch / "litellm.yaml"
     parameters = {"model": f"openai/{MODEL}", "api_base": upstream + "/v1", "api_key": "k"}
     config.write_text(json.dumps({"model_list": [{"model_name": MODEL, "litellm_params": parameters}]}))

@@ -92,6 +92,10 @@ async def measure(bench: rig.Rig, port: int, count: int, backlog: int) -> tuple[
             conn.execute(EVENTS, [app.org_id, app.app_id, "job.failed", backlog])
             waiting = "SELECT count(*) FROM limner.webhook_delivery WHERE endpoint_id = %s"
             await eventually(lambda: acts.count(conn, waiting, stuck) >= backlog and receiver.stuck, 600, 0.2)
+            conn.execute(
+                "VACUUM (ANALYZE) limner.event, limner.event_order, limner.webhook_delivery"
+            )  # what so many at
+            conn.execute("CHECKPOINT")  # a stroke leave to do; years do it by the way
         return idle, await one_by_one(bench, app, receiver, count), receiver.stuck
 
 

@@ -172,7 +172,6 @@ def _openai(
     resources = executor.resources(
         hub.db, {}, store, pool, settings.max_runs, settings.retry_backoff_s,
         Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
-        at_once=True,
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
     return openai_api.OpenAIApi(

@@ -22,9 +22,11 @@ from limner.hub.pricing import Tokens
 from limner.hub.providers.base import CallClass, ProviderError
 from limner.hub.runs import Delivery, Lease
 from limner.kit import ids
+from limner.ledger import refusals
 from limner.telemetry import logs
 
 ROLE = "limner_dispatch"
+SETTLED_WITHIN_S = 1.0
 MAX_RUNS = 1
 """So that whoever claims it afterwards finds its runs used up."""
 log = logs.get("calls")
@@ -95,6 +97,7 @@ class Calls:
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._open: dict[UUID, Call] = {}
+        self._settling: dict[asyncio.Task[None], UUID] = {}
         self.lost: set[UUID] = set()
         """Of the open ones: those whose lease is somebody else's, or whose owner asked to stop."""
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
@@ -105,14 +108,37 @@ class Calls:
         return jobs.FirstCall(self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule)
 
     async def reserve(self, org_id: UUID, submission: jobs.Submission, *, alone: bool) -> Call | jobs.Submitted:
-        """The call, or what its idempotency key stands for. Raises what Intake.submit raises."""
-        submitted = await self._intake.submit(org_id, submission, alone=alone)
+        """The call, or what its idempotency key stands for. Raises what Intake.submit raises.
+
+        Credits that answered calls of this organization still hold are waited for before it is refused for too few.
+        """
+        try:
+            submitted = await self._intake.submit(org_id, submission, alone=alone)
+        except refusals.TooFewCredits:
+            if not await self._settled(org_id):
+                raise
+            submitted = await self._intake.submit(org_id, submission, alone=alone)
         if submitted.replayed:
             return submitted
         lease = Lease(org_id, submitted.job_id, submission.app_id, 1, 1, None, submission.deadline_s, 0.0)
         call = Call(self._resources, lease, submitted, submission.model)
         self._open[lease.job_id] = call
         return call
+
+    async def _settled(self, org_id: UUID) -> bool:
+        """Wait for the settlements of an organization that are under way; False when there are none."""
+        settling = [task for task, org in self._settling.items() if org == org_id]
+        if settling:
+            await asyncio.wait(settling, timeout=SETTLED_WITHIN_S)
+        return bool(settling)
+
+    def end_later(self, call: Call, ending: Finish) -> asyncio.Task[None]:
+        """As `end`, for a call whose answer does not wait for it: settled within milliseconds, together with others."""
+        call.lingers = True
+        task = asyncio.create_task(self.end(call, ending))
+        self._settling[task] = call.lease.org_id
+        task.add_done_callback(self._settling.pop)
+        return task
 
     async def end(self, call: Call, ending: Finish) -> None:
         """Settle. What cannot be written now is settled by whoever finds the lease run out."""

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeVar
 
 import psycopg
@@ -58,10 +59,10 @@ class Resources:
 
 def resources(
     db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float,
-    imports: Imports, news: News = NOBODY, *, at_once: bool = False,
+    imports: Imports, news: News = NOBODY,
 ) -> Resources:  # fmt: skip
-    """One process's resources, with a batch of its own for what shares a commit. `at_once`: it answers calls."""
-    shared, routes, progress = SharedWrites(db, first_alone=at_once), catalog.RouteCache(), ProgressBoard(db, news)
+    """One process's resources, with a batch of its own for what shares a commit."""
+    shared, routes, progress = SharedWrites(db), catalog.RouteCache(), ProgressBoard(db, news)
     return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports)
 
 
@@ -75,11 +76,12 @@ class Prepared:
 
 
 class Run:
-    """One claimed job on its way from lease to ending."""
+    """One claimed job on its way from lease to ending. `lingers`: nobody waits for its end."""
 
     def __init__(self, resources: Resources, lease: Lease) -> None:
         self.lease = lease
         self.phase: Phase = "preparing"
+        self.lingers = False
         self._resources = resources
         self._db = resources.db
         self._model = "unknown"
@@ -156,10 +158,10 @@ class Run:
             return await runs.model_of(tx, self.lease.job_id)
 
         self._model = await self._insist("read", name, single=False)
-        if code == "runs_exhausted":
-            ending = await self._insist("read", lambda tx: runs.abandoned(tx, self.lease), single=False)
-            if ending is not None:
-                return ending
+        if code == "runs_exhausted" and (
+            ending := await self._insist("read", lambda tx: runs.abandoned(tx, self.lease), single=False)
+        ):
+            return ending
         return Finish("cancelled" if code == "cancelled" else "failed", code, MESSAGES[code])
 
     async def _prepare(self) -> Prepared:
@@ -262,7 +264,7 @@ class Run:
             config=route.config,
             idempotency_key=idem_key,
             timeout_s=timeout_s,
-            progress=self._report,
+            progress=partial(self._resources.progress.note, self.lease),
             base_url=route.base_url,
         )
 
@@ -330,7 +332,7 @@ class Run:
         return Release(self._before_deadline(self._backoff_s()), counts=True, reason=last.code)
 
     async def _finish(self, ending: Finish) -> None:
-        if not await self._resources.shared.finish(self.lease, ending):
+        if not await self._resources.shared.finish(self.lease, ending, lingers=self.lingers):
 
             async def write(tx: Tx) -> str:
                 return await runs.finish(tx, self.lease, ending)
@@ -384,9 +386,6 @@ class Run:
                 await self._db.sync_clock()
                 synced = True
 
-    async def _report(self, percent: int, stage: str) -> None:
-        self._resources.progress.note(self.lease, percent, stage)
-
     def _remaining_s(self) -> float:
         return self._deadline - time.monotonic()
 
@@ -396,5 +395,6 @@ class Run:
 
     def _backoff_s(self) -> float:
         """Doubles with each run, 0.8 to 1.2 times that: the clock's low digits keep retries apart."""
-        spread = 0.8 + (time.monotonic_ns() // 1000 % 4001) / 10_000
-        return float(self._resources.backoff_s * 2 ** (self.lease.run - 1) * spread)
+        return float(
+            self._resources.backoff_s * 2 ** (self.lease.run - 1) * (0.8 + time.monotonic_ns() // 1000 % 4001 / 10_000)
+        )

@@ -161,8 +161,7 @@ class WholeAnswer(_Answering):
             "x-limner-balance": str(money.exact(left_mc)),
             "x-limner-overhead-ms": f"{own_s * 1000:.2f}",
         }
-        settling = asyncio.create_task(self._desk.calls.end(order.call, ending))
-        return Settling(body, settling, headers)
+        return Settling(body, self._desk.calls.end_later(order.call, ending), headers)
 
 
 class Settling(Response):

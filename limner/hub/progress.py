@@ -37,7 +37,7 @@ class ProgressBoard:
         self._latest: dict[Lease, tuple[int, str]] = {}
         self._writing: asyncio.Task[None] | None = None
 
-    def note(self, lease: Lease, percent: int, stage: str) -> None:
+    async def note(self, lease: Lease, percent: int, stage: str) -> None:
         """Remember it; it is written within EVERY_S."""
         self._latest[lease] = (percent, stage)
         if self._writing is None:

@@ -21,20 +21,19 @@ ROLE = "limner_worker"
 LANES = 2  # one organization's writes keep to one, so that they do not lock each other's wallets out
 BATCH = 64
 BOUND = 100_000  # a worker's slots bound it long before
+LINGER_S = 0.01
+
+
+_Writes = Gather[tuple[str, Lease, dict[str, Any]], Any]
 
 
 class SharedWrites:
-    """One for each process. `first_alone`: a finish that comes while nothing else is under way goes by itself.
+    """One for each process."""
 
-    That takes a fifth less than a batch of one, and somebody waits for it; a worker's finishes come in numbers.
-    """
-
-    def __init__(self, db: Database, *, first_alone: bool = False) -> None:
+    def __init__(self, db: Database) -> None:
         self._db = db
-        self._first_alone = first_alone
-        self._gather: Gather[tuple[str, Lease, dict[str, Any]], Any] = Gather(
-            self._send, lanes=LANES, size=BATCH, bound=BOUND
-        )
+        self._gather: _Writes = Gather(self._send, lanes=LANES, size=BATCH, bound=BOUND)
+        self._lingering: _Writes = Gather(self._send, lanes=1, size=BATCH, bound=BOUND, linger_s=LINGER_S)
 
     async def start(self, lease: Lease) -> Work | None:
         """runs.start; None: ask alone."""
@@ -55,22 +54,14 @@ class SharedWrites:
         answer = await self._gather(("intend", lease, args), lease.org_id)
         return None if answer is None else Intent(**answer)
 
-    async def finish(self, lease: Lease, ending: runs.Closing) -> bool:
-        """runs.finish; False: ask alone, by the same fence, also when the answer was lost."""
-        if self._first_alone:
-            with self._gather.first() as first:
-                if first:
-                    return await self._finish_alone(lease, ending)
-        args = runs.closing_args(ending) | {"transfer": ids.new(), "event": ids.new()}
-        return await self._gather(("finish", lease, args), lease.org_id) is not None
+    async def finish(self, lease: Lease, ending: runs.Closing, *, lingers: bool = False) -> bool:
+        """runs.finish; False: ask alone, by the same fence, also when the answer was lost.
 
-    async def _finish_alone(self, lease: Lease, ending: runs.Closing) -> bool:
-        try:
-            async with self._db.tenant_single(lease.org_id, ROLE) as tx:
-                await runs.finish(tx, lease, ending)
-        except (psycopg.Error, DatabaseUnavailable):
-            return False
-        return True
+        `lingers`: nobody waits for it, so that it may wait for others to share its commit.
+        """
+        gather = self._lingering if lingers else self._gather
+        args = runs.closing_args(ending) | {"transfer": ids.new(), "event": ids.new()}
+        return await gather(("finish", lease, args), lease.org_id) is not None
 
     async def _send(self, batch: Sequence[tuple[str, Lease, dict[str, Any]]]) -> Sequence[Any]:
         answers: list[Any] = [None] * len(batch)

@@ -19,13 +19,21 @@ class Full(Exception):
 class Gather(Generic[Item, Answer]):
     """`send` gets up to `size` items and gives each its answer, in order, or raises for all of them.
 
-    There are `lanes`, each with one batch under way; at most `bound` items wait in each.
+    There are `lanes`, each with one batch under way; at most `bound` items wait in each. `linger_s`: how long a batch
+    waits for company after all, where nobody waits for its answer.
     """
 
     def __init__(
-        self, send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]], *, lanes: int, size: int, bound: int
+        self,
+        send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
+        *,
+        lanes: int,
+        size: int,
+        bound: int,
+        linger_s: float = 0.0,
     ) -> None:
         self._send = send
+        self._linger_s = linger_s
         self._size = size
         self._bound = bound
         self._waiting: list[list[tuple[Item, asyncio.Future[Answer]]]] = [[] for _ in range(lanes)]
@@ -58,6 +66,8 @@ class Gather(Generic[Item, Answer]):
     async def _run(self, place: int) -> None:
         waiting = self._waiting[place]
         while waiting:
+            if self._linger_s:
+                await asyncio.sleep(self._linger_s)
             batch = waiting[: self._size]
             del waiting[: self._size]
             try:

@@ -193,7 +193,7 @@ async def test_whoever_asks_alone_hears_what_the_batch_did(
     assert await shared.intend(held, "main", "local", "m", "first") is None
     assert await shared.finish(held, closing)
     assert not await shared.finish(held, closing)
-    assert await SharedWrites(db, first_alone=True).finish(held, closing), "what this fence has ended has ended"
+    assert await shared.finish(held, closing, lingers=True) is False, "what this fence has ended has ended"
     async with db.tenant_single(tenant.org_id, "limner_worker") as tx:
         assert await runs.finish(tx, held, closing) == "already"
 

@@ -237,6 +237,21 @@ async def test_a_budget_holds_however_many_ask_at_once(
     await eventually(lambda: len([1 for state, _ in books(superuser, tenant) if state == "succeeded"]) == 10)
 
 
+async def test_what_an_answered_call_has_left_over_pays_for_the_next_one_at_once(
+    house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer
+) -> None:
+    tenant = await make_tenant(credits=1)
+    await sell(db, tenant, ("far", far.url), input_price_mc=0, cached_price_mc=0, output_price_mc=8_000_000)
+    headers = {"Authorization": f"Bearer {tenant.api_key}", "X-User-ID": tenant.user}
+    statuses = []
+    async with aiohttp.ClientSession(house.url, headers=headers) as http:
+        for _ in range(5):  # each holds 0.8 credits and costs 0.056
+            async with http.post("/v1/chat/completions", json={"model": MODEL, "messages": HELLO}) as answer:
+                await answer.read()
+                statuses.append(answer.status)
+    assert statuses == [200, 200, 200, 200, 402]
+
+
 async def test_a_text_is_read_and_vectors_are_made_without_any_provider(house: Api, shop: Tenant) -> None:
     words = "Summarise in one sentence: The harbour froze in January. No ship left it until March. Gulls stayed."
     asked = {"model": "local/extract", "messages": [{"role": "user", "content": words}]}
