@@ -1,9 +1,15 @@
 """The adapter of every server that speaks OpenAI's interface: one call, one request, and its answer classified."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
+from limner.hub.providers import asking, verdicts
 from limner.hub.providers.base import CallClass, ConfigInvalid, ProviderCall, ProviderError, ProviderResult
-from limner.hub.providers.openai_compatible import answers, config, errors, exchange, requests
+from limner.hub.providers.kinds import AdapterKind
+from limner.hub.providers.openai_compatible import answers, config, errors, exchange, listing, offers, requests
+from limner.hub.providers.openai_compatible.passing import Passing
 from limner.hub.providers.openai_compatible.requests import Request
 from limner.telemetry import logs
 
@@ -31,7 +37,7 @@ class OpenAICompatibleAdapter:
     async def run(self, call: ProviderCall) -> ProviderResult:
         """Ask once. Cancelling closes the connection.
 
-        Raises ProviderError with the codes of requests.build, answers, errors.VERDICTS and exchange.CODES, and
+        Raises ProviderError with the codes of requests.build, answers, verdicts.VERDICTS and asking.CODES, and
         provider_misconfigured (fatal) for an address or a configuration that cannot work.
         """
         try:
@@ -45,7 +51,7 @@ class OpenAICompatibleAdapter:
         try:
             configured = config.read(call.base_url, call.config)
         except ConfigInvalid as error:
-            raise ProviderError("provider_misconfigured", f"The provider's {error}.", "fatal") from None
+            raise verdicts.misconfigured(error) from None
         request = requests.build(call, configured)
         await call.progress(10, "asking")
         answer = await exchange.send(
@@ -56,7 +62,7 @@ class OpenAICompatibleAdapter:
         )  # fmt: skip
         if answer.status != 200:
             raise self._failure(call, request, answer, answer.status, errors.read_told(answer.body))
-        value = answers.read_object(answer.body)
+        value = asking.read_object(answer.body)
         if value.get("error"):  # some gateways had sent their headers when it went wrong
             said = errors.told(value)
             raise self._failure(call, request, answer, said.status or 502, said)
@@ -67,3 +73,22 @@ class OpenAICompatibleAdapter:
     ) -> ProviderError:
         log.info("provider.said", job=call.job_id, status=answer.status, code=said.code or None)
         return errors.failure(status, answer.headers, said, request.fields)
+
+
+def _check(base_url: str | None, given: Mapping[str, Any]) -> None:
+    config.read(base_url, given)
+
+
+async def _list_models(door: FixedDoor, base_url: str | None, given: Mapping[str, Any]) -> list[str]:
+    return await listing.list_models(door, config.read(base_url, given))
+
+
+ADAPTER = AdapterKind(
+    name=OpenAICompatibleAdapter.name,
+    call_class=OpenAICompatibleAdapter.call_class,
+    kinds=frozenset(offers.SCHEMAS),
+    check=_check,
+    make=lambda tools: OpenAICompatibleAdapter(tools.door),
+    answering=lambda tools: Passing(tools.door),
+    list_models=_list_models,
+)
