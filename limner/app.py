@@ -29,6 +29,7 @@ from limner.hub import (
     live_api,
     openai_api,
     uploads_api,
+    usage_api,
     users_api,
     webhooks_api,
 )
@@ -120,6 +121,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(hub_api.router(hub))
     app.include_router(live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)))
     app.include_router(users_api.router(hub))
+    app.include_router(usage_api.router(hub, settings.usage_max_days))
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
     app.include_router(uploads_api.router(brought))

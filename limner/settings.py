@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     stream_heartbeat_s: PositiveFloat = 15.0
     stream_life_s: PositiveFloat = 3600.0
     max_run_at_s: PositiveInt = 30 * 86_400
+    usage_max_days: int = Field(default=366, ge=1, le=3660)
+    credit_micro_usd: int = Field(default=0, ge=0, le=10**12)
     check_max_chars: int = Field(default=100_000, ge=1, le=1_000_000)
     checks_per_min: int = Field(default=600, ge=0, le=100_000)
     check_backlog: PositiveInt = 16

@@ -15,7 +15,7 @@ from limner.events import endpoints, forgetting
 from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
-from limner.hub import executor, retention, webhook_bodies
+from limner.hub import executor, retention, usage_rolling, webhook_bodies
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
@@ -113,6 +113,7 @@ def _duties(settings: Settings, db: Database, store: ObjectStore) -> list[chores
         chores.Chore("check_whole_book", hub_chores.WHOLE_BOOK_EVERY_S, hub.check_whole_book),
         chores.Chore("sweep_losers", hub_chores.SWEEP_EVERY_S, hub.sweep_losers),
         *ledger_chores.LedgerChores(db).all(),
+        chores.Chore("roll_usage", usage_rolling.EVERY_S, usage_rolling.UsageRolling(db).roll),
         chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
         chores.Chore("forget_deliveries", forgetting.FORGET_EVERY_S, deliveries.forget_deliveries),
         chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings).tend),

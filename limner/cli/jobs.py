@@ -96,13 +96,13 @@ def show(
 
 @app.command("receipt")
 def show_receipt(job: JobId, org: Org, as_json: Json = False) -> None:
-    """A job's receipt: credits, attempts, transfers. Leaves an audit row."""
+    """A job's receipt: credits, attempts and what each cost, transfers. Leaves an audit row."""
 
     async def work(db: Database) -> dict[str, Any]:
         async with session.operator_tx(db, org) as tx:
             found = await jobs.get_of_org(tx, job)
             await audit.record(tx, "job.read", "job", job, session.actor(), receipt=True)
-            return await receipts.build(tx, found)
+            return await receipts.build(tx, found, costs=True)
 
     found = session.run(work)
     if as_json:

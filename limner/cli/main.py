@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # loaded by name, below
         serve,
         up,
         uploads,
+        usage,
         users,
         webhooks,
     )
@@ -46,6 +47,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "key": ("limner.cli.keys:app", "API keys: create, list, rotate, revoke."),
     "user": ("limner.cli.users:app", "End users: the people inside an app."),
     "ledger": ("limner.cli.ledger:app", "Statements and refunds."),
+    "usage": ("limner.cli.usage:app", "What was used, what it was charged, and what it cost."),
     "invariants": ("limner.cli.invariants:app", "Check the books: exit 1 on any violation."),
     "queue": ("limner.cli.queue:app", "The queue: who waits, who runs; pause, resume, drain."),
     "jobs": ("limner.cli.jobs:app", "Jobs: list, show, receipt, cancel."),

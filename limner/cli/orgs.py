@@ -141,7 +141,8 @@ def change(
         typer.Option("--exposure-cap", parser=read_cap, metavar="CREDITS|none", help='A new cap; "none" lifts it.'),
     ] = None,
     show_costs: Annotated[
-        bool | None, typer.Option("--show-costs/--hide-costs", help="Whether receipts tell what providers cost.")
+        bool | None,
+        typer.Option("--show-costs/--hide-costs", help="Whether its receipts and usage tell what providers cost."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -20,7 +20,7 @@ from limner.kit import money
 
 WIDE = 400  # columns when nobody's screen sets a width: a pipe gets every row on one line
 PROSE = 100  # the same for words that are to be read
-CREDIT_COLUMNS = frozenset(
+NUMBER_COLUMNS = frozenset(
     {
         "credits",
         "available",
@@ -31,6 +31,11 @@ CREDIT_COLUMNS = frozenset(
         "price",
         "charged",
         "refunded",
+        "jobs",
+        "quantity",
+        "cost",
+        "value",
+        "margin",
         "cap",
         "out",
         "in",
@@ -93,7 +98,7 @@ def grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """The table itself, for what shows it among other things."""
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
-        right = name in CREDIT_COLUMNS
+        right = name in NUMBER_COLUMNS
         shown.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
         shown.add_row(*(cell(value) for value in row))
@@ -142,6 +147,15 @@ def grouped(mc: int | None) -> str | None:
     whole, dot, rest = money.exact(mc).partition(".")
     sign, digits = ("-", whole[1:]) if whole.startswith("-") else ("", whole)
     return f"{sign}{int(digits):,}{dot}{rest}"
+
+
+def dollars(micro_usd: int | None) -> str | None:
+    """Exact to the millionth: 1250 -> "$0.00125"."""
+    if micro_usd is None:
+        return None
+    whole, rest = divmod(abs(micro_usd), 1_000_000)
+    decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if micro_usd < 0 else ''}${whole:,}.{decimals}"
 
 
 def exact(mc: int | None) -> str | None:

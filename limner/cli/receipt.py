@@ -58,6 +58,9 @@ def _attempts(receipts: Sequence[Receipt]) -> Table:
     for name in ("model", "run", "provider", "outcome"):
         table.add_column(name, no_wrap=True)
     table.add_column("latency", justify="right", no_wrap=True)
+    costs = any("cost_micro_usd" in attempt for receipt in receipts for attempt in receipt["attempts"])
+    if costs:
+        table.add_column("cost", justify="right", no_wrap=True)
     table.add_column("chosen as")
     for receipt in receipts:
         for attempt in receipt["attempts"]:
@@ -67,7 +70,8 @@ def _attempts(receipts: Sequence[Receipt]) -> Table:
                 outcome.append(f" {printing.clean(attempt['error']['code'])}")
             table.add_row(
                 printing.clean(receipt["model"]), str(attempt["run"]), printing.clean(attempt["provider"]), outcome,
-                took, printing.clean(attempt["rule"]),
+                took, *([printing.dollars(attempt.get("cost_micro_usd")) or "–"] if costs else []),
+                printing.clean(attempt["rule"]),
             )  # fmt: skip
     return table
 

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from limner.db.pools import AWAY, Database
-from limner.hub import endings, jobs, pricing, routing, runs
+from limner.hub import endings, jobs, pricing, routing, runs, stated
 from limner.hub.catalog import Model, Route
 from limner.hub.endings import Failure, Finish
 from limner.hub.executor import STEP, Resources, Run
@@ -50,16 +50,10 @@ class Call(Run):
         self.send_no, self.asked_at = intent.send_no, time.monotonic()
         return None
 
-    async def failed(self, provider: str, error: ProviderError) -> Failure:
+    async def failed(self, route: Route, error: ProviderError) -> Failure:
         """Record that a provider did not deliver."""
-        failure = Failure(
-            error.code,
-            error.message,
-            error.kind,
-            known=not error.outcome_unknown,
-            retry_after_s=error.retry_after_s or 0,
-        )
-        await self._record(provider, self.send_no, failure, self._latency_ms())
+        failure = stated.failure(error, route, self._facts)
+        await self._record(route.provider, self.send_no, failure, self._latency_ms())
         return failure
 
     def charged(

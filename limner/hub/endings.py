@@ -76,7 +76,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a provider did not deliver. `known` False: it may have done, and billed, the work all the same."""
+    """Why a provider did not deliver. `known` False: it may have done, and billed, the work all the same.
+
+    `cost_micro_usd`: what it billed for it; None where it stated nothing.
+    """
 
     code: str
     message: str
@@ -85,6 +88,7 @@ class Failure:
     retry_after_s: float = 0.0
     stops: bool = False  # asking another provider would not help
     full: bool = False  # it was not asked: there was no place
+    cost_micro_usd: int | None = None
 
 
 FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True)

@@ -213,7 +213,7 @@ class Run:
         call = self._call(prepared, route, intent.idem_key, min(timeout_s, max(self._remaining_s(), 0.001)))
         began = time.monotonic()
         self.phase = "calling"
-        result = await self._ask(adapter, call)
+        result = await self._ask(adapter, call, route)
         self.phase = "keeping"
         latency_ms = round((time.monotonic() - began) * 1000)
         answer = result if isinstance(result, Failure) else await self._keep(prepared.work, route, call, result)
@@ -268,14 +268,13 @@ class Run:
             base_url=route.base_url,
         )
 
-    async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
+    async def _ask(self, adapter: Adapter, call: ProviderCall, route: catalog.Route) -> ProviderResult | Failure:
         """The provider's result; whatever else an adapter does becomes a failure, never the end of the worker."""
         try:
             async with asyncio.timeout(call.timeout_s):
                 return await adapter.run(call)
         except ProviderError as error:
-            return Failure(error.code, error.message, error.kind, known=not error.outcome_unknown,
-                           retry_after_s=error.retry_after_s or 0)  # fmt: skip
+            return stated.failure(error, route, self._facts)
         except TimeoutError:
             words = f"The provider did not answer within {call.timeout_s:g} s."
             return Failure("provider_timeout", words, "retryable", known=False)
@@ -292,19 +291,20 @@ class Run:
         self, work: Work, route: catalog.Route, call: ProviderCall, result: ProviderResult
     ) -> Kept | Failure:
         limit = int(work.input.get(pricing.MAX_OUTPUTS_FIELD, MAX_OUTPUTS))
+        bill = stated.bill(result, route, self._facts)
         await call.progress(95, "storing")
         try:
             kept = await outputs.keep(self.lease, result.outputs[:limit], self._resources.store, self._resources.pool)
         except StoreUnavailable as error:
             log.error("store.unavailable", error=str(error), **self._facts)  # noqa: TRY400  (known, no traceback)
-            return Failure("store_unavailable", MESSAGES["store_unavailable"], "retryable", stops=True)
+            return Failure("store_unavailable", MESSAGES["store_unavailable"], "retryable", stops=True,
+                           cost_micro_usd=bill.of_failure)  # fmt: skip
         except Exception:
             log.exception("adapter.crashed", adapter=route.adapter, **self._facts)
-            return Failure("adapter_error", MESSAGES["adapter_error"], "retryable")
+            return Failure("adapter_error", MESSAGES["adapter_error"], "retryable", cost_micro_usd=bill.of_failure)
         if not kept:
-            return Failure("no_output", MESSAGES["no_output"], "retryable")
-        used = stated.usage(result, route, self._facts)
-        return Kept(kept, route.provider, stated.cost_micro_usd(result, route, used, self._facts), usage=used)
+            return Failure("no_output", MESSAGES["no_output"], "retryable", cost_micro_usd=bill.of_failure)
+        return Kept(kept, route.provider, bill.cost_micro_usd, usage=bill.usage)
 
     async def _record(self, provider: str, send_no: int, failure: Failure, latency_ms: int) -> None:
         """Write how a call failed. An answer lost on the way is no loss: the fence is compared again at the end."""
@@ -312,7 +312,7 @@ class Run:
         async def write(tx: Tx) -> bool:
             await runs.record_error(tx, self.lease, STEP, provider, send_no, code=outputs.plain(failure.code, 100),
                                     message=outputs.plain(failure.message, 2000), latency_ms=latency_ms,
-                                    known=failure.known)  # fmt: skip
+                                    known=failure.known, cost_micro_usd=failure.cost_micro_usd)  # fmt: skip
             return True
 
         await self._insist("record", write, arrived=True)

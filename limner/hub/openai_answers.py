@@ -95,7 +95,7 @@ class _Answering:
         log.warning(
             "provider.failed", job=self._order.call.lease.job_id, provider=candidate.route.provider, code=error.code
         )
-        return await self._order.call.failed(candidate.route.provider, error)
+        return await self._order.call.failed(candidate.route, error)
 
     def _closing(self, candidate: Candidate, heard: Heard) -> Finish:
         """Charged by what the provider counted, or by `otherwise` where that cannot be true."""
@@ -143,7 +143,10 @@ class WholeAnswer(_Answering):
         body = await provider.whole(route, order.asked, order.model, order.call.lease.job_id)
         value = asking.read_object(body)
         if not isinstance(value.get(order.asked.surface.made), list):
-            raise ProviderError("provider_answer_invalid", "The provider's answer is not understood.", "retryable")
+            raise ProviderError(
+                "provider_answer_invalid", "The provider's answer is not understood.", "retryable",
+                usage=answers.read_usage(value),
+            )  # fmt: skip
         return body, value
 
     def _charged(self, candidate: Candidate, body: bytes, value: dict[str, Any]) -> Response:

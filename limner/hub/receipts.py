@@ -8,6 +8,7 @@ from limner.events.deliveries import Delivery
 from limner.hub.jobs import Job
 from limner.hub.pricing import Rates
 from limner.kit import money
+from limner.tenancy import organizations
 
 ATTEMPTS = """
 SELECT c.run, c.step, c.provider, c.provider_model, c.send_no, c.rule, c.state, c.latency_ms, c.cost_micro_usd, c.error_code,
@@ -25,11 +26,14 @@ SELECT u.kind, u.quantity, u.unit, u.price_mc, u.cost_micro_usd FROM limner.usag
 """
 
 
-async def build(tx: Tx, job: Job) -> dict[str, Any]:
-    """The receipt of a job that `jobs.get` returned. Credits exactly; provider cost where the organization may see it."""
+async def build(tx: Tx, job: Job, *, costs: bool | None = None) -> dict[str, Any]:
+    """The receipt of a job that `jobs.get` returned. Credits exactly.
+
+    `costs`: whether it says what providers cost: True for operators; None: where the organization may see it.
+    """
     key = [tx.org_id, job.id]
-    organization = await tx.get("SELECT show_costs FROM limner.organization WHERE org_id = %s", [tx.org_id])
-    costs = bool(organization["show_costs"])
+    if costs is None:
+        costs = await organizations.shows_costs(tx)
     attempts = await tx.all(ATTEMPTS, key)
     transfers = await tx.all(TRANSFERS, {"org": tx.org_id, "job": job.id})
     usage = await tx.all(USAGE, key)

@@ -186,17 +186,17 @@ async def intend(
 
 async def record_error(
     tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, code: str, message: str, latency_ms: int,
-    known: bool = True,
+    known: bool = True, cost_micro_usd: int | None = None,
 ) -> None:  # fmt: skip
     """The call failed, or (`known` False) may have been done all the same: the next `intend` then says "uncertain".
 
-    Writes the event `job.attempt_failed`. Raises refusals.StaleLease.
+    `cost_micro_usd`: what the provider billed for it. Writes the event `job.attempt_failed`. Raises refusals.StaleLease.
     """
     await _get(
         tx,
-        "SELECT limner.call_result(%s, %s, %s, %s, %s, %s, %s, NULL, NULL, %s, %s, %s, NULL, %s)",
-        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, "error" if known else "unknown", latency_ms, code,
-         message, ids.new()],
+        "SELECT limner.call_result(%s, %s, %s, %s, %s, %s, %s, NULL, %s, %s, %s, %s, NULL, %s)",
+        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, "error" if known else "unknown", cost_micro_usd,
+         latency_ms, code, message, ids.new()],
     )  # fmt: skip
 
 

@@ -1,13 +1,15 @@
 """What a provider states about its own work: taken where it can be true, counted and left out where it cannot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from limner.hub import endings, pricing
 from limner.hub.catalog import Route
+from limner.hub.endings import Failure
 from limner.hub.outputs import plain
 from limner.hub.pricing import Tokens
-from limner.hub.providers.base import ProviderResult, Usage
+from limner.hub.providers.base import ProviderError, ProviderResult, Usage
 from limner.telemetry import logs, metrics
 
 MAX_COST_MICRO_USD = 10**12  # a million dollars for one call is no cost but a mistake
@@ -17,9 +19,44 @@ MAX_WORD = 50
 log = logs.get("stated")
 
 
-def cost_micro_usd(result: ProviderResult, route: Route, used: Sequence[Usage], facts: Mapping[str, Any]) -> int:
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a call consumed and cost, as far as it was stated. `charged` False: nothing that came says that it cost anything."""
+
+    usage: tuple[Usage, ...]
+    cost_micro_usd: int
+    charged: bool
+
+    @property
+    def of_failure(self) -> int | None:
+        """The cost of a call whose answer was of no use; None where nothing says so."""
+        return self.cost_micro_usd if self.charged else None
+
+
+def bill(result: ProviderResult | ProviderError, route: Route, facts: Mapping[str, Any]) -> Bill:
+    """Read off an answer, useful or not, or off an error that came with a bill."""
+    used = usage(result, route, facts)
+    cost = cost_micro_usd(result, route, used, facts)
+    told = (
+        _is_count(getattr(result, "cost_micro_usd", None), MAX_COST_MICRO_USD)
+        or endings.stated_tokens(used) is not None
+    )
+    return Bill(used, cost, told or bool(getattr(result, "outputs", ())))
+
+
+def failure(error: ProviderError, route: Route, facts: Mapping[str, Any]) -> Failure:
+    """What an adapter's error means for the run."""
+    return Failure(
+        error.code, error.message, error.kind, known=not error.outcome_unknown, retry_after_s=error.retry_after_s or 0,
+        cost_micro_usd=bill(error, route, facts).of_failure,
+    )  # fmt: skip
+
+
+def cost_micro_usd(
+    result: ProviderResult | ProviderError, route: Route, used: Sequence[Usage], facts: Mapping[str, Any]
+) -> int:
     """What the provider says it cost, where that can be true; else by the route's own figures. `used`: as from `usage`."""
-    stated: object = result.cost_micro_usd
+    stated: object = getattr(result, "cost_micro_usd", None)
     otherwise = pricing.cost_micro_usd(route, endings.stated_tokens(used) or Tokens(0, 0, 0))
     if stated is None:
         return otherwise
@@ -30,7 +67,7 @@ def cost_micro_usd(result: ProviderResult, route: Route, used: Sequence[Usage], 
     return otherwise
 
 
-def usage(result: ProviderResult, route: Route, facts: Mapping[str, Any]) -> tuple[Usage, ...]:
+def usage(result: ProviderResult | ProviderError, route: Route, facts: Mapping[str, Any]) -> tuple[Usage, ...]:
     """What the provider says it consumed, as far as that can be true: what is sold by tokens is charged by it. `facts`: for the log."""
     try:
         words = [

@@ -18,7 +18,10 @@ class Finding:
 
 async def check_all(tx: Tx, org_id: UUID | None = None) -> list[Finding]:
     """Every invariant over one organization, or over the whole installation when None."""
-    rows = await tx.all("SELECT * FROM limner.check_invariants(%s)", [org_id])
+    rows = await tx.all(
+        "SELECT * FROM limner.check_invariants(%(org)s) UNION ALL SELECT * FROM limner.check_usage(%(org)s)",
+        {"org": org_id},
+    )
     found = [Finding(row["invariant"], row["violations"], row["example"]) for row in rows]
     return sorted(found, key=lambda f: int(f.invariant[1:].split()[0]))
 

@@ -88,6 +88,12 @@ async def get(tx: Tx, slug_or_id: str) -> Organization:
     return found
 
 
+async def shows_costs(tx: Tx) -> bool:
+    """Whether this transaction's organization may see what providers cost the platform."""
+    row = await tx.get("SELECT show_costs FROM limner.organization WHERE org_id = %s", [tx.org_id])
+    return bool(row["show_costs"])
+
+
 async def list_all(tx: Tx, limit: int = 1000) -> list[Organization]:
     """Every organization by slug: for an operator's system transaction."""
     rows = await tx.all(f"SELECT {COLUMNS} FROM limner.organization ORDER BY slug LIMIT %s", [limit])

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from limner.web.errors import ApiError, invalid
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_PAGE = 100
 NO_MOMENT = "must be a moment with its offset (RFC 3339), such as 2026-12-31T23:59:59Z"
@@ -127,6 +128,20 @@ def moment_parameter(request: Request, name: str) -> datetime | None:
     return found
 
 
+def day_parameter(request: Request, name: str) -> date | None:
+    """A day in the query (RFC 3339 full-date), from 1970 on. Raises ApiError 400."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    try:
+        found = date.fromisoformat(text) if DAY.fullmatch(text) else None
+    except ValueError:
+        found = None
+    if found is None or found.year < 1970:
+        raise invalid({f"/{name}": ["must be a day, such as 2026-12-31"]})
+    return found
+
+
 def moment_at(pointer: str, text: str) -> datetime:
     """A moment in the body, in UTC. Raises ApiError 400."""
     found = moment(text)
@@ -153,13 +168,13 @@ def choice(request: Request, name: str, values: Collection[str]) -> str | None:
     return value
 
 
-def page_limit(request: Request, default: int = 20) -> int:
-    """The `limit` parameter, 1 to 100."""
+def page_limit(request: Request, default: int = 20, most: int = MAX_PAGE) -> int:
+    """The `limit` parameter, 1 to `most`."""
     text = request.query_params.get("limit")
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or len(text) > 3 or not 1 <= int(text) <= MAX_PAGE:
-        raise invalid({"/limit": [f"must be a whole number from 1 to {MAX_PAGE}"]})
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+        raise invalid({"/limit": [f"must be a whole number from 1 to {most}"]})
     return int(text)
 
 

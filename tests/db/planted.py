@@ -139,6 +139,12 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
         ("INSERT INTO limner.event_order (org_id, seq, event_id, subject_id) VALUES (%s, %s, %s, %s)",
          [tenant.org_id, amount_mc, lot, subject]),
         ("INSERT INTO limner.upload_usage (org_id, used_bytes) VALUES (%s, %s)", [tenant.org_id, amount_mc]),
+        ("INSERT INTO limner.usage_rolled (org_id, seq) VALUES (%s, %s)", [tenant.org_id, amount_mc]),
+        ("INSERT INTO limner.usage_day (org_id, day, app_id, model, provider, kind, unit, jobs, quantity, price_mc, cost_micro_usd)"
+         " VALUES (%s, '2020-02-29', %s, '', '', '', '', 1, 1, %s, 0)", [tenant.org_id, tenant.app.id, amount_mc]),
+        ("INSERT INTO limner.usage_user_day (org_id, day, app_id, payer_id, model, provider, kind, unit, jobs, quantity, price_mc,"
+         " cost_micro_usd) VALUES (%s, '2020-02-29', %s, %s, '', '', '', '', 1, 1, %s, 0)",
+         [tenant.org_id, tenant.app.id, subject, amount_mc]),
         ("INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (%s, now(), %s)", [tenant.org_id, subject]),
         ("INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind, url, secret) VALUES (%s, %s, %s, 'extra', %s, '\\x00')",
          [tenant.org_id, subject, tenant.app.id, f"https://hooks.example.com/{subject}"]),

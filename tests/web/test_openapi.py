@@ -43,7 +43,7 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("delete", "/api/v1/uploads/{upload_id}"), ("post", "/api/v1/uploads/{upload_id}/describe"),
         ("post", "/api/v1/uploads/{upload_id}/complete"),
         ("post", "/api/v1/users/tokens/batch"), ("get", "/api/v1/users/{external_id}/transactions"),
-        ("post", "/api/v1/check"), ("get", "/api/v1/events"), ("get", "/api/v1/jobs/{job_id}/events"),
+        ("get", "/api/v1/usage"), ("post", "/api/v1/check"), ("get", "/api/v1/events"), ("get", "/api/v1/jobs/{job_id}/events"),
         ("post", "/api/v1/webhooks"), ("get", "/api/v1/webhooks"), ("get", "/api/v1/webhooks/{webhook_id}"),
         ("patch", "/api/v1/webhooks/{webhook_id}"), ("delete", "/api/v1/webhooks/{webhook_id}"),
         ("post", "/api/v1/webhooks/{webhook_id}/rotate"), ("get", "/api/v1/webhooks/{webhook_id}/secret"),

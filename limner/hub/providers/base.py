@@ -101,12 +101,13 @@ class ProviderError(Exception):
     `kind` decides what follows: retryable, rate, auth and fatal move on to the next provider; content and
     bad_request end the job, since another provider would be asked the same wrong thing. `outcome_unknown` True
     when the request may have been served (and billed) all the same, such as a connection lost after it was sent:
-    the call class then decides whether it is sent again.
+    the call class then decides whether it is sent again. `usage`, `cost_micro_usd`: what the provider stated and
+    bills although it did not deliver, as in a ProviderResult.
     """
 
     def __init__(
         self, code: str, message: str, kind: ErrorKind, retry_after_s: float | None = None, *,
-        outcome_unknown: bool = False,
+        outcome_unknown: bool = False, usage: tuple[Usage, ...] = (), cost_micro_usd: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.code = code
@@ -114,6 +115,8 @@ class ProviderError(Exception):
         self.kind: ErrorKind = kind
         self.retry_after_s = retry_after_s
         self.outcome_unknown = outcome_unknown
+        self.usage = usage
+        self.cost_micro_usd = cost_micro_usd
 
 
 class Adapter(Protocol):

@@ -66,7 +66,11 @@ class OpenAICompatibleAdapter:
         if value.get("error"):  # some gateways had sent their headers when it went wrong
             said = errors.told(value)
             raise self._failure(call, request, answer, said.status or 502, said)
-        return READERS[request.answers](value, answer.headers)
+        try:
+            return READERS[request.answers](value, answer.headers)
+        except ProviderError as error:
+            error.usage = answers.read_usage(value)  # it is billed all the same
+            raise
 
     def _failure(
         self, call: ProviderCall, request: Request, answer: Answer, status: int, said: errors.Told

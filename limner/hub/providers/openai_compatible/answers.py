@@ -116,6 +116,13 @@ def _text_usage(value: Mapping[str, Any]) -> tuple[Usage, ...]:
     return tuple(uses)
 
 
+def read_usage(value: Mapping[str, Any]) -> tuple[Usage, ...]:
+    """What an answer that is of no use says it consumed, by either of the interface's names; nothing where it says nothing."""
+    stated = _dict(value, "usage")
+    uses = _text_usage(value) if "prompt_tokens" in stated else _picture_usage(value)
+    return tuple(use for use in uses if use.quantity is not None)
+
+
 def _part(cached: Any, read: Any) -> Any:
     """None where more was cached than read: one of the two is wrong."""
     return cached if read is not None and cached <= read else None
