@@ -25,6 +25,7 @@ from limner.hub import (
     checks,
     checks_api,
     executor,
+    gates,
     inputs,
     live_api,
     openai_api,
@@ -102,7 +103,13 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         await db.open()
         background = [
             asyncio.create_task(work)
-            for work in (submitter.waker.run(), db.keep_time(), board.run(), openai.desk.calls.keep())
+            for work in (
+                submitter.waker.run(),
+                db.keep_time(),
+                board.run(),
+                openai.desk.calls.keep(),
+                openai.desk.calls.gates.keep(),
+            )
         ]
         yield
         for task in background:
@@ -172,7 +179,7 @@ def _openai(
     resources = executor.resources(
         hub.db, {}, store, pool, settings.max_runs, settings.retry_backoff_s,
         Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
-        at_once=True,
+        at_once=True, breaker=gates.breaker(settings),
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
     return openai_api.OpenAIApi(
