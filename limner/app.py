@@ -103,13 +103,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         await db.open()
         background = [
             asyncio.create_task(work)
-            for work in (
-                submitter.waker.run(),
-                db.keep_time(),
-                board.run(),
-                openai.desk.calls.keep(),
-                openai.desk.calls.gates.keep(),
-            )
+            for work in (submitter.waker.run(), db.keep_time(), board.run(), openai.desk.calls.keep())
         ]
         yield
         for task in background:

@@ -131,7 +131,6 @@ class Calls:
         self._db = db
         self._intake = intake
         self._resources = resources
-        self.gates = resources.gates
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._open: dict[UUID, Call] = {}
@@ -188,7 +187,10 @@ class Calls:
             self.lost.discard(call.lease.job_id)
 
     async def keep(self) -> None:
-        """Renew the leases of calls that last, until cancelled."""
+        """Renew the leases of calls that last, and tell what was seen of providers, until cancelled."""
+        await asyncio.gather(self._renew_leases(), self._resources.gates.keep())
+
+    async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
             leases = [call.lease for call in self._open.values()]

@@ -232,23 +232,26 @@ async def put_model(tx: Tx, facts: Mapping[str, Any]) -> UUID:
 
 
 async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
-    """Create the organization's provider of this name, or bring it to these facts; `max_running` stays where it is not among them.
+    """Create the organization's provider of this name, or bring it to these facts; limits stay where they are not among them.
 
-    Raises NameTaken for a name of the platform's: attempts are told apart by it; ConfigInvalid for what cannot work.
+    Raises NameTaken for a name of the platform's: attempts are told apart by it; ConfigInvalid and LimitTooSmall for what cannot work.
     """
     configuration.check(facts["adapter"], facts.get("base_url"), facts.get("config", {}))
     taken = "SELECT 1 AS one FROM limner.provider WHERE org_id = %s AND name = %s"
     if tx.org_id != PLATFORM and await tx.find(taken, [PLATFORM, facts["name"]]):
         raise NameTaken(f"the platform has a provider named {facts['name']}; choose another name")
     row = await tx.get(
-        "INSERT INTO limner.provider AS p (org_id, id, name, display_name, adapter, base_url, config, max_running)"
-        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(config)s,"
-        " %(max_running)s) ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
-        " adapter = excluded.adapter, base_url = excluded.base_url, config = excluded.config,"
-        " max_running = CASE WHEN %(capped)s THEN excluded.max_running ELSE p.max_running END RETURNING id",
-        {"base_url": None, "max_running": None, **facts, "config": Jsonb(facts.get("config", {})),
-         "capped": "max_running" in facts, "org": tx.org_id, "id": ids.new()},
-    )  # fmt: skip
+        "INSERT INTO limner.provider AS p (org_id, id, name, display_name, adapter, base_url, config)"
+        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(config)s)"
+        " ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
+        " adapter = excluded.adapter, base_url = excluded.base_url, config = excluded.config RETURNING id",
+        {"base_url": None, **facts, "config": Jsonb(facts.get("config", {})), "org": tx.org_id, "id": ids.new()},
+    )
+    limits = {name: facts[name] for name in LIMITS if name in facts}
+    if limits:
+        await limit_provider(
+            tx, facts["name"], limits | ({"window_s": 60} if limits.get("window_s", 60) is None else {})
+        )
     return UUID(str(row["id"]))
 
 

@@ -15,8 +15,10 @@ from uuid import UUID
 import orjson
 import psycopg
 
+from limner.db.context import PLATFORM
 from limner.db.pools import AWAY, Database
-from limner.hub.catalog import Route
+from limner.db.tx import Tx
+from limner.hub.catalog import ROUTES_S, Route
 from limner.hub.endings import Failure
 from limner.kit import ids
 from limner.telemetry import logs
@@ -29,6 +31,8 @@ LOOKED_AT = 20
 WITHIN_S = 60.0
 PROBE_LEASE_S = 10.0
 MEANWHILE_S = 0.5
+BY_ROUTES_S = 2 * ROUTES_S
+"""When what was written is known from the routes: an operator may have changed it since."""
 MAX_REST_S = 3600.0
 Key = tuple[UUID, UUID, UUID]
 """Whose key it is, the provider, the key."""
@@ -198,9 +202,10 @@ class Health:
             "SELECT limner.open_breaker(%s, %s, %s, %s, %s, %s, %s) AS until",
             [*key_of(route), failure.code[:100], pause_s, long_s, probe.id],
         )
+        until = seen.open_until if row is None else row["until"] or 0.0
+        log.warning("breaker.opened", provider=route.provider, code=failure.code, until=moment(until))
         if row is not None:
-            seen.open_until = row["until"] or 0.0
-        log.warning("breaker.opened", provider=route.provider, code=failure.code, until=moment(seen.open_until))
+            seen.open_until = min(until, self._db.clock.now() + BY_ROUTES_S)
 
     async def _rest(self, route: Route, failure: Failure) -> None:
         seconds = min(failure.retry_after_s, MAX_REST_S)
@@ -210,7 +215,7 @@ class Health:
             "SELECT limner.rest_provider(%s, %s, %s, %s, %s) AS until", [*key_of(route), failure.code[:100], seconds]
         )
         if row is not None:
-            seen.rest_until = row["until"]
+            seen.rest_until = min(row["until"], self._db.clock.now() + BY_ROUTES_S)
 
     async def _end(self, route: Route, probe: UUID, *, answered: bool) -> None:
         self._probes.discard(probe)
@@ -224,6 +229,51 @@ class Health:
         except (*AWAY, psycopg.Error) as error:
             log.warning("health.untold", error=str(error) or type(error).__name__)
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class Faring:
+    """How a provider fares with the key of the settings, as all processes know it."""
+
+    org_id: UUID
+    provider_id: UUID
+    name: str
+    adapter: str
+    is_enabled: bool
+    state: str
+    checked_at: datetime | None
+    last_error: str | None
+    last_error_at: datetime | None
+    latency_ms: float | None
+    opened_at: datetime | None
+    open_until: datetime | None
+    rest_until: datetime | None
+
+
+async def list_faring(tx: Tx, limit: int = 500) -> list[Faring]:
+    """The organization's own providers and the platform's, by name; unknown: nobody asked it within the last hour."""
+    rows = await tx.all(
+        "SELECT p.org_id, p.id AS provider_id, p.name, p.adapter, p.is_enabled, CASE WHEN h.open_until IS NOT NULL"
+        " OR h.checked_at > clock_timestamp() - interval '1 hour' THEN h.state ELSE 'unknown' END AS state, h.checked_at, h.last_error,"
+        " h.last_error_at, h.latency_ms, h.opened_at, h.open_until,"
+        " CASE WHEN h.rest_until > clock_timestamp() THEN h.rest_until END AS rest_until FROM limner.provider p"
+        " LEFT JOIN limner.provider_health h ON h.org_id = p.org_id AND h.provider_id = p.id AND h.key_id = %(platform)s"
+        " WHERE p.org_id IN (%(org)s, %(platform)s) ORDER BY p.name, p.org_id LIMIT %(limit)s",
+        {"org": tx.org_id, "platform": PLATFORM, "limit": limit},
+    )
+    return [Faring(**row) for row in rows]
+
+
+async def note_test(tx: Tx, provider_id: UUID, error: str | None, latency_ms: float | None) -> None:
+    """What an operator's test of one of the transaction's own providers found; an answer closes its breaker."""
+    note = {
+        "org": tx.org_id, "provider": provider_id, "key": PLATFORM, "state": "degraded" if error else "healthy",
+        "error": error, "latency_ms": latency_ms,
+    }  # fmt: skip
+    await tx.execute("SELECT limner.note_providers(%s::text::jsonb)", [orjson.dumps([note]).decode()])
+    if error is None:
+        query = "SELECT limner.end_probe(%s, %s, %s, NULL, true)"
+        await tx.execute(query, [tx.org_id, provider_id, PLATFORM])
 
 
 def key_of(route: Route) -> Key:

@@ -84,6 +84,8 @@ class Permits:
         key = key_of(route)
         store = self._stores[key]
         needed = 0 if route.tokens_per_min is None else tokens
+        if route.tokens_per_min is not None and tokens > route.tokens_per_min:
+            raise TooManyTokens
         permit = self._hand_out(key, store, needed)
         if permit is not None:
             return permit
