@@ -25,6 +25,7 @@ from limner.hub import (
     checks,
     checks_api,
     executor,
+    gates,
     inputs,
     live_api,
     openai_api,
@@ -174,6 +175,7 @@ def _openai(
     resources = executor.resources(
         hub.db, {}, store, pool, settings.max_runs, settings.retry_backoff_s,
         Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
+        breaker=gates.breaker(settings),
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
     return openai_api.OpenAIApi(

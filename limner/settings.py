@@ -99,6 +99,10 @@ class Settings(BaseSettings):
     keep_jobs: int = Field(default=0, ge=0, le=1_000_000)
     max_runs: PositiveInt = 3
     retry_backoff_s: PositiveFloat = 5.0
+    breaker_failures: int = Field(default=5, ge=0, le=1000)
+    breaker_ratio: float = Field(default=0.5, gt=0, le=1)
+    breaker_pause_s: PositiveFloat = 15.0
+    breaker_long_pause_s: PositiveFloat = 300.0
     worker_slots: PositiveInt = 200
     shutdown_s: PositiveFloat = 30.0
 

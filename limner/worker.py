@@ -15,7 +15,7 @@ from limner.events import endpoints, forgetting
 from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
-from limner.hub import executor, retention, usage_rolling, webhook_bodies
+from limner.hub import executor, gates, retention, usage_rolling, webhook_bodies
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
@@ -61,6 +61,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         settings.retry_backoff_s,
         _imports(settings, pool),
         News(relay.wake, herald.tell),
+        breaker=gates.breaker(settings),
     )
     loop = WorkerLoop(
         resources,
@@ -86,7 +87,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         start_http_server(settings.metrics_port, addr=settings.host)
     background = [
         asyncio.create_task(work)
-        for work in (chores.run_forever(db, duties), db.keep_time(), relay.run(), herald.run())
+        for work in (chores.run_forever(db, duties), db.keep_time(), relay.run(), herald.run(), resources.gates.keep())
     ]
     sending = asyncio.create_task(delivering.run())
     try:

@@ -18,7 +18,7 @@ START_S = 30.0
 QUICK = {"LIMNER_LEASE_S": "1", "LIMNER_RETRY_BACKOFF_S": "0.1", "LIMNER_SHUTDOWN_S": "12", "LIMNER_KEY_CACHE_S": "1"}
 # tests send more than people do: what a limit does is tested where it is set
 QUICK |= {"LIMNER_USER_JOBS_PER_MIN": "0", "LIMNER_APP_JOBS_PER_MIN": "0", "LIMNER_READS_PER_MIN": "0"}
-QUICK |= {"LIMNER_CHECKS_PER_MIN": "0"}
+QUICK |= {"LIMNER_CHECKS_PER_MIN": "0", "LIMNER_BREAKER_FAILURES": "0"}
 
 
 def free_port() -> int:

@@ -11,9 +11,10 @@ from limner.cli.arguments import Json, OrgOrPlatform, group, read_credits, read_
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.hub import catalog
-from limner.hub.catalog import Model
+from limner.hub.catalog import Model, Routing
 from limner.hub.pricing import OnDisconnect
 from limner.hub.providers import texts
+from limner.hub.providers.base import ErrorKind
 from limner.hub.providers.openai_compatible import offers
 from limner.kit import money
 from limner.tenancy import audit
@@ -26,7 +27,7 @@ BY_TOKENS = ("input_price", "cached_price", "output_price")
 """Credits for a million tokens."""
 OPTIONAL = (
     "family", "description", "capabilities", "price_unit", *BY_TOKENS, "price_source", "priced_on", "max_output_tokens",
-    "on_disconnect", "expected_s", "deadline_s",
+    "on_disconnect", "expected_s", "deadline_s", "routing", "next_on",
 )  # fmt: skip
 UNITS = {"output": "an output", "job": "a job", "tokens": "a call"}
 MAX_DEADLINE_S = 604_800
@@ -58,6 +59,17 @@ Disconnect = Annotated[
 ]
 
 
+def read_kinds(text: str) -> list[str]:
+    """Classes of errors, by comma; "none" for no class at all. Raises typer.BadParameter."""
+    given = [] if text in ("none", "") else text.split(",")
+    unknown = [kind for kind in given if kind not in get_args(ErrorKind)]
+    if unknown:
+        raise typer.BadParameter(
+            f"no class of errors: {', '.join(unknown)}; there are {', '.join(get_args(ErrorKind))}"
+        )
+    return list(dict.fromkeys(given))
+
+
 def shape(model: Model) -> dict[str, Any]:
     """For machines: what `models put` takes, and where the row belongs."""
     return {
@@ -65,7 +77,8 @@ def shape(model: Model) -> dict[str, Any]:
         "description": model.description, "kind": model.kind, "capabilities": model.capabilities,
         "price": printing.exact(model.price_mc), "price_unit": model.price_unit, **_by_tokens(model),
         "expected_s": model.expected_s,
-        "deadline_s": model.deadline_s, "input_schema": model.input_schema, "enabled": model.is_enabled,
+        "deadline_s": model.deadline_s, "routing": model.routing, "next_on": list(model.next_on),
+        "input_schema": model.input_schema, "enabled": model.is_enabled,
         "platform": model.org_id == PLATFORM,
     }  # fmt: skip
 
@@ -84,6 +97,12 @@ def read_model(path: Path) -> dict[str, Any]:
         raise typer.BadParameter(f'{path}: price_unit must be "output", "job" or "tokens"')
     if given.get("on_disconnect", "drain") not in get_args(OnDisconnect):
         raise typer.BadParameter(f'{path}: on_disconnect must be "abort", "drain" or "estimate"')
+    if given.get("routing", "priority") not in get_args(Routing):
+        raise typer.BadParameter(f"{path}: routing must be one of {', '.join(get_args(Routing))}")
+    if "next_on" in given:
+        given["next_on"] = read_kinds(
+            ",".join(map(str, given["next_on"] if isinstance(given["next_on"], list) else [None]))
+        )
     _check_unit(str(path), given.get("price_unit", "output"), given["kind"])
     longest = given.get("max_output_tokens", 1)
     if not _number(longest) or longest != int(longest) or not 1 <= longest <= MAX_OUTPUT_TOKENS:
@@ -188,7 +207,7 @@ def show(name: Name, org: OrgOrPlatform = None, as_json: Json = False) -> None:
     if as_json:
         served = [
             {"provider": r.provider, "provider_model": r.provider_model, "priority": r.priority,
-             "cost_micro_usd": r.cost_micro_usd}
+             "weight": r.weight, "cost_micro_usd": r.cost_micro_usd}
             for r in routes
         ]  # fmt: skip
         printing.document(shape(model) | {"routes": served})
@@ -199,6 +218,7 @@ def show(name: Name, org: OrgOrPlatform = None, as_json: Json = False) -> None:
         ("enabled", model.is_enabled), ("whose", "platform" if model.org_id == PLATFORM else "own"),
         ("expected", f"{model.expected_s:g} s"), ("deadline", f"{model.deadline_s} s"),
         ("takes", ", ".join(_fields(model.input_schema)) or None),
+        ("routed by", model.routing), ("next after", ", ".join(model.next_on) or "no error"),
         ("routes", ", ".join(f"{r.provider} ({r.provider_model})" for r in routes) or None),
     ])  # fmt: skip
 
@@ -287,6 +307,44 @@ def add(
         printing.document(shape(model))
     else:
         printing.say(f"model {model.name}: {_price(model)}, by {provider} as {provider_model}")
+
+
+@app.command("set")
+def change(
+    name: Name,
+    routing: Annotated[Routing | None, typer.Option("--routing", help="What orders its routes.")] = None,
+    next_on: Annotated[
+        Any,
+        typer.Option(
+            "--next-on",
+            parser=read_kinds,
+            metavar="CLASSES|none",
+            help="After which errors the next provider is asked.",
+        ),
+    ] = None,
+    org: OrgOrPlatform = None,
+    as_json: Json = False,
+) -> None:
+    """Whom a model's requests go to: the order of its routes, and when the next one is asked."""
+    given = {"routing": routing, "next_on": next_on}
+    changes = {column: value for column, value in given.items() if value is not None}
+    if not changes:
+        raise typer.BadParameter("say what to change: --routing or --next-on")
+
+    async def work(db: Database) -> Model:
+        async with session.operator_tx(db, org) as tx:
+            await catalog.set_routing(tx, name, changes)
+            await audit.record(tx, "model.changed", "model", name, session.actor(), **changes)
+            model = await catalog.find_model(tx, name, disabled=True)
+            assert model is not None
+            return model
+
+    model = session.run(work)
+    if as_json:
+        printing.document(shape(model))
+    else:
+        asked = ", ".join(model.next_on) or "no error"
+        printing.say(f"model {name} is routed by {model.routing}; the next provider is asked after {asked}")
 
 
 @app.command("enable")

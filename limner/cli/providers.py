@@ -33,7 +33,8 @@ from limner.tenancy import audit
 app = group("Providers: who runs the models.")
 
 REQUIRED = ("name", "display_name", "adapter")
-OPTIONAL = ("base_url", "config", "max_running")
+OPTIONAL = ("base_url", "config", *catalog.LIMITS)
+MOST_TOKENS = 1_000_000_000_000
 PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The provider's name.")]
 HINTS = {
@@ -50,11 +51,21 @@ def read_provider_name(text: str) -> str:
     return text
 
 
+def read_tokens(text: str) -> int:
+    """As `read_bound`, of tokens. Raises typer.BadParameter."""
+    if text == "none":
+        return NO_BOUND
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= MOST_TOKENS:
+        raise typer.BadParameter(f'{text!r} is neither a whole number from 1 to {MOST_TOKENS:,} nor "none"')
+    return int(text)
+
+
 def shape(provider: Provider) -> dict[str, Any]:
     """For machines: what `providers put` takes, and where the row belongs."""
     return {
         "name": provider.name, "display_name": provider.display_name, "adapter": provider.adapter,
-        "base_url": provider.base_url, "config": provider.config, "max_running": provider.max_running,
+        "base_url": provider.base_url, "config": provider.config,
+        **{name: getattr(provider, name) for name in catalog.LIMITS},
         "enabled": provider.is_enabled, "platform": provider.org_id == PLATFORM,
     }  # fmt: skip
 
@@ -70,9 +81,11 @@ def read_provider(path: Path) -> dict[str, Any]:
         raise typer.BadParameter(f"{path}: base_url must be text or null")
     if not isinstance(given.get("config", {}), dict):
         raise typer.BadParameter(f"{path}: config must be an object")
-    cap = given.get("max_running")
-    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or not 1 <= cap <= MAX_BOUND):
-        raise typer.BadParameter(f"{path}: max_running must be a whole number from 1 to {MAX_BOUND:,}, or null")
+    most = {"max_running": MAX_BOUND, "requests_per_min": MAX_BOUND, "tokens_per_min": MOST_TOKENS, "window_s": 60}
+    for name, bound in most.items():
+        value = given.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= bound):
+            raise typer.BadParameter(f"{path}: {name} must be a whole number from 1 to {bound:,}, or null")
     return given
 
 
@@ -89,11 +102,12 @@ def list_all(org: OrgOrPlatform = None, as_json: Json = False) -> None:
         printing.document({"providers": [shape(provider) for provider in found]})
         return
     rows = [
-        (p.name, p.adapter, p.base_url, p.max_running, p.is_enabled, "platform" if p.org_id == PLATFORM else "own",
+        (p.name, p.adapter, p.base_url, p.max_running, p.requests_per_min, p.tokens_per_min, p.is_enabled,
+         "platform" if p.org_id == PLATFORM else "own",
          p.display_name)
         for p in found
     ]  # fmt: skip
-    columns = ("name", "adapter", "address", "most", "enabled", "whose", "called")
+    columns = ("name", "adapter", "address", "most", "requests/min", "tokens/min", "enabled", "whose", "called")
     printing.table(columns, rows, empty="There is no provider here yet.")
 
 
@@ -173,7 +187,7 @@ def check(name: Name, org: OrgOrPlatform = None, as_json: Json = False) -> None:
     if kind is None or kind.list_models is None:
         printing.fail(f"provider {name} works by the adapter {provider.adapter}: there is nothing to ask")
     try:
-        found = asyncio.run(_models_of(provider, session.settings()))
+        found = asyncio.run(models_of(provider, session.settings()))
     except ProviderError as error:
         hint = HINTS.get(error.code)
         printing.fail(f"{name}: {error.message}" + (f" Hint: {hint}." if hint else ""))
@@ -193,7 +207,8 @@ async def _find(db: Database, org: str | None, name: str) -> Provider:
     raise catalog.ProviderNotFound(f"there is no provider {name} here")
 
 
-async def _models_of(provider: Provider, config: Settings) -> list[str]:
+async def models_of(provider: Provider, config: Settings) -> list[str]:
+    """What a server has, where its kind can be asked. Raises ProviderError, ConfigInvalid."""
     kind, door = registry.all_kinds()[provider.adapter], doors.fixed(config)
     assert kind.list_models is not None
     address = configuration.address(provider.adapter, provider.base_url)
@@ -240,26 +255,54 @@ def install(as_json: Json = False) -> None:
 def change(
     name: Name,
     max_running: Annotated[
-        int,
+        int | None,
         typer.Option("--max-running", parser=read_bound, metavar="N|none", help="At most so many jobs at it at once."),
-    ],
+    ] = None,
+    requests_per_min: Annotated[
+        int | None,
+        typer.Option("--requests-per-min", parser=read_bound, metavar="N|none", help="It is asked at most so often."),
+    ] = None,
+    tokens_per_min: Annotated[
+        int | None,
+        typer.Option("--tokens-per-min", parser=read_tokens, metavar="N|none", help="At most for so many tokens."),
+    ] = None,
+    window_s: Annotated[
+        int | None,
+        typer.Option("--window-s", min=1, max=60, help="Both hold in any so many seconds, in proportion; 60 at first."),
+    ] = None,
     org: OrgOrPlatform = None,
     as_json: Json = False,
 ) -> None:
-    """How many jobs may be at a provider at once, over all workers and organizations."""
-    cap = None if max_running == NO_BOUND else max_running
+    """How much a provider takes, over all processes and organizations."""
+    given = {"max_running": max_running, "requests_per_min": requests_per_min, "tokens_per_min": tokens_per_min,
+             "window_s": window_s}  # fmt: skip
+    limits = {column: None if value == NO_BOUND else value for column, value in given.items() if value is not None}
+    if not limits:
+        raise typer.BadParameter(
+            "say what to change: --max-running, --requests-per-min, --tokens-per-min or --window-s"
+        )
 
     async def work(db: Database) -> Provider:
         async with session.operator_tx(db, org) as tx:
-            await catalog.cap_provider(tx, name, cap)
-            await audit.record(tx, "provider.changed", "provider", name, session.actor(), max_running=cap)
+            await catalog.limit_provider(tx, name, limits)
+            await audit.record(tx, "provider.changed", "provider", name, session.actor(), **limits)
             return next(p for p in await catalog.list_providers(tx) if p.name == name and p.org_id == tx.org_id)
 
     provider = session.run(work)
     if as_json:
         printing.document(shape(provider))
     else:
-        printing.say(f"provider {name} has {f'at most {cap} jobs' if cap else 'any number of jobs'} at once")
+        printing.say(f"provider {name} takes {_most(provider)}")
+
+
+def _most(provider: Provider) -> str:
+    cap = provider.max_running
+    words = [f"at most {cap} jobs at once" if cap else "any number of jobs at once"]
+    for count, unit in ((provider.requests_per_min, "requests"), (provider.tokens_per_min, "tokens")):
+        if count is not None:
+            held = "" if provider.window_s == 60 else f" ({count * provider.window_s // 60:,} in {provider.window_s} s)"
+            words.append(f"{count:,} {unit} a minute{held}")
+    return ", ".join(words)
 
 
 @app.command("enable")

@@ -31,10 +31,18 @@ def list_all(org: OrgOrPlatform = None, as_json: Json = False) -> None:
         printing.document({"routes": found})
         return
     rows = [
-        (r["model"], r["provider"], r["provider_model"], r["priority"], f"{r['cost_micro_usd'] / 1e6:.6f}", r["live"])
+        (
+            r["model"],
+            r["provider"],
+            r["provider_model"],
+            r["priority"],
+            r["weight"],
+            f"{r['cost_micro_usd'] / 1e6:.6f}",
+            r["live"],
+        )
         for r in found
     ]
-    columns = ("model", "provider", "there called", "priority", "cost USD", "live")
+    columns = ("model", "provider", "there called", "priority", "weight", "cost USD", "live")
     printing.table(columns, rows, empty="There is no route here yet.")
 
 
@@ -44,6 +52,9 @@ def put(
     provider: Provider,
     provider_model: Annotated[str, typer.Option("--provider-model", metavar="TEXT", help="The provider's own name.")],
     priority: Annotated[int, typer.Option("--priority", min=1, max=1000, help="Lower goes first.")] = 1,
+    weight: Annotated[
+        int, typer.Option("--weight", min=1, max=1000, help="Its part, where the model is routed by weight.")
+    ] = 1,
     cost_micro_usd: Annotated[
         int,
         typer.Option(
@@ -57,13 +68,13 @@ def put(
     as_json: Json = False,
 ) -> None:
     """Let a provider serve a model, or change how it does."""
-    facts = {"provider_model": provider_model, "priority": priority, "cost_micro_usd": cost_micro_usd}
+    facts = {"provider_model": provider_model, "priority": priority, "weight": weight, "cost_micro_usd": cost_micro_usd}
 
     async def work(db: Database) -> None:
         async with session.operator_tx(db, org) as tx:
             await catalog.put_route(
                 tx, model, provider, provider_model=provider_model, priority=priority, cost_micro_usd=cost_micro_usd,
-                config=config,
+                config=config, weight=weight,
             )  # fmt: skip
             await audit.record(tx, "route.put", "route", f"{model} {provider}", session.actor(), **facts)
 

@@ -17,13 +17,14 @@ from limner.hub import endings, jobs, pricing, routing, runs, stated
 from limner.hub.catalog import Model, Route
 from limner.hub.endings import Failure, Finish
 from limner.hub.executor import STEP, Resources, Run
+from limner.hub.gates import Passage
 from limner.hub.intake import Intake
 from limner.hub.pricing import Tokens
 from limner.hub.providers.base import CallClass, ProviderError
 from limner.hub.runs import Delivery, Lease
 from limner.kit import ids
 from limner.ledger import refusals
-from limner.telemetry import logs
+from limner.telemetry import logs, metrics
 
 ROLE = "limner_dispatch"
 SETTLED_WITHIN_S = 1.0
@@ -35,26 +36,56 @@ log = logs.get("calls")
 class Call(Run):
     """One call from its reservation on. Of several providers each is asked once."""
 
-    def __init__(self, resources: Resources, lease: Lease, submitted: jobs.Submitted, model: str) -> None:
+    def __init__(
+        self, resources: Resources, lease: Lease, submitted: jobs.Submitted, model: str, passage: Passage
+    ) -> None:
         super().__init__(resources, lease)
         self._model = model
+        self._passage = passage
+        self._before: list[tuple[str, str]] = []
         self.submitted = submitted
         self.send_no = 1
         self.asked_at = time.monotonic()
 
-    async def ask_next(self, candidate: routing.Candidate) -> Failure | None:
-        """Record that another provider is about to be asked. Raises refusals.StaleLease."""
-        intent = await self._intend(candidate, CallClass.C)
+    async def ask_next(self, candidate: routing.Candidate, tokens: int) -> Failure | None:
+        """Record that another provider is about to be asked, which may be passed over. Raises refusals.StaleLease."""
+        passage = await self._resources.gates.enter(candidate.route, tokens)
+        if isinstance(passage, Failure):
+            return self._passed(candidate, passage)
+        intent = await self._intend(routing.after(candidate, self._before), CallClass.C)
         if isinstance(intent, Failure):
-            return intent
+            passage.leave()
+            return self._passed(candidate, intent)
+        self._passage = passage
         self.send_no, self.asked_at = intent.send_no, time.monotonic()
         return None
+
+    def _passed(self, candidate: routing.Candidate, failure: Failure) -> Failure:
+        metrics.ATTEMPTS.labels(candidate.route.provider, failure.code).inc()
+        self._before.append((candidate.route.provider, failure.passed))
+        return failure
+
+    async def send(self) -> None:
+        """Right before the provider is asked. Raises ProviderError where there is no leave any more."""
+        late = await self._passage.send()
+        if late is not None:
+            raise ProviderError(late.code, late.message, late.kind, retry_after_s=late.retry_after_s)
 
     async def failed(self, route: Route, error: ProviderError) -> Failure:
         """Record that a provider did not deliver."""
         failure = stated.failure(error, route, self._facts)
+        self._before.append((route.provider, ""))
+        await self._passage.end(failure)
         await self._record(route.provider, self.send_no, failure, self._latency_ms())
         return failure
+
+    async def answered(self, error: ProviderError | None, used: Tokens | None) -> None:
+        """The provider delivered, as far as it did: `error` is why no further."""
+        await self._passage.end(None if error is None else _failure(error), used.all if used else None)
+
+    def leave(self) -> None:
+        """Nobody will hear how the call went on."""
+        self._passage.leave()
 
     def charged(
         self,
@@ -81,6 +112,20 @@ class Call(Run):
         return round((time.monotonic() - self.asked_at) * 1000)
 
 
+def _failure(error: ProviderError) -> Failure:
+    return Failure(
+        error.code, error.message, error.kind, known=not error.outcome_unknown, retry_after_s=error.retry_after_s or 0
+    )
+
+
+class NoneOpen(Exception):
+    """Every provider of a model is left alone for now; one of them for `wait_s` at least."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"no provider can be asked for {wait_s:.0f} s")
+        self.wait_s = wait_s
+
+
 class Calls:
     """Of one process: reserves calls, and keeps their leases while they last."""
 
@@ -101,23 +146,48 @@ class Calls:
         route = candidate.route
         return jobs.FirstCall(self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule)
 
-    async def reserve(self, org_id: UUID, submission: jobs.Submission, *, alone: bool) -> Call | jobs.Submitted:
+    async def choose(
+        self, candidates: Sequence[routing.Candidate], tokens: int
+    ) -> tuple[Sequence[routing.Candidate], Passage]:
+        """The candidates from the first on that may be asked now, and the leave to ask it. Raises NoneOpen."""
+        before: list[tuple[str, str]] = []
+        shut: list[Failure] = []
+        for place, candidate in enumerate(candidates):
+            passage = await self._resources.gates.enter(candidate.route, tokens)
+            if not isinstance(passage, Failure):
+                return [routing.after(candidate, before), *candidates[place + 1 :]], passage
+            metrics.ATTEMPTS.labels(candidate.route.provider, passage.code).inc()
+            before.append((candidate.route.provider, passage.passed))
+            shut.append(passage)
+        raise NoneOpen(min((failure.retry_after_s for failure in shut if failure.full), default=0.0))
+
+    async def reserve(
+        self, org_id: UUID, submission: jobs.Submission, passage: Passage, *, alone: bool
+    ) -> Call | jobs.Submitted:
         """The call, or what its idempotency key stands for. Raises what Intake.submit raises.
 
         Credits that answered calls of this organization still hold are waited for before it is refused for too few.
         """
         try:
-            submitted = await self._intake.submit(org_id, submission, alone=alone)
+            submitted = await self._submit(org_id, submission, alone=alone)
+        except BaseException:
+            passage.leave()
+            raise
+        if submitted.replayed:
+            passage.leave()
+            return submitted
+        lease = Lease(org_id, submitted.job_id, submission.app_id, 1, 1, None, submission.deadline_s, 0.0)
+        call = Call(self._resources, lease, submitted, submission.model, passage)
+        self._open[lease.job_id] = call
+        return call
+
+    async def _submit(self, org_id: UUID, submission: jobs.Submission, *, alone: bool) -> jobs.Submitted:
+        try:
+            return await self._intake.submit(org_id, submission, alone=alone)
         except refusals.TooFewCredits:
             if not await self._settled(org_id):
                 raise
-            submitted = await self._intake.submit(org_id, submission, alone=alone)
-        if submitted.replayed:
-            return submitted
-        lease = Lease(org_id, submitted.job_id, submission.app_id, 1, 1, None, submission.deadline_s, 0.0)
-        call = Call(self._resources, lease, submitted, submission.model)
-        self._open[lease.job_id] = call
-        return call
+        return await self._intake.submit(org_id, submission, alone=alone)
 
     async def _settled(self, org_id: UUID) -> bool:
         """Wait for the settlements of an organization that are under way; False when there are none."""
@@ -141,11 +211,15 @@ class Calls:
         except Exception:
             log.exception("call.unsettled", job=call.lease.job_id)
         finally:
+            call.leave()
             self._open.pop(call.lease.job_id, None)
             self.lost.discard(call.lease.job_id)
 
     async def keep(self) -> None:
-        """Renew the leases of calls that last, until cancelled."""
+        """Renew the leases of calls that last, and tell what was seen of providers, until cancelled."""
+        await asyncio.gather(self._renew_leases(), self._resources.gates.keep())
+
+    async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
             leases = [call.lease for call in self._open.values()]

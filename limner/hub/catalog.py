@@ -4,18 +4,20 @@ Rows of the platform are everybody's to use; an organization's own come first wh
 """
 
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
+from psycopg.errors import CheckViolation
 from psycopg.types.json import Jsonb
 
 from limner.db.context import PLATFORM
 from limner.db.tx import Row, Tx
 from limner.hub.pricing import OnDisconnect, PriceUnit
 from limner.hub.providers import configuration
+from limner.hub.providers.base import ErrorKind
 from limner.hub.schema import InputSchema
 from limner.kit import ids
 
@@ -23,13 +25,19 @@ Entry = TypeVar("Entry")
 ROUTES_S = 1.0
 CACHE_S = 10.0
 CACHE_ENTRIES = 10_000
+Routing = Literal["priority", "weight", "cost", "latency"]
+"""What orders a model's routes (hub.routing)."""
+NEXT_ON: tuple[ErrorKind, ...] = ("retryable", "rate", "auth", "fatal")
+"""Classes of errors after which another provider is asked, where a model says nothing."""
 MODEL = """org_id, id, name, display_name, family, description, kind, capabilities, input_schema, price_mc, price_unit,
 input_price_mc, cached_price_mc, output_price_mc, price_source, priced_on, max_output_tokens, on_disconnect, expected_s, deadline_s,
-is_enabled, created_at"""
+is_enabled, created_at, routing, next_on"""
+LIMITS = ("max_running", "requests_per_min", "tokens_per_min", "window_s")
+"""Of a provider: what it takes at once, and in time."""
 DEFAULTS: dict[str, Any] = {
     "family": "", "description": "", "capabilities": {}, "price_unit": "output", "input_price_mc": 0, "cached_price_mc": 0,
     "output_price_mc": 0, "price_source": "", "priced_on": None, "max_output_tokens": 4096, "on_disconnect": "drain",
-    "expected_s": 5.0, "deadline_s": 86_400,
+    "expected_s": 5.0, "deadline_s": 86_400, "routing": "priority", "next_on": list(NEXT_ON),
 }  # fmt: skip
 """Of a model, where nothing is said."""
 _PUT = ("display_name", "kind", "input_schema", "price_mc", *DEFAULTS)
@@ -50,6 +58,10 @@ class NameTaken(ValueError):
 
 class ProviderNotFound(LookupError):
     """Neither the organization nor the platform has a provider of this name."""
+
+
+class LimitTooSmall(ValueError):
+    """A limit that nothing could ever keep; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,8 @@ class Model:
     deadline_s: int
     is_enabled: bool
     created_at: datetime
+    routing: Routing = "priority"
+    next_on: Sequence[ErrorKind] = NEXT_ON
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +110,9 @@ class CompiledModel:
 class Route:
     """One provider that serves a model: lower `priority` goes first. `config`: the provider's, then the route's.
 
-    `cost_micro_usd` is what a call costs the platform; the three other costs are for a million tokens.
+    `cost_micro_usd` is what a call costs the platform; the three other costs are for a million tokens. `routing` and `next_on` are
+    the model's. `requests_per_min` and `tokens_per_min`: what the provider takes of the key `key_id` of `key_org` (zero: the one of
+    the settings). What was seen of it: `open_until` and `rest_until`, by the database's clock, 0 for never; `latency_ms` of late.
     """
 
     provider: str
@@ -110,11 +126,25 @@ class Route:
     input_cost_micro_usd: int = 0
     cached_cost_micro_usd: int = 0
     output_cost_micro_usd: int = 0
+    weight: int = 1
+    routing: Routing = "priority"
+    next_on: Sequence[ErrorKind] = NEXT_ON
+    provider_org: UUID = PLATFORM
+    key_org: UUID = PLATFORM
+    key_id: UUID = PLATFORM
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    open_until: float = 0.0
+    rest_until: float = 0.0
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who runs models. `max_running`: how many jobs may be at it at once; None: any number."""
+    """Who runs models. `max_running`: how many jobs may be at it at once; None: any number.
+
+    `requests_per_min` and `tokens_per_min`: what it takes of one key; in any `window_s` seconds, in proportion.
+    """
 
     org_id: UUID
     id: UUID
@@ -125,6 +155,9 @@ class Provider:
     config: dict[str, Any]
     is_enabled: bool
     max_running: int | None
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    window_s: int = 60
 
 
 async def find_model(tx: Tx, name: str, *, disabled: bool = False) -> Model | None:
@@ -153,8 +186,13 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
     rows = await tx.all(
         "SELECT p.name AS provider, p.adapter, p.base_url, r.provider_model, r.priority, r.cost_micro_usd,"
         " p.config || r.config AS config, p.id AS provider_id, r.input_cost_micro_usd, r.cached_cost_micro_usd,"
-        " r.output_cost_micro_usd FROM limner.route r"
+        " r.output_cost_micro_usd, r.weight, m.routing, m.next_on, p.org_id AS provider_org, p.org_id AS key_org,"
+        " p.requests_per_min, p.tokens_per_min, coalesce(extract(epoch FROM h.open_until), 0)::float8 AS open_until,"
+        " coalesce(extract(epoch FROM h.rest_until), 0)::float8 AS rest_until,"
+        " CASE WHEN h.checked_at > clock_timestamp() - interval '5 minutes' THEN h.latency_ms END AS latency_ms FROM limner.route r"
+        " JOIN limner.model m ON m.org_id = r.org_id AND m.id = r.model_id"
         " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
+        " LEFT JOIN limner.provider_health h ON h.org_id = p.org_id AND h.provider_id = p.id AND h.key_id = %(platform)s"
         " WHERE r.org_id IN (%(org)s, %(platform)s) AND r.model_id = %(model)s AND r.is_enabled AND p.is_enabled"
         " ORDER BY r.priority, p.name",
         {"org": tx.org_id, "platform": PLATFORM, "model": model_id},
@@ -165,7 +203,8 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
 async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
     """The organization's own providers and the platform's, by name."""
     rows = await tx.all(
-        "SELECT org_id, id, name, display_name, adapter, base_url, config, is_enabled, max_running FROM limner.provider"
+        "SELECT org_id, id, name, display_name, adapter, base_url, config, is_enabled, max_running, requests_per_min,"
+        " tokens_per_min, window_s FROM limner.provider"
         " WHERE org_id IN (%(org)s, %(platform)s) ORDER BY name LIMIT %(limit)s",
         {"org": tx.org_id, "platform": PLATFORM, "limit": limit},
     )
@@ -175,7 +214,7 @@ async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
 async def list_routes(tx: Tx, limit: int = 1000) -> list[Row]:
     """Every route the organization's requests may take, with the names of model and provider."""
     return await tx.all(
-        "SELECT m.name AS model, p.name AS provider, r.provider_model, r.priority, r.cost_micro_usd,"
+        "SELECT m.name AS model, p.name AS provider, r.provider_model, r.priority, r.weight, r.cost_micro_usd,"
         " r.is_enabled AND p.is_enabled AND m.is_enabled AS live FROM limner.route r"
         " JOIN limner.model m ON m.org_id = r.org_id AND m.id = r.model_id"
         " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
@@ -193,29 +232,32 @@ async def put_model(tx: Tx, facts: Mapping[str, Any]) -> UUID:
 
 
 async def put_provider(tx: Tx, facts: Mapping[str, Any]) -> UUID:
-    """Create the organization's provider of this name, or bring it to these facts; `max_running` stays where it is not among them.
+    """Create the organization's provider of this name, or bring it to these facts; limits stay where they are not among them.
 
-    Raises NameTaken for a name of the platform's: attempts are told apart by it; ConfigInvalid for what cannot work.
+    Raises NameTaken for a name of the platform's: attempts are told apart by it; ConfigInvalid and LimitTooSmall for what cannot work.
     """
     configuration.check(facts["adapter"], facts.get("base_url"), facts.get("config", {}))
     taken = "SELECT 1 AS one FROM limner.provider WHERE org_id = %s AND name = %s"
     if tx.org_id != PLATFORM and await tx.find(taken, [PLATFORM, facts["name"]]):
         raise NameTaken(f"the platform has a provider named {facts['name']}; choose another name")
     row = await tx.get(
-        "INSERT INTO limner.provider AS p (org_id, id, name, display_name, adapter, base_url, config, max_running)"
-        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(config)s,"
-        " %(max_running)s) ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
-        " adapter = excluded.adapter, base_url = excluded.base_url, config = excluded.config,"
-        " max_running = CASE WHEN %(capped)s THEN excluded.max_running ELSE p.max_running END RETURNING id",
-        {"base_url": None, "max_running": None, **facts, "config": Jsonb(facts.get("config", {})),
-         "capped": "max_running" in facts, "org": tx.org_id, "id": ids.new()},
-    )  # fmt: skip
+        "INSERT INTO limner.provider AS p (org_id, id, name, display_name, adapter, base_url, config)"
+        " VALUES (%(org)s, %(id)s, %(name)s, %(display_name)s, %(adapter)s, %(base_url)s, %(config)s)"
+        " ON CONFLICT (org_id, name) DO UPDATE SET display_name = excluded.display_name,"
+        " adapter = excluded.adapter, base_url = excluded.base_url, config = excluded.config RETURNING id",
+        {"base_url": None, **facts, "config": Jsonb(facts.get("config", {})), "org": tx.org_id, "id": ids.new()},
+    )
+    limits = {name: facts[name] for name in LIMITS if name in facts}
+    if limits:
+        await limit_provider(
+            tx, facts["name"], limits | ({"window_s": 60} if limits.get("window_s", 60) is None else {})
+        )
     return UUID(str(row["id"]))
 
 
 async def put_route(
     tx: Tx, model: str, provider: str, *, provider_model: str, priority: int = 1, cost_micro_usd: int = 0,
-    config: Mapping[str, Any] | None = None, token_costs: tuple[int, int, int] = (0, 0, 0),
+    config: Mapping[str, Any] | None = None, token_costs: tuple[int, int, int] = (0, 0, 0), weight: int = 1,
 ) -> None:  # fmt: skip
     """Let a provider (the organization's own, else the platform's) serve a model of this organization.
 
@@ -238,15 +280,15 @@ async def put_route(
     configuration.check_kind(server["adapter"], found["kind"])
     await tx.execute(
         "INSERT INTO limner.route (org_id, id, model_id, provider_org, provider_id, provider_model, priority,"
-        " cost_micro_usd, config, input_cost_micro_usd, cached_cost_micro_usd, output_cost_micro_usd)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " cost_micro_usd, config, input_cost_micro_usd, cached_cost_micro_usd, output_cost_micro_usd, weight)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (org_id, model_id, provider_id) DO UPDATE SET provider_model = excluded.provider_model,"
         " priority = excluded.priority, cost_micro_usd = excluded.cost_micro_usd, config = excluded.config,"
         " input_cost_micro_usd = excluded.input_cost_micro_usd, cached_cost_micro_usd = excluded.cached_cost_micro_usd,"
-        " output_cost_micro_usd = excluded.output_cost_micro_usd,"
+        " output_cost_micro_usd = excluded.output_cost_micro_usd, weight = excluded.weight,"
         " is_enabled = true",
         [tx.org_id, ids.new(), found["id"], server["org_id"], server["id"], provider_model, priority, cost_micro_usd,
-         Jsonb(dict(config or {})), *token_costs],
+         Jsonb(dict(config or {})), *token_costs, weight],
     )  # fmt: skip
 
 
@@ -276,13 +318,33 @@ async def enable_provider(tx: Tx, name: str, *, enabled: bool) -> None:
 
 
 async def cap_provider(tx: Tx, name: str, max_running: int | None) -> None:
-    """How many jobs may be at a provider at once; None: any number. Holds for jobs claimed from now on.
+    """How many jobs may be at a provider at once; None: any number. Holds for jobs claimed from now on. Raises ProviderNotFound."""
+    await limit_provider(tx, name, {"max_running": max_running})
 
-    Raises ProviderNotFound.
+
+async def limit_provider(tx: Tx, name: str, limits: Mapping[str, int | None]) -> None:
+    """Change those of LIMITS that are given; None lifts one. Permits follow with the next slice.
+
+    Raises ProviderNotFound, and LimitTooSmall where less than one request or token would fit into a window.
     """
-    query = "UPDATE limner.provider SET max_running = %s WHERE org_id = %s AND name = %s"
-    if await tx.execute(query, [max_running, tx.org_id, name]) == 0:
-        raise ProviderNotFound(f"there is no provider {name} here")
+    given = {column: limits[column] for column in LIMITS if column in limits}
+    query = (
+        f"UPDATE limner.provider SET {', '.join(f'{column} = %s' for column in given)} WHERE org_id = %s AND name = %s"
+    )
+    try:
+        if await tx.execute(query, [*given.values(), tx.org_id, name]) == 0:
+            raise ProviderNotFound(f"there is no provider {name} here")
+    except CheckViolation:
+        raise LimitTooSmall("less than one request or token would fit into the window") from None
+
+
+async def set_routing(tx: Tx, name: str, changes: Mapping[str, Any]) -> None:
+    """Change a model's `routing` or `next_on`. Raises ModelNotFound. In force within a second."""
+    given = {column: changes[column] for column in ("routing", "next_on") if column in changes}
+    columns = ", ".join(f"{column} = %s" for column in given)
+    query = f"UPDATE limner.model SET {columns}, updated_at = clock_timestamp() WHERE org_id = %s AND name = %s"
+    if await tx.execute(query, [*given.values(), tx.org_id, name]) == 0:
+        raise ModelNotFound(f"there is no model {name} here")
 
 
 class _Remembered(Generic[Entry]):

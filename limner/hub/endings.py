@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limner.hub import pricing, runs
+from limner.hub import outputs, pricing, runs
 from limner.hub.pricing import Rates, Tokens
 from limner.hub.providers import texts
 from limner.hub.providers.base import ErrorKind, Usage
 from limner.hub.runs import Work
 
+MAX_DEFERRAL_S = 3600.0
 FINAL_KINDS: frozenset[ErrorKind] = frozenset({"bad_request", "content"})
 
 MESSAGES = {
@@ -19,6 +20,11 @@ MESSAGES = {
     "no_provider": "No provider serves this model at the moment.",
     "no_output": "The provider returned nothing that could be used.",
     "provider_full": "The provider has as many jobs as it may have at once.",
+    "provider_unavailable": "No provider of this model can be asked at the moment.",
+    "breaker_open": "The provider failed too often, and is left alone for a while.",
+    "provider_resting": "The provider asked to be left alone for a while.",
+    "provider_no_permit": "The provider was asked as often as it may be.",
+    "provider_tokens_too_few": "The request needs more tokens than the provider takes in a minute.",
     "outcome_unknown": "The provider may have been paid already; it is not asked again.",
     "store_unavailable": "The result could not be stored.",
     "adapter_error": "The provider answered in a way that is not understood.",
@@ -87,11 +93,29 @@ class Failure:
     known: bool = True
     retry_after_s: float = 0.0
     stops: bool = False  # asking another provider would not help
-    full: bool = False  # it was not asked: there was no place
+    full: bool = False  # it was not asked: there was no place, no permit, or it was left alone
+    passed: str = ""  # the same in words, as they stand on a receipt
     cost_micro_usd: int | None = None
 
 
-FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True)
+FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True, passed="was full")
+
+
+def without_result(failures: Sequence[Failure], backoff_s: float, *, is_last: bool) -> Ending:
+    """How a run ends in which no provider delivered: `is_last` of those a job may have, or given back for at least `backoff_s`."""
+    last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
+    passed = [failure for failure in failures if failure.full]
+    if passed and last.kind not in FINAL_KINDS and not last.stops:
+        soonest = min(passed, key=lambda failure: failure.retry_after_s)
+        wait_s = max(backoff_s, min(soonest.retry_after_s, MAX_DEFERRAL_S))
+        return Release(wait_s, counts=False, reason=soonest.code)
+    if failures and all(failure.kind == "rate" for failure in failures):
+        asked_s = min(failure.retry_after_s for failure in failures)
+        return Release(max(backoff_s, min(asked_s, MAX_DEFERRAL_S)), counts=False, reason="rate_limited")
+    hopeless = bool(failures) and all(failure.kind == "fatal" for failure in failures)
+    if hopeless or last.kind in FINAL_KINDS or is_last:
+        return Finish("failed", outputs.plain(last.code, 100), outputs.plain(last.message, 2000))
+    return Release(backoff_s, counts=True, reason=last.code)
 
 
 def success(work: Work, kept: Kept) -> Finish:

@@ -16,11 +16,13 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.hub import catalog, endings, outputs, pricing, routing, runs, stated
-from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
+from limner.hub import asking, catalog, endings, outputs, pricing, routing, runs, stated
+from limner.hub.endings import MESSAGES, Ending, Failure, Finish, Kept, Release
+from limner.hub.gates import Gates, Passage
+from limner.hub.health import NO_BREAKER, BreakerSettings
 from limner.hub.imports import ImportFailed, Imports
 from limner.hub.progress import NOBODY, News, ProgressBoard
-from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
+from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderResult
 from limner.hub.runs import Delivery, Lease, Work
 from limner.hub.sharing import SharedWrites
 from limner.kit.cpu import CpuPool
@@ -33,7 +35,6 @@ ROLE = "limner_worker"
 PATIENCE_S = 60.0  # how long a write that must not be lost waits for the database
 MAX_SENDS = 2  # class C: once, and once more after an unknown outcome
 MAX_OUTPUTS = 16  # kept of a call whose request names no number
-MAX_DEFERRAL_S = 3600.0
 EXPIRED_CONTEXT = "LM001"
 Phase = Literal["preparing", "calling", "keeping", "ending"]
 T = TypeVar("T")
@@ -55,15 +56,17 @@ class Resources:
     progress: ProgressBoard
     news: News
     imports: Imports
+    gates: Gates
 
 
 def resources(
     db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float,
-    imports: Imports, news: News = NOBODY,
+    imports: Imports, news: News = NOBODY, *, breaker: BreakerSettings = NO_BREAKER,
 ) -> Resources:  # fmt: skip
     """One process's resources, with a batch of its own for what shares a commit."""
     shared, routes, progress = SharedWrites(db), catalog.RouteCache(), ProgressBoard(db, news)
-    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports)
+    gates = Gates(db, breaker)
+    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, gates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Prepared:
     work: Work
     images: Mapping[str, Blob]
     candidates: list[routing.Candidate]
+    asked: routing.Asking
+    answered: frozenset[str]
 
 
 class Run:
@@ -105,15 +110,16 @@ class Run:
         work = prepared.work
         log.info("run.started", request=work.request_id, model=work.model, **self._facts)
         failures: list[Failure] = []
+        before: list[tuple[str, str]] = []
         for candidate in prepared.candidates:
             if self._remaining_s() <= 0:
                 break
-            after_full = bool(failures) and failures[-1].full
-            answer = await self._attempt(prepared, routing.passed_over(candidate) if after_full else candidate)
+            answer = await self._attempt(prepared, routing.after(candidate, before))
             if isinstance(answer, Kept):
                 return endings.success(work, answer)
             failures.append(answer)
-            if answer.kind in FINAL_KINDS or answer.stops:
+            before.append((candidate.route.provider, answer.passed))
+            if not (answer.full or answer.kind in candidate.route.next_on) or answer.stops:
                 break
         if self._remaining_s() <= 0:
             return Finish("failed", "deadline_exceeded", MESSAGES["deadline_exceeded"])
@@ -185,25 +191,36 @@ class Run:
             )
         routes = self._resources.routes.find(self.lease.org_id, work.model_id)
         if routes is None:
-
-            async def read(tx: Tx) -> list[catalog.Route]:
-                return await catalog.routes_of(tx, work.model_id)
-
-            routes = self._resources.routes.put(
-                self.lease.org_id, work.model_id, await self._insist("read", read, single=False)
-            )
-        candidates, skipped = routing.order(routes, self._resources.adapters)
+            read = await self._insist("read", lambda tx: catalog.routes_of(tx, work.model_id), single=False)
+            routes = self._resources.routes.put(self.lease.org_id, work.model_id, read)
+        asked = routing.asking(self.lease.job_id, work.kind, work.input)
+        candidates, skipped = routing.order(routes, self._resources.adapters, asked)
         for skip in skipped:
             log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
-        return Prepared(work, images, candidates)
+        answered: frozenset[str] = frozenset()
+        if self.lease.fence > 1:  # what an earlier run has got needs no leave to ask
+            answered = await self._insist("look", lambda tx: runs.answered(tx, self.lease.job_id), single=False)
+        return Prepared(work, images, candidates, asked, answered)
 
     async def _attempt(self, prepared: Prepared, candidate: routing.Candidate) -> Kept | Failure:
         """One try at one provider: the kept outputs, or why there are none."""
         route = candidate.route
-        adapter = self._resources.adapters[route.adapter]
         timeout_s = routing.timeout_s(route)
         if timeout_s is None:
             return Failure("provider_misconfigured", MESSAGES["provider_misconfigured"], "fatal")
+        free = route.provider in prepared.answered
+        passage = await self._resources.gates.enter(route, prepared.asked.tokens.all, free=free)
+        if isinstance(passage, Failure):
+            metrics.ATTEMPTS.labels(route.provider, passage.code).inc()
+            return passage
+        with passage:
+            return await self._call_provider(prepared, candidate, timeout_s, passage)
+
+    async def _call_provider(
+        self, prepared: Prepared, candidate: routing.Candidate, timeout_s: float, passage: Passage
+    ) -> Kept | Failure:
+        route = candidate.route
+        adapter = self._resources.adapters[route.adapter]
         intent = await self._intend(candidate, adapter.call_class)
         if isinstance(intent, Failure):
             metrics.ATTEMPTS.labels(route.provider, intent.code).inc()
@@ -213,15 +230,18 @@ class Run:
         call = self._call(prepared, route, intent.idem_key, min(timeout_s, max(self._remaining_s(), 0.001)))
         began = time.monotonic()
         self.phase = "calling"
-        result = await self._ask(adapter, call, route)
+        result = await passage.send() or await asking.ask(adapter, call, route, self._facts)
         self.phase = "keeping"
         latency_ms = round((time.monotonic() - began) * 1000)
         answer = result if isinstance(result, Failure) else await self._keep(prepared.work, route, call, result)
         metrics.ATTEMPTS.labels(route.provider, answer.code if isinstance(answer, Failure) else "done").inc()
         if isinstance(answer, Failure):
+            await passage.end(answer)
             await self._record(route.provider, intent.send_no, answer, latency_ms)
             self.phase = "preparing"
             return answer
+        used = endings.stated_tokens(answer.usage)
+        await passage.end(tokens=used.all if used else None)
         task_id = getattr(result, "task_id", None)
         reference = None if task_id is None else outputs.plain(str(task_id), 500)
         delivery = Delivery(STEP, route.provider, intent.send_no, reference, answer.cost_micro_usd, latency_ms)
@@ -268,25 +288,6 @@ class Run:
             base_url=route.base_url,
         )
 
-    async def _ask(self, adapter: Adapter, call: ProviderCall, route: catalog.Route) -> ProviderResult | Failure:
-        """The provider's result; whatever else an adapter does becomes a failure, never the end of the worker."""
-        try:
-            async with asyncio.timeout(call.timeout_s):
-                return await adapter.run(call)
-        except ProviderError as error:
-            return stated.failure(error, route, self._facts)
-        except TimeoutError:
-            words = f"The provider did not answer within {call.timeout_s:g} s."
-            return Failure("provider_timeout", words, "retryable", known=False)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            log.exception("adapter.crashed", adapter=adapter.name, **self._facts)  # its own, not ours: a failure
-        except Exception:
-            log.exception("adapter.crashed", adapter=adapter.name, **self._facts)
-        return Failure("adapter_error", MESSAGES["adapter_error"], "retryable", known=False)
-
     async def _keep(
         self, work: Work, route: catalog.Route, call: ProviderCall, result: ProviderResult
     ) -> Kept | Failure:
@@ -319,17 +320,11 @@ class Run:
         self._resources.news.committed()
 
     def _without_result(self, failures: Sequence[Failure]) -> Ending:
-        last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
-        if any(failure.full for failure in failures) and last.kind not in FINAL_KINDS and not last.stops:
-            return Release(self._before_deadline(self._backoff_s()), counts=False, reason="provider_full")
-        if failures and all(failure.kind == "rate" for failure in failures):
-            asked_s = min(failure.retry_after_s for failure in failures)
-            wait_s = max(self._backoff_s(), min(asked_s, MAX_DEFERRAL_S))
-            return Release(self._before_deadline(wait_s), counts=False, reason="rate_limited")
-        hopeless = bool(failures) and all(failure.kind == "fatal" for failure in failures)
-        if hopeless or last.kind in FINAL_KINDS or self.lease.run >= self._resources.max_runs:
-            return Finish("failed", outputs.plain(last.code, 100), outputs.plain(last.message, 2000))
-        return Release(self._before_deadline(self._backoff_s()), counts=True, reason=last.code)
+        last = self.lease.run >= self._resources.max_runs
+        ending = endings.without_result(failures, self._backoff_s(), is_last=last)
+        if isinstance(ending, Release):
+            return replace(ending, delay_s=self._before_deadline(ending.delay_s))
+        return ending
 
     async def _finish(self, ending: Finish) -> None:
         if not await self._resources.shared.finish(self.lease, ending, lingers=self.lingers):

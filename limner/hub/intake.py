@@ -33,7 +33,7 @@ class Intake:
 
     async def submit(self, org_id: UUID, request: jobs.Submission, *, alone: bool) -> jobs.Submitted:
         """The job, accepted or replayed. Raises what jobs.submit raises, and DatabaseUnavailable."""
-        job_id = ids.new()
+        job_id = request.job_id or ids.new()
         if alone:
             return await self._alone(org_id, job_id, request, again=False)
         with self._gather.first() as first:

@@ -53,7 +53,10 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request as parsed, priced and hashed. `external_id` None: the organization's wallet pays. `run_at` None: now."""
+    """A request as parsed, priced and hashed. `external_id` None: the organization's wallet pays. `run_at` None: now.
+
+    `job_id`: where something was decided by it before.
+    """
 
     app_id: UUID
     external_id: str | None
@@ -78,6 +81,7 @@ class Submission:
     webhook_url: str | None = None
     call: "FirstCall | None" = None
     token_prices: Mapping[str, int] | None = None
+    job_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from limner.hub.calls import Call, Calls
 from limner.hub.catalog import Model
 from limner.hub.chat import Answering, Asked
 from limner.hub.chat_stream import DONE, Frames, NotAStream
-from limner.hub.endings import FINAL_KINDS, MESSAGES, REQUESTS_FAULT, STATUSES, Failure, Finish
+from limner.hub.endings import MESSAGES, REQUESTS_FAULT, STATUSES, Failure, Finish
 from limner.hub.pricing import Tokens
 from limner.hub.providers import asking
 from limner.hub.providers.base import ProviderError
+from limner.hub.providers.openai_compatible import answers
 from limner.hub.routing import Candidate
 from limner.kit import money
 from limner.telemetry import logs, metrics
@@ -57,6 +58,11 @@ class Order:
     waited_s: float = 0.0
     """For providers: the rest is limner's own."""
 
+    @property
+    def tokens(self) -> int:
+        """What a provider has to take at most, as far as that can be said before."""
+        return self.asked.likely + self.most.written
+
 
 def whole_estimate(asked: Asked, most: Tokens) -> Tokens:
     """What is charged for an answer that its provider finishes, and bills, unheard."""
@@ -65,14 +71,15 @@ def whole_estimate(asked: Asked, most: Tokens) -> Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What came from a provider: its count, what to charge without one, its name of the call, and the answer, if it is whole."""
+    """What came from a provider: its count, what to charge without one, its name of the call, the answer, if it is whole, and why
+    it is not, where the provider broke it off."""
 
     usage: Any
     otherwise: Tokens
     reference: str | None
     body: bytes | None
     media_type: str
-    outcome: str = "done"
+    error: ProviderError | None = None
 
 
 class _Answering:
@@ -97,10 +104,11 @@ class _Answering:
         )
         return await self._order.call.failed(candidate.route, error)
 
-    def _closing(self, candidate: Candidate, heard: Heard) -> Finish:
+    async def _closing(self, candidate: Candidate, heard: Heard) -> Finish:
         """Charged by what the provider counted, or by `otherwise` where that cannot be true."""
-        metrics.ATTEMPTS.labels(candidate.route.provider, heard.outcome).inc()
+        metrics.ATTEMPTS.labels(candidate.route.provider, heard.error.code if heard.error else "done").inc()
         used = chat.used(heard.usage)
+        await self._order.call.answered(heard.error, used)
         if used is None and heard.usage is not None:
             metrics.ABSURD_USAGE.labels(candidate.route.provider).inc()
         order = self._order
@@ -118,7 +126,7 @@ class WholeAnswer(_Answering):
         order, failures = self._order, list[Failure]()
         try:
             for place, candidate in enumerate(order.candidates):
-                if place and (full := await order.call.ask_next(candidate)) is not None:
+                if place and (full := await order.call.ask_next(candidate, order.tokens)) is not None:
                     failures.append(full)
                     continue
                 asked_at = time.perf_counter()
@@ -126,12 +134,13 @@ class WholeAnswer(_Answering):
                     body, value = await self._once(candidate)
                 except ProviderError as error:
                     failures.append(await self._failed(candidate, error))
-                    if error.kind in FINAL_KINDS:
+                    if error.kind not in candidate.route.next_on:
                         break
                     continue
                 finally:
                     order.waited_s += time.perf_counter() - asked_at
-                return self._charged(candidate, body, value)
+                ending = await self._closing(candidate, _whole(order, body, value))
+                return self._charged(candidate, body, ending)
         except BaseException:
             await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
             raise
@@ -140,6 +149,7 @@ class WholeAnswer(_Answering):
     async def _once(self, candidate: Candidate) -> tuple[bytes, dict[str, Any]]:
         route, order = candidate.route, self._order
         provider = self._desk.providers[route.adapter]
+        await order.call.send()
         body = await provider.whole(route, order.asked, order.model, order.call.lease.job_id)
         value = asking.read_object(body)
         if not isinstance(value.get(order.asked.surface.made), list):
@@ -149,12 +159,8 @@ class WholeAnswer(_Answering):
             )  # fmt: skip
         return body, value
 
-    def _charged(self, candidate: Candidate, body: bytes, value: dict[str, Any]) -> Response:
+    def _charged(self, candidate: Candidate, body: bytes, ending: Finish) -> Response:
         order = self._order
-        reference = value.get("id")
-        otherwise = Tokens(order.asked.likely, 0, len(body) // 4 + 1 if order.asked.surface.writes else 0)
-        told = reference if isinstance(reference, str) else None
-        ending = self._closing(candidate, Heard(value.get("usage"), otherwise, told, body, JSON))
         submitted = order.call.submitted
         left_mc = submitted.available_mc + submitted.hold_mc - ending.charge_mc
         own_s = time.perf_counter() - order.began - order.waited_s
@@ -166,6 +172,12 @@ class WholeAnswer(_Answering):
             "x-limner-overhead-ms": f"{own_s * 1000:.2f}",
         }
         return Settling(body, self._desk.calls.end_later(order.call, ending), headers)
+
+
+def _whole(order: Order, body: bytes, value: dict[str, Any]) -> Heard:
+    reference = value.get("id")
+    otherwise = Tokens(order.asked.likely, 0, len(body) // 4 + 1 if order.asked.surface.writes else 0)
+    return Heard(value.get("usage"), otherwise, reference if isinstance(reference, str) else None, body, JSON)
 
 
 class Settling(Response):
@@ -214,7 +226,7 @@ class StreamedAnswer(_Answering, Response):
         try:
             async with asyncio.timeout(None) as self._listening:
                 for place, candidate in enumerate(self._order.candidates):
-                    if place and (full := await self._order.call.ask_next(candidate)) is not None:
+                    if place and (full := await self._order.call.ask_next(candidate, self._order.tokens)) is not None:
                         failures.append(full)
                         continue
                     frames = Frames(keeps_usage=self._order.asked.wants_usage)
@@ -222,7 +234,7 @@ class StreamedAnswer(_Answering, Response):
                     if frames.pieces or error is None:
                         break
                     failures.append(await self._failed(candidate, error))
-                    if error.kind in FINAL_KINDS or self._gone:
+                    if error.kind not in candidate.route.next_on or self._gone:
                         break
         except TimeoutError:
             error = None  # nobody listens any more, and this model's answers are not read to their end then
@@ -233,9 +245,8 @@ class StreamedAnswer(_Answering, Response):
         if frames.pieces or frames.usage is not None or cut:
             whole = error is None and frames.done and self._said is not None
             said = b"".join((*(self._said or ()), DONE_EVENT)) if whole else None
-            outcome = error.code if error is not None else "done"
-            heard = Heard(frames.usage, self._estimate(frames), frames.reference, said, EVENTS, outcome)
-            ending = self._closing(candidate, heard)
+            heard = Heard(frames.usage, self._estimate(frames), frames.reference, said, EVENTS, error)
+            ending = await self._closing(candidate, heard)
             await self._desk.calls.end(self._order.call, ending)
             await self._finish(error)
             return
@@ -249,6 +260,7 @@ class StreamedAnswer(_Answering, Response):
         self._asking = True
         self._asked_at = time.perf_counter()
         try:
+            await order.call.send()
             async with provider.stream(route, order.asked, order.model, order.call.lease.job_id) as pieces:
                 async for piece in pieces:
                     self._heard()

@@ -1,7 +1,9 @@
 """`/v1`: the interface that OpenAI's clients speak. Each call is a job with a hold, a receipt and one settlement."""
 
 import hashlib
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +19,13 @@ from limner.hub.api import answer
 from limner.hub.catalog import Model
 from limner.hub.chat import Asked, Surface
 from limner.hub.endings import MESSAGES
+from limner.hub.gates import Passage
 from limner.hub.openai_answers import Desk, Order, StreamedAnswer, WholeAnswer, whole_estimate
 from limner.hub.openai_images import ImageEndpoints, ImagesApi
 from limner.hub.pricing import Tokens
 from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
+from limner.kit import ids
 from limner.ledger import refusals
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
@@ -91,9 +95,11 @@ class ChatEndpoints:
         caller = submission.for_its_user(caller, value.get("user"))
         external_id = submission.payer(caller)
         asked = chat.read(raw, value, surface)
-        model, candidates = await self._model(caller, asked)
+        model, routes = await self._model(caller, asked)
         most = chat.most(asked, model)
         key = parsing.idempotency_key(request, None)
+        job_id = ids.new()
+        candidates, passage = await self._choose(routes, routing.Asking(job_id, Tokens(asked.likely, 0, most.written)))
         bounds = self._api.submitter.limits.of(caller.quotas, for_user=external_id is not None)
         wanted = jobs.Submission(
             app_id=caller.app_id, external_id=external_id, route=surface.path[1:].replace("/", "."), model_id=model.id,
@@ -103,11 +109,11 @@ class ChatEndpoints:
             request_hash=hashlib.sha256(raw if key is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).digest(),
             input=_facts(asked, model, most), wait_s=0, deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS,
             request_id=request.state.request_id, traceparent=parsing.traceparent(request), limits=bounds,
-            call=self._api.desk.calls.first(candidates[0]),
+            call=self._api.desk.calls.first(candidates[0]), job_id=job_id,
         )  # fmt: skip
         alone = bounds.org_per_min is not None or bounds.max_open is not None
         try:
-            call = await self._api.desk.calls.reserve(caller.org_id, wanted, alone=alone)
+            call = await self._api.desk.calls.reserve(caller.org_id, wanted, passage, alone=alone)
         except refusals.Refused as error:
             raise submission.worded(error, wanted) from None
         if isinstance(call, jobs.Submitted):
@@ -117,8 +123,8 @@ class ChatEndpoints:
         headers["x-limner-job"] = str(call.lease.job_id)
         return Order(asked, model, most, candidates, call, began, headers, keeps=key is not None)
 
-    async def _model(self, caller: Caller, asked: Asked) -> tuple[Model, list[Candidate]]:
-        """The model and who may be asked, in order. Raises ApiError 404; 503 where nobody serves it."""
+    async def _model(self, caller: Caller, asked: Asked) -> tuple[Model, list[catalog.Route]]:
+        """The model and its routes. Raises ApiError 404."""
         try:
             model = (await self._api.submitter.model(caller.org_id, asked.model)).row
         except ApiError:
@@ -129,10 +135,20 @@ class ChatEndpoints:
         if routes is None:
             async with self._api.db.tenant_tx(caller.org_id) as tx:
                 routes = self._api.routes.put(caller.org_id, model.id, await catalog.routes_of(tx, model.id))
-        candidates, _ = routing.order(routes, self._api.desk.providers.keys())
+        return model, routes
+
+    async def _choose(
+        self, routes: Sequence[catalog.Route], asking: routing.Asking
+    ) -> tuple[Sequence[Candidate], Passage]:
+        """Who may be asked, in order, and the leave to ask the first. Raises ApiError 503 where nobody can be."""
+        candidates, _ = routing.order(routes, self._api.desk.providers.keys(), asking)
         if not candidates:
             raise ApiError(503, "no_provider", MESSAGES["no_provider"])
-        return model, candidates
+        try:
+            return await self._api.desk.calls.choose(candidates, asking.tokens.all)
+        except calls.NoneOpen as error:
+            wait = {"Retry-After": str(max(math.ceil(error.wait_s), 1))}
+            raise ApiError(503, "provider_unavailable", MESSAGES["provider_unavailable"], headers=wait) from None
 
 
 def _model_body(model: Model) -> dict[str, Any]:

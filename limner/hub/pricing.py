@@ -38,6 +38,11 @@ class Tokens:
     cached: int
     written: int
 
+    @property
+    def all(self) -> int:
+        """As providers count them against a limit."""
+        return self.read + self.written
+
 
 class TokenPrices(Protocol):
     """Milli-credits: of a call, and of a million tokens each."""

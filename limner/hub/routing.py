@@ -1,12 +1,30 @@
 """Which providers to try, in what order, and why: a pure function, so that a receipt can quote it."""
 
+import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
 
+from limner.hub import pricing
 from limner.hub.catalog import Route
+from limner.hub.pricing import Tokens
+from limner.hub.providers import texts
 
 CALL_TIMEOUT_S = 300.0
+NO_TOKENS = Tokens(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a request's order may depend on: its job's id, and about as many tokens as it will take."""
+
+    job_id: UUID
+    tokens: Tokens = NO_TOKENS
+
+
+NOTHING = Asking(UUID(int=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +35,6 @@ class Candidate:
     rule: str
 
 
-def passed_over(candidate: Candidate) -> Candidate:
-    """The same where the one before it was full, and not asked."""
-    return replace(candidate, rule=f"{candidate.rule.removesuffix('failed')}was full")
-
-
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """A provider that cannot be tried, and why."""
@@ -30,21 +43,45 @@ class Skipped:
     reason: str
 
 
-def order(routes: Sequence[Route], adapters: Collection[str]) -> tuple[list[Candidate], list[Skipped]]:
-    """Candidates by priority (name breaks ties), and the routes whose adapter this worker does not have."""
-    usable = sorted((r for r in routes if r.adapter in adapters), key=lambda r: (r.priority, r.provider))
+def asking(job_id: UUID, kind: str, parsed: Mapping[str, Any]) -> Asking:
+    """Of a job's request: tokens only where its kind has any."""
+    if kind not in texts.SOLD_BY_TOKENS:
+        return Asking(job_id)
+    written = int(parsed.get("max_tokens") or 0) * int(parsed.get(pricing.MAX_OUTPUTS_FIELD) or 1)
+    return Asking(job_id, Tokens(texts.likely(parsed), 0, written if kind in texts.WRITING else 0))
+
+
+def order(
+    routes: Sequence[Route], adapters: Collection[str], asked: Asking = NOTHING
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Candidates by the model's rule (priority and name break ties), and the routes whose adapter this worker does not have."""
+    usable = [r for r in routes if r.adapter in adapters]
     skipped = [Skipped(r.provider, f"no adapter {r.adapter}") for r in routes if r.adapter not in adapters]
+    if not usable:
+        return [], skipped
+    key, reason = RULES[usable[0].routing]
+    usable.sort(key=lambda route: (*key(route, asked), route.priority, route.provider))
     total = len(usable)
     candidates = [
         Candidate(
             route,
-            f"first by priority {route.priority} of {total}"
+            f"first by {reason(route, asked)} of {total}"
             if place == 1
-            else f"{place} of {total} by priority {route.priority}, after {usable[place - 2].provider} failed",
+            else f"{place} of {total} by {reason(route, asked)}, after {usable[place - 2].provider} failed",
         )
         for place, route in enumerate(usable, start=1)
     ]
     return candidates, skipped
+
+
+def after(candidate: Candidate, before: Sequence[tuple[str, str]]) -> Candidate:
+    """The same after what became of those before it: (provider, why it was not asked, or nothing: it failed)."""
+    if not any(why for _, why in before):
+        return candidate
+    left = [f"{provider} {why}" for provider, why in before[:-1] if why]
+    provider, why = before[-1]
+    left.append(f"{provider} {why or 'failed'}")
+    return replace(candidate, rule=f"{candidate.rule.partition(', after ')[0]}, after {' and '.join(left)}")
 
 
 def timeout_s(route: Route) -> float | None:
@@ -53,3 +90,37 @@ def timeout_s(route: Route) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         return None
     return float(value)
+
+
+def _draw(route: Route, asked: Asking) -> float:
+    """The time of the first event at a rate of the weight: who comes first is drawn by weight, and so is each next one."""
+    drawn = hashlib.sha256(asked.job_id.bytes + route.provider_id.bytes).digest()
+    return -math.log((int.from_bytes(drawn[:8], "big") + 1) / 2**64) / route.weight
+
+
+def _cost(route: Route, asked: Asking) -> int:
+    return pricing.cost_micro_usd(route, asked.tokens)
+
+
+def _latency(route: Route) -> float:
+    """What was not measured of late goes first, or it never would be."""
+    return -1.0 if route.latency_ms is None else route.latency_ms
+
+
+def _told_latency(route: Route) -> str:
+    return "not measured of late" if route.latency_ms is None else f"{route.latency_ms:.0f} ms of late"
+
+
+RULES: dict[str, tuple[Callable[[Route, Asking], tuple[float, ...]], Callable[[Route, Asking], str]]] = {
+    "priority": (lambda route, _: (route.priority,), lambda route, _: f"priority {route.priority}"),
+    "weight": (
+        lambda route, asked: (route.priority, _draw(route, asked)),
+        lambda route, _: f"priority {route.priority}, drawn by weight {route.weight} and the job's id,",
+    ),
+    "cost": (
+        lambda route, asked: (_cost(route, asked),),
+        lambda route, asked: f"cost ({_cost(route, asked)} micro-USD expected)",
+    ),
+    "latency": (lambda route, _: (_latency(route),), lambda route, _: f"latency ({_told_latency(route)})"),
+}
+"""By a model's `routing`: what a route is sorted by, and that in words."""

@@ -168,6 +168,15 @@ async def load_images(tx: Tx, job_id: UUID) -> dict[str, Blob]:
     return {row.pop("name"): Blob(**row) for row in rows}
 
 
+async def answered(tx: Tx, job_id: UUID) -> frozenset[str]:
+    """The providers that have taken, or done, the job's work in an earlier run."""
+    rows = await tx.all(
+        "SELECT DISTINCT c.provider FROM limner.provider_call c WHERE c.org_id = %s AND c.job_id = %s AND c.state IN ('accepted', 'done')",
+        [tx.org_id, job_id],
+    )
+    return frozenset(row["provider"] for row in rows)
+
+
 async def intend(
     tx: Tx, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *, resend: bool = False,
     provider_id: UUID | None = None,

@@ -30,6 +30,11 @@ UPLOADS = Counter("limner_uploads_ended", "Uploads that became ready, or why the
 ABSURD_USAGE = Counter(
     "limner_provider_absurd_usage", "Answers whose stated usage cannot be true, or lacks a count", ["provider"]
 )
+PROVIDER_STATE = Gauge(
+    "limner_provider_state", "How a provider of the platform's fares: 0 unknown, 1 healthy, 2 degraded, 3 down", ["provider"],
+    multiprocess_mode="mostrecent",
+)  # fmt: skip
+PROVIDER_STATES = ("unknown", "healthy", "degraded", "down")
 RUNS_RELEASED = Counter("limner_runs_released", "Runs given back", ["reason"])
 LEASES_LOST = Counter("limner_leases_lost", "Runs whose lease another worker took")
 EVENTS_PLACED = Counter("limner_events_placed", "Events given their place in the log")

@@ -71,6 +71,7 @@ async def _measure(db: Database) -> None:
     async with db.system_tx("limner_api", "a few numbers of everybody's queues, no tenant's") as tx:
         queue = await tx.get("SELECT * FROM limner.queue_facts()")
         webhooks = await tx.get("SELECT * FROM limner.webhook_facts()")
+        providers = await tx.all("SELECT * FROM limner.provider_states()")
     metrics.QUEUE_DEPTH.set(queue["depth"])
     metrics.QUEUE_RUNNING.set(queue["running"])
     metrics.QUEUE_DEFERRED.set(queue["deferred"])
@@ -78,6 +79,8 @@ async def _measure(db: Database) -> None:
     metrics.QUEUE_OLDEST.set(queue["oldest_s"])
     metrics.WEBHOOK_DUE.set(webhooks["due_s"])
     metrics.WEBHOOKS_FAILING.set(webhooks["failing"])
+    for row in providers:
+        metrics.PROVIDER_STATE.labels(row["name"]).set(metrics.PROVIDER_STATES.index(row["state"]))
     books = (await chores.last_results(db)).get("check_books", {})
     if "violations" in books:
         metrics.VIOLATIONS.set(books["violations"])

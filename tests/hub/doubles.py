@@ -16,6 +16,7 @@ from limner.egress.destinations import Destinations
 from limner.egress.untrusted import UntrustedDoor
 from limner.hub import catalog, jobs, runs
 from limner.hub.executor import Resources, Run, resources
+from limner.hub.health import NO_BREAKER, BreakerSettings
 from limner.hub.imports import Imports
 from limner.hub.providers.base import Adapter, Blob, CallClass, Output, ProviderCall, ProviderResult
 from limner.kit import ids
@@ -177,6 +178,7 @@ def imports(pool: CpuPool, *allowed: str) -> Imports:
 async def open_shop(
     db: Database, tenant: Tenant, store: ObjectStore, pool: CpuPool, *providers: Scripted,
     backoff_s: float = 0.05, max_runs: int = 3, config: dict[str, Any] | None = None, cost_micro_usd: int = 700,
+    breaker: BreakerSettings = NO_BREAKER,
 ) -> Shop:  # fmt: skip
     """Put the providers and a model over them into the tenant's own catalog; the first is tried first."""
     name = f"test/painter-{random.randrange(10**9)}"
@@ -190,9 +192,8 @@ async def open_shop(
             )
             await catalog.put_route(tx, name, provider.name, provider_model="m", priority=place,
                                     cost_micro_usd=cost_micro_usd, config=config)  # fmt: skip
-    return Shop(
-        db, tenant, model_id, resources(db, adapters, store, pool, max_runs, backoff_s, imports(pool)), providers
-    )
+    means = resources(db, adapters, store, pool, max_runs, backoff_s, imports(pool), breaker=breaker)
+    return Shop(db, tenant, model_id, means, providers)
 
 
 def counted(name: str, **labels: str) -> float:

@@ -1,12 +1,17 @@
 """Routing is a pure function of the routes and the adapters at hand."""
 
 import itertools
+from collections import Counter
+from dataclasses import replace
+from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from limner.hub import routing
 from limner.hub.catalog import Route
+from limner.hub.pricing import Tokens
+from limner.hub.routing import Asking
 from limner.kit import ids
 
 
@@ -41,6 +46,61 @@ def test_a_provider_without_an_adapter_here_is_skipped_aloud() -> None:
 def test_nothing_to_choose_from_is_an_empty_choice() -> None:
     assert routing.order([], {"a"}) == ([], [])
     assert routing.order([_route("p")], set())[0] == []
+
+
+def _routed(name: str, rule: str, **facts: object) -> Route:
+    return replace(_route(name), routing=rule, provider_id=UUID(int=sum(name.encode())), **facts)  # type: ignore[arg-type]
+
+
+def _names(routes: list[Route], asked: Asking) -> list[str]:
+    return [c.route.provider for c in routing.order(routes, {"a"}, asked)[0]]
+
+
+def test_weights_draw_lots_by_the_jobs_id_and_the_same_id_draws_the_same() -> None:
+    routes = [
+        _routed("one", "weight", weight=1),
+        _routed("three", "weight", weight=3),
+        _routed("late", "weight", priority=2),
+    ]
+    jobs = [Asking(UUID(int=n * 7919)) for n in range(2000)]
+
+    orders = [_names(routes, asked) for asked in jobs]
+
+    first = Counter(names[0] for names in orders)
+    assert 0.70 < first["three"] / len(jobs) < 0.80
+    assert {names[2] for names in orders} == {"late"}, "weights draw among equal priorities"
+    assert orders == [_names(routes, asked) for asked in jobs]
+    rule = routing.order(routes, {"a"}, jobs[0])[0][0].rule
+    assert "drawn by weight" in rule
+    assert rule.endswith("the job's id, of 3")
+
+
+def test_cost_is_of_this_request() -> None:
+    flat = _routed("flat", "cost", cost_micro_usd=500)
+    by_tokens = _routed("by-tokens", "cost", input_cost_micro_usd=1_000_000, output_cost_micro_usd=2_000_000)
+
+    assert _names([flat, by_tokens], Asking(UUID(int=1), Tokens(100, 0, 100))) == ["by-tokens", "flat"]
+    assert _names([flat, by_tokens], Asking(UUID(int=1), Tokens(500, 0, 100))) == ["flat", "by-tokens"]
+    assert routing.order([flat], {"a"})[0][0].rule == "first by cost (500 micro-USD expected) of 1"
+
+
+def test_latency_asks_the_quickest_and_whoever_was_not_measured_before_it() -> None:
+    slow, quick = _routed("slow", "latency", latency_ms=900.0), _routed("quick", "latency", latency_ms=80.0)
+
+    assert _names([slow, quick], Asking(UUID(int=1))) == ["quick", "slow"]
+    assert _names([slow, quick, _routed("new", "latency")], Asking(UUID(int=1))) == ["new", "quick", "slow"]
+    assert routing.order([quick, slow], {"a"})[0][0].rule == "first by latency (80 ms of late) of 2"
+
+
+def test_whoever_was_passed_over_stands_in_the_rule_of_the_next() -> None:
+    third = routing.order([_route("a", 1), _route("b", 2), _route("c", 3)], {"a"})[0][2]
+
+    assert routing.after(third, [("a", ""), ("b", "")]) == third
+    assert (
+        routing.after(third, [("a", "was full"), ("b", "")]).rule
+        == "3 of 3 by priority 3, after a was full and b failed"
+    )
+    assert routing.after(third, [("a", ""), ("b", "was full")]).rule == "3 of 3 by priority 3, after b was full"
 
 
 @given(

@@ -29,6 +29,7 @@ allowed (rule, name, why) AS (VALUES
   ('L22', 'model platform', 'the platform''s catalog is everybody''s to read'),
   ('L22', 'provider platform', 'the platform''s catalog is everybody''s to read'),
   ('L22', 'route platform', 'the platform''s catalog is everybody''s to read'),
+  ('L22', 'provider_health platform', 'how the platform''s providers fare is everybody''s to read'),
   ('L22', 'organization operator_lists', 'operators list organizations'),
   ('L22', 'job_queue operator_counts', 'operators count open jobs; no payload stands there'))
 SELECT 'L01 tenant table without row level security enabled and forced' AS rule, relname AS object

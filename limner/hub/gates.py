@@ -1,0 +1,133 @@
+"""What stands before each call of a provider: is it well (hub.health), and does it take another one now (hub.permits)?
+
+Providers that are well and have no limits cost no statement and no wait.
+"""
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from limner.db.pools import AWAY, Database
+from limner.hub.catalog import Route
+from limner.hub.endings import MESSAGES, Failure
+from limner.hub.health import NO_PROBE, BreakerSettings, Health, Probe, Shut
+from limner.hub.permits import Permit, Permits, TooManyTokens
+from limner.settings import Settings
+from limner.telemetry import logs
+
+TELL_EVERY_S = 1.0
+PATIENCE_S = 5.0
+log = logs.get("gates")
+
+
+class Passage:
+    """Leave to ask one provider once. Leaving the block unasked gives back what was taken; `sent` and one of the ends use it up."""
+
+    def __init__(self, gates: "Gates", route: Route, tokens: int, probe: Probe, permit: Permit | None) -> None:
+        self._gates = gates
+        self._route = route
+        self._tokens = tokens
+        self._probe = probe
+        self._permit = permit
+        self._is_sent = False
+        self._is_over = False
+        self._began = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Nothing more is known of the call. Harmless where it has ended."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._gates.health.abandon(self._probe)
+        if self._permit is not None and not self._is_sent:
+            self._gates.permits.give_back(self._permit, 1, self._permit.tokens)
+
+    async def send(self) -> Failure | None:
+        """Right before the call begins: a permit that has become too old is changed for another one, or there is none."""
+        until = time.monotonic() + PATIENCE_S
+        while self._permit is not None and self._permit.until <= time.monotonic():
+            self._gates.permits.give_back(self._permit, 1, self._permit.tokens)
+            self._permit = None
+            while not isinstance(fresh := await self._gates.permits.take(self._route, self._tokens), Permit):
+                if fresh is None:
+                    break
+                if time.monotonic() > until:
+                    return _failure(fresh, PATIENCE_S)
+                await asyncio.sleep(0.1)
+            else:
+                self._permit = fresh
+        self._is_sent = True
+        self._began = time.monotonic()
+        return None
+
+    async def end(self, failure: Failure | None = None, tokens: int | None = None) -> None:
+        """How the call ended; `tokens`: what it really used, as far as that is known."""
+        if self._is_over or not self._is_sent:
+            return
+        self._is_over = True
+        if self._permit is not None and tokens is not None:
+            self._gates.permits.give_back(self._permit, 0, self._permit.tokens - tokens)
+        if failure is None or failure.stops or failure.kind in {"content", "bad_request"}:
+            latency_ms = (time.monotonic() - self._began) * 1000
+            await self._gates.health.answered(self._route, self._probe, latency_ms)
+        else:
+            await self._gates.health.failed(self._route, self._probe, failure)
+
+
+class Gates:
+    """One for each process."""
+
+    def __init__(self, db: Database, breaker: BreakerSettings) -> None:
+        self._clock = db.clock
+        self.health = Health(db, breaker)
+        self.permits = Permits(db)
+
+    async def enter(self, route: Route, tokens: int, *, free: bool = False) -> Passage | Failure:
+        """Leave to ask the provider, or why it is passed over. `free`: nothing new is asked of it."""
+        if free:
+            return Passage(self, route, 0, NO_PROBE, None)
+        probe = await self.health.look(route)
+        if isinstance(probe, Shut):
+            return _failure(probe, probe.until - self._clock.now())
+        try:
+            permit = await self.permits.take(route, tokens)
+        except TooManyTokens:
+            self.health.abandon(probe)
+            return Failure("provider_tokens_too_few", MESSAGES["provider_tokens_too_few"], "fatal")
+        except BaseException:
+            self.health.abandon(probe)
+            raise
+        if isinstance(permit, Shut):
+            self.health.abandon(probe)
+            return _failure(permit, permit.until - self._clock.now())
+        return Passage(self, route, tokens, probe, permit)
+
+    async def keep(self) -> None:
+        """Tell the other processes what was seen, and give back permits, until cancelled."""
+        while True:
+            await asyncio.sleep(TELL_EVERY_S)
+            for tell in (self.health.tell, self.permits.tell):
+                try:
+                    await tell()
+                except (*AWAY, psycopg.Error) as error:
+                    log.warning("gates.untold", error=str(error) or type(error).__name__)
+
+
+def breaker(settings: Settings) -> BreakerSettings:
+    """As the settings say."""
+    return BreakerSettings(
+        settings.breaker_failures, settings.breaker_ratio, settings.breaker_pause_s, settings.breaker_long_pause_s
+    )
+
+
+def _failure(shut: Shut, wait_s: float) -> Failure:
+    return Failure(shut.code, MESSAGES[shut.code], "rate", retry_after_s=max(wait_s, 0.0), full=True, passed=shut.words)
