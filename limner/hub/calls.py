@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from limner.db.pools import AWAY, Database
-from limner.hub import endings, jobs, pricing, routing, runs
+from limner.hub import endings, jobs, pricing, routing, runs, terms
 from limner.hub.catalog import Model, Route
 from limner.hub.endings import Failure, Finish
 from limner.hub.executor import STEP, Resources, Run
@@ -48,16 +48,11 @@ class Call(Run):
         self.send_no, self.asked_at = intent.send_no, time.monotonic()
         return None
 
-    async def failed(self, provider: str, error: ProviderError) -> Failure:
-        """Record that a provider did not deliver."""
-        failure = Failure(
-            error.code,
-            error.message,
-            error.kind,
-            known=not error.outcome_unknown,
-            retry_after_s=error.retry_after_s or 0,
-        )
-        await self._record(provider, self.send_no, failure, self._latency_ms())
+    async def failed(self, route: Route, error: ProviderError) -> Failure:
+        """Record that a provider did not deliver, and why."""
+        failure = endings.failed(error)
+        self._resources.keys.tell(route.own_key, failure.code)
+        await self._record(route.provider, self.send_no, failure, self._latency_ms())
         return failure
 
     def charged(
@@ -72,12 +67,14 @@ class Call(Run):
     ) -> Finish:
         """The ending of a call that delivered: its price, never above the hold, and what it consumed."""
         cost = pricing.cost_micro_usd(route, used)
+        price_mc = pricing.part_mc(pricing.tokens_mc(model, used), terms.percent_of(route, None))
+        self._resources.keys.tell(route.own_key, None)
         return Finish(
             "succeeded",
-            charge_mc=min(pricing.tokens_mc(model, used), self.submitted.hold_mc),
+            charge_mc=min(price_mc, self.submitted.hold_mc),
             outputs=outputs,
             provider=route.provider,
-            usage=endings.token_usage(used, cost, estimated=estimated),
+            usage=endings.token_usage(used, None if route.own_key else cost, estimated=estimated),
             delivery=Delivery(STEP, route.provider, self.send_no, reference, cost, self._latency_ms()),
         )
 
@@ -102,7 +99,9 @@ class Calls:
     def first(self, candidate: routing.Candidate) -> jobs.FirstCall:
         """What a submission needs to be born as a call."""
         route = candidate.route
-        return jobs.FirstCall(self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule)
+        return jobs.FirstCall(
+            self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule, route.own_key is not None
+        )
 
     async def reserve(self, org_id: UUID, submission: jobs.Submission, *, alone: bool) -> Call | jobs.Submitted:
         """The call, or what its idempotency key stands for. Raises what Intake.submit raises."""

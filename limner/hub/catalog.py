@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 
 from limner.db.context import PLATFORM
 from limner.db.tx import Row, Tx
+from limner.egress.own_keys import SealedKey
 from limner.hub.pricing import OnDisconnect, PriceUnit
 from limner.hub.providers import configuration
 from limner.hub.schema import InputSchema
@@ -32,6 +33,12 @@ DEFAULTS: dict[str, Any] = {
     "expected_s": 5.0, "deadline_s": 86_400,
 }  # fmt: skip
 """Of a model, where nothing is said."""
+OWN_KEYS = sorted(configuration.OWN_KEYS)
+OWN = (
+    "LEFT JOIN limner.provider_key k ON k.org_id = %(org)s AND k.provider_id = p.id AND k.is_enabled AND p.adapter = ANY(%(adapters)s)"
+    " LEFT JOIN limner.ai_settings s ON s.org_id = %(org)s"
+)
+"""The organization's key for the provider `p`, and its settings."""
 _PUT = ("display_name", "kind", "input_schema", "price_mc", *DEFAULTS)
 PUT_MODEL = (
     f"INSERT INTO limner.model (org_id, id, name, {', '.join(_PUT)})"
@@ -90,13 +97,17 @@ class CompiledModel:
 
     row: Model
     schema: InputSchema
+    terms: Mapping[str, Any] | None = None
+    """Of an order of this organization (hub.terms), but for the tone; None where it has no key of its own for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """One provider that serves a model: lower `priority` goes first. `config`: the provider's, then the route's.
 
-    `cost_micro_usd` is what a call costs the platform; the three other costs are for a million tokens.
+    `cost_micro_usd` is what a call costs the platform; the three other costs are for a million tokens. `own_key`: the organization's,
+    which goes instead of the platform's; `own_keys_only`: nothing of this organization goes with the platform's key; `fee_percent`:
+    of the list price, for what an own key delivers.
     """
 
     provider: str
@@ -110,6 +121,9 @@ class Route:
     input_cost_micro_usd: int = 0
     cached_cost_micro_usd: int = 0
     output_cost_micro_usd: int = 0
+    own_key: SealedKey | None = None
+    own_keys_only: bool = False
+    fee_percent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +162,45 @@ async def list_models(tx: Tx, limit: int = 500, *, disabled: bool = False) -> li
     return [Model(**row) for row in rows]
 
 
+async def find_sold(tx: Tx, name: str) -> tuple[Model, Mapping[str, Any] | None] | None:
+    """The enabled model of this name as `find_model` finds it, and the terms of an order (hub.terms): in one statement, for the
+    path of every submit. Only where every usable route has an own key is nothing held for the platform's."""
+    row = await tx.find(
+        f"SELECT {', '.join('m.' + column.strip() for column in MODEL.split(','))}, t.own_only, t.fee_percent FROM limner.model m"
+        " LEFT JOIN LATERAL (SELECT bool_and(k.id IS NOT NULL) AS own_only, max(coalesce(s.byok_fee_percent, 0)) AS fee_percent"
+        "   FROM limner.route r JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id AND p.is_enabled"
+        f"   {OWN} WHERE r.org_id = m.org_id AND r.model_id = m.id AND r.is_enabled"
+        "    AND NOT (coalesce(s.own_keys_only, false) AND p.base_url IS NOT NULL AND k.id IS NULL)"
+        "  HAVING count(k.id) > 0) t ON true"
+        " WHERE m.org_id IN (%(org)s, %(platform)s) AND m.name = %(name)s AND m.is_enabled"
+        " ORDER BY m.org_id = %(platform)s LIMIT 1",
+        {"org": tx.org_id, "platform": PLATFORM, "name": name, "adapters": OWN_KEYS},
+    )
+    if row is None:
+        return None
+    own_only, fee_percent = row.pop("own_only"), row.pop("fee_percent")
+    return Model(**row), None if fee_percent is None else {"own_only": own_only, "fee_percent": fee_percent}
+
+
 async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
-    """The enabled routes of a model over enabled providers, in priority order."""
+    """The enabled routes of a model over enabled providers, in priority order, with the organization's own keys."""
     rows = await tx.all(
         "SELECT p.name AS provider, p.adapter, p.base_url, r.provider_model, r.priority, r.cost_micro_usd,"
         " p.config || r.config AS config, p.id AS provider_id, r.input_cost_micro_usd, r.cached_cost_micro_usd,"
-        " r.output_cost_micro_usd FROM limner.route r"
-        " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
+        " r.output_cost_micro_usd, coalesce(s.own_keys_only, false) AS own_keys_only,"
+        " coalesce(s.byok_fee_percent, 0) AS fee_percent, k.id AS key_id, k.sealed FROM limner.route r"
+        f" JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id {OWN}"
         " WHERE r.org_id IN (%(org)s, %(platform)s) AND r.model_id = %(model)s AND r.is_enabled AND p.is_enabled"
         " ORDER BY r.priority, p.name",
-        {"org": tx.org_id, "platform": PLATFORM, "model": model_id},
+        {"org": tx.org_id, "platform": PLATFORM, "model": model_id, "adapters": OWN_KEYS},
     )
-    return [Route(**row) for row in rows]
+    return [_route(tx.org_id, row) for row in rows]
+
+
+def _route(org_id: UUID, row: Row) -> Route:
+    key_id, sealed = row.pop("key_id"), row.pop("sealed")
+    own = None if key_id is None else SealedKey(org_id, row["provider_id"], key_id, bytes(sealed))
+    return Route(**row, own_key=own)
 
 
 async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
@@ -283,7 +324,7 @@ async def cap_provider(tx: Tx, name: str, max_running: int | None) -> None:
         raise ProviderNotFound(f"there is no provider {name} here")
 
 
-class _Remembered(Generic[Entry]):
+class Remembered(Generic[Entry]):
     """What was read of an organization, each for `life_s` seconds."""
 
     def __init__(self, life_s: float) -> None:
@@ -301,7 +342,7 @@ class _Remembered(Generic[Entry]):
         return entry
 
 
-class RouteCache(_Remembered[list[Route]]):
+class RouteCache(Remembered[list[Route]]):
     """A model's routes by (organization, model), each for a second: a worker asks for them with every job."""
 
     def __init__(self) -> None:
@@ -311,11 +352,11 @@ class RouteCache(_Remembered[list[Route]]):
         return self._keep(org_id, model_id, routes)
 
 
-class ModelCache(_Remembered[CompiledModel]):
+class ModelCache(Remembered[CompiledModel]):
     """Compiled models by (organization, name), each for ten seconds: a change of price shows within that."""
 
     def __init__(self) -> None:
         super().__init__(CACHE_S)
 
-    def put(self, org_id: UUID, model: Model) -> CompiledModel:
-        return self._keep(org_id, model.name, CompiledModel(model, InputSchema(model.input_schema, at="/input")))
+    def put(self, org_id: UUID, model: Model, terms: Mapping[str, Any] | None = None) -> CompiledModel:
+        return self._keep(org_id, model.name, CompiledModel(model, InputSchema(model.input_schema, at="/input"), terms))

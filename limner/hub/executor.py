@@ -15,7 +15,7 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.hub import catalog, endings, outputs, pricing, routing, runs, stated
+from limner.hub import catalog, endings, key_news, outputs, pricing, routing, runs, stated, terms
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
 from limner.hub.imports import ImportFailed, Imports
 from limner.hub.progress import NOBODY, News, ProgressBoard
@@ -54,6 +54,7 @@ class Resources:
     progress: ProgressBoard
     news: News
     imports: Imports
+    keys: key_news.KeyNews
 
 
 def resources(
@@ -62,7 +63,8 @@ def resources(
 ) -> Resources:  # fmt: skip
     """One process's resources, with a batch of its own for what shares a commit. `at_once`: it answers calls."""
     shared, routes, progress = SharedWrites(db, first_alone=at_once), catalog.RouteCache(), ProgressBoard(db, news)
-    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports)
+    keys = key_news.KeyNews(db)
+    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,9 @@ class Run:
                 break
             after_full = bool(failures) and failures[-1].full
             answer = await self._attempt(prepared, routing.passed_over(candidate) if after_full else candidate)
+            self._resources.keys.tell(candidate.route.own_key, getattr(answer, "code", None))
             if isinstance(answer, Kept):
-                return endings.success(work, answer)
+                return endings.success(work, terms.applied(answer, candidate.route, work.terms))
             failures.append(answer)
             if answer.kind in FINAL_KINDS or answer.stops:
                 break
@@ -190,7 +193,7 @@ class Run:
             routes = self._resources.routes.put(
                 self.lease.org_id, work.model_id, await self._insist("read", read, single=False)
             )
-        candidates, skipped = routing.order(routes, self._resources.adapters)
+        candidates, skipped = routing.order(routes, self._resources.adapters, own_only=terms.own_only(work.terms))
         for skip in skipped:
             log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
         return Prepared(work, images, candidates)
@@ -228,17 +231,12 @@ class Run:
     async def _intend(self, candidate: routing.Candidate, call_class: CallClass) -> runs.Intent | Failure:
         """The committed intent, or a failure: no place there, or another send forbidden after an unknown outcome."""
         route = candidate.route
-        shared = await self._resources.shared.intend(
-            self.lease, STEP, route.provider, route.provider_model, candidate.rule, provider_id=route.provider_id
-        )
+        shared = await self._resources.shared.intend(self.lease, STEP, **candidate.asked)
         if shared is not None:
             return shared
         for resend in (False, True):
             async with self._db.tenant_single(self.lease.org_id, ROLE) as tx:
-                intent = await runs.intend(
-                    tx, self.lease, STEP, route.provider, route.provider_model, candidate.rule, resend=resend,
-                    provider_id=route.provider_id,
-                )  # fmt: skip
+                intent = await runs.intend(tx, self.lease, STEP, **candidate.asked, resend=resend)
             if intent.decision == "full":
                 return endings.FULL
             if intent.decision in {"send", "reuse"}:
@@ -264,6 +262,7 @@ class Run:
             timeout_s=timeout_s,
             progress=self._report,
             base_url=route.base_url,
+            own_key=route.own_key,
         )
 
     async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
@@ -272,8 +271,7 @@ class Run:
             async with asyncio.timeout(call.timeout_s):
                 return await adapter.run(call)
         except ProviderError as error:
-            return Failure(error.code, error.message, error.kind, known=not error.outcome_unknown,
-                           retry_after_s=error.retry_after_s or 0)  # fmt: skip
+            return endings.failed(key_news.worded(error, call.own_key))
         except TimeoutError:
             words = f"The provider did not answer within {call.timeout_s:g} s."
             return Failure("provider_timeout", words, "retryable", known=False)

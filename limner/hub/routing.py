@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from limner.hub.catalog import Route
 
@@ -15,6 +16,13 @@ class Candidate:
 
     route: Route
     rule: str
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is written down before it is asked: runs.intend."""
+        route = self.route
+        return {"provider": route.provider, "provider_model": route.provider_model, "rule": self.rule,
+                "provider_id": route.provider_id, "own_key": route.own_key is not None}  # fmt: skip
 
 
 def passed_over(candidate: Candidate) -> Candidate:
@@ -30,10 +38,14 @@ class Skipped:
     reason: str
 
 
-def order(routes: Sequence[Route], adapters: Collection[str]) -> tuple[list[Candidate], list[Skipped]]:
-    """Candidates by priority (name breaks ties), and the routes whose adapter this worker does not have."""
-    usable = sorted((r for r in routes if r.adapter in adapters), key=lambda r: (r.priority, r.provider))
-    skipped = [Skipped(r.provider, f"no adapter {r.adapter}") for r in routes if r.adapter not in adapters]
+def order(
+    routes: Sequence[Route], adapters: Collection[str], *, own_only: bool = False
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Candidates by priority (name breaks ties), and the routes that cannot be tried: whose adapter this worker does not have, and
+    those that would need the platform's key where the organization, or (`own_only`) what was held for the job, allows none."""
+    reasons = [(route, _why_not(route, adapters, own_only)) for route in routes]
+    usable = sorted((r for r, why in reasons if why is None), key=lambda r: (r.priority, r.provider))
+    skipped = [Skipped(r.provider, why) for r, why in reasons if why is not None]
     total = len(usable)
     candidates = [
         Candidate(
@@ -45,6 +57,16 @@ def order(routes: Sequence[Route], adapters: Collection[str]) -> tuple[list[Cand
         for place, route in enumerate(usable, start=1)
     ]
     return candidates, skipped
+
+
+def _why_not(route: Route, adapters: Collection[str], own_only: bool) -> str | None:
+    if route.adapter not in adapters:
+        return f"no adapter {route.adapter}"
+    if route.own_key is not None:
+        return None
+    if own_only:
+        return "ordered on own keys"
+    return "own keys only" if route.own_keys_only and route.base_url is not None else None
 
 
 def timeout_s(route: Route) -> float | None:

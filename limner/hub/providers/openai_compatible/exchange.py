@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from limner.egress.answers import Answer, EgressError
 from limner.egress.fixed import FixedDoor
+from limner.egress.own_keys import SealedKey
 from limner.hub.providers.base import ErrorKind, ProviderError
 from limner.hub.providers.openai_compatible.config import Config
 
@@ -16,22 +17,23 @@ CODES: dict[str, tuple[str, str, ErrorKind]] = {
     "connect_failed": ("provider_unreachable", "The provider cannot be reached.", "retryable"),
     "timeout": ("provider_timeout", "The provider did not answer in time.", "retryable"),
     "connection_lost": ("provider_connection_lost", "The connection to the provider was lost.", "retryable"),
+    "own_key_unusable": ("own_key_unusable", "The organization's own key cannot be used here: give it again.", "auth"),
     "answer_too_large": ("provider_answer_too_large", "The provider's answer is too large.", "retryable"),
 }
 
 
 async def send(
     door: FixedDoor, config: Config, method: str, path: str, *, timeout_s: float, max_bytes: int,
-    headers: Mapping[str, str] | None = None, body: bytes | None = None,
+    headers: Mapping[str, str] | None = None, body: bytes | None = None, own_key: SealedKey | None = None,
 ) -> Answer:  # fmt: skip
-    """The answer, whatever its status. The door attaches the key.
+    """The answer, whatever its status. The door attaches the key: the organization's own where there is one, else the operator's.
 
     Raises ProviderError with the codes of CODES: the outcome is unknown where the request may have left.
     """
     try:
         return await door.request(
             method, config.base_url + path, headers=headers_of(config, headers or {}), body=body, timeout_s=timeout_s,
-            max_bytes=max_bytes,
+            max_bytes=max_bytes, own_key=own_key,
         )  # fmt: skip
     except EgressError as error:
         raise failure(error) from None
