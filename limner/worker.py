@@ -16,7 +16,7 @@ from limner.events import endpoints, forgetting
 from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
-from limner.hub import executor, retention, webhook_bodies
+from limner.hub import executor, resealing, retention, webhook_bodies
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
@@ -76,6 +76,8 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         ),
     )
     duties = _duties(settings, db, store)
+    if root.old:
+        duties.append(chores.Chore("reseal_old", resealing.EVERY_S, resealing.Resealing(db, root).reseal_old))
 
     def stop() -> None:
         loop.stop()

@@ -17,6 +17,7 @@ COLUMNS = """p.name AS provider, k.last4, k.fingerprint, k.is_enabled, k.created
 k.last_error_at, k.origin"""
 SOURCE = "limner.provider_key k JOIN limner.provider p ON p.org_id = k.provider_org AND p.id = k.provider_id"
 MOST = 1000
+BATCH = 200
 
 
 class KeyNotFound(LookupError):
@@ -107,29 +108,28 @@ async def remove(tx: Tx, provider: str, actor: Actor) -> None:
     await tx.get(query, [tx.ctx, found, provider, actor.kind, actor.name])
 
 
-async def reseal(tx: Tx, keys: OwnKeys) -> tuple[int, int]:
-    """Bring the organization's keys under the present root key: how many there were to bring, and how many would not open.
+async def reseal(tx: Tx, keys: OwnKeys, after: UUID) -> tuple[int, int, UUID | None]:
+    """Bring the organization's next keys beyond `after` under the present root key: how many were brought, how many would not open,
+    and where to go on; None at the end.
 
     One that was changed meanwhile is left as it is. Jobs go on all the while: old and new open alike.
     """
     rows = await tx.all(
-        "SELECT k.id, k.provider_id, k.origin, k.sealed FROM limner.provider_key k WHERE k.org_id = %s AND k.kid <> %s LIMIT %s",
-        [tx.org_id, keys.kid, MOST],
+        "SELECT k.id, k.provider_id, k.origin, k.sealed FROM limner.provider_key k"
+        " WHERE k.org_id = %s AND k.kid <> %s AND k.id > %s ORDER BY k.id LIMIT %s",
+        [tx.org_id, keys.kid, after, BATCH],
     )
-    broken = 0
+    done = 0
     for row in rows:
         try:
-            again = keys.resealed(
-                SealedKey(tx.org_id, row["provider_id"], row["id"], bytes(row["sealed"])), row["origin"]
-            )
+            again = keys.resealed(SealedKey(tx.org_id, row["provider_id"], row["id"], row["sealed"]), row["origin"])
         except OwnKeyUnusable:
-            broken += 1
             continue
-        await tx.execute(
+        done += await tx.execute(
             "UPDATE limner.provider_key SET sealed = %s, kid = %s WHERE org_id = %s AND id = %s AND sealed = %s",
             [again.sealed, keys.kid, tx.org_id, row["id"], row["sealed"]],
         )
-    return len(rows), broken
+    return done, len(rows) - done, rows[-1]["id"] if len(rows) == BATCH else None
 
 
 async def _provider(tx: Tx, name: str) -> Row:

@@ -108,6 +108,10 @@ class Sealer:
         nonce = secrets.token_bytes(NONCE_BYTES)
         return kid.to_bytes(KID_BYTES, "big") + nonce + aead.encrypt(nonce, plain, self._context(kid, bound))
 
+    def seals_as(self, sealed: bytes) -> bool:
+        """Whether a sealed value is under the root key that seals now."""
+        return int.from_bytes(sealed[:KID_BYTES], "big") == self.kid
+
     def open(self, sealed: bytes, *bound: object) -> bytes:
         """What was sealed for this row. Raises SealBroken."""
         if len(sealed) < KID_BYTES + NONCE_BYTES + TAG_BYTES:
