@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from limner.db.pools import Address, Database
 from limner.egress import destinations, doors
 from limner.egress.destinations import Destinations
+from limner.egress.own_keys import OwnKeys
 from limner.events import endpoints
 from limner.hub import api as hub_api
 from limner.hub import (
@@ -29,6 +30,8 @@ from limner.hub import (
     inputs,
     live_api,
     openai_api,
+    provider_keys_api,
+    settings_api,
     uploads_api,
     usage_api,
     users_api,
@@ -96,7 +99,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens)
-    door = doors.fixed(settings)
+    own_keys = OwnKeys(root)
+    door = doors.fixed(settings, own_keys)
     openai = _openai(settings, hub, store, pool, _answerers(Tools(door, pool, db.clock)))
 
     @contextlib.asynccontextmanager
@@ -125,6 +129,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(usage_api.router(hub, settings.usage_max_days))
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
+    app.include_router(provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, own_keys)))
+    app.include_router(settings_api.router(settings_api.SettingsApi(db, authenticate)))
     app.include_router(uploads_api.router(brought))
     pictures = ImagesApi(db, authenticate, submitter, board, store, urls, settings.max_image_bytes)
     app.include_router(openai_api.router(openai, pictures))

@@ -3,6 +3,7 @@
 docs/reference/settings.md lists them; a test holds the two together.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -46,6 +47,7 @@ class Settings(BaseSettings):
     env: Literal["development", "production"] = "development"
     home: Path = Path("~/.limner")
     root_key: str | None = None
+    old_root_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
 
     database_url: str | None = None
     database_pool_url: str | None = None
@@ -136,7 +138,12 @@ class Settings(BaseSettings):
         return value.rstrip("/") if value else None
 
     @field_validator(
-        "egress_hosts", "egress_plain_origins", "egress_allow_origins", "egress_own_networks", mode="before"
+        "egress_hosts",
+        "egress_plain_origins",
+        "egress_allow_origins",
+        "egress_own_networks",
+        "old_root_keys",
+        mode="before",
     )
     @classmethod
     def _comma_or_json(cls, value: object) -> object:
@@ -208,9 +215,14 @@ class Settings(BaseSettings):
 def load_root_key(settings: Settings) -> crypto.RootKey:
     """The root key of LIMNER_ROOT_KEY, else of `home`/root.key, which is made (0600) when absent.
 
-    Raises SettingsError where a key exists that cannot be read, and in production when neither is given:
+    LIMNER_OLD_ROOT_KEYS go with it. Raises SettingsError where a key exists that cannot be read, and in production when neither is given:
     a key made silently on one machine would not open what another one closed.
     """
+    old = tuple(_parse(key.get_secret_value(), "LIMNER_OLD_ROOT_KEYS") for key in settings.old_root_keys)
+    return dataclasses.replace(_newest(settings), old=old)
+
+
+def _newest(settings: Settings) -> crypto.RootKey:
     if settings.root_key:
         return _parse(settings.root_key, "LIMNER_ROOT_KEY")
     path = settings.home / "root.key"

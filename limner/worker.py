@@ -11,11 +11,12 @@ from prometheus_client import start_http_server
 from limner.db.pools import Address, Database
 from limner.db.wake import Herald
 from limner.egress import doors
+from limner.egress.own_keys import OwnKeys
 from limner.events import endpoints, forgetting
 from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
-from limner.hub import executor, gates, retention, usage_rolling, webhook_bodies
+from limner.hub import executor, gates, resealing, retention, usage_rolling, webhook_bodies
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
@@ -45,7 +46,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     """Work until SIGTERM or SIGINT; returns within the shutdown time after it."""
     pool = CpuPool(settings.cpu_processes, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
-    door = doors.fixed(settings)
+    door = doors.fixed(settings, OwnKeys(root))
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     adapters = registry.adapters(Tools(door, pool, db.clock))
     await db.open()
@@ -74,6 +75,8 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         ),
     )
     duties = _duties(settings, db, store)
+    if root.old:
+        duties.append(chores.Chore("reseal_old", resealing.EVERY_S, resealing.Resealing(db, root).reseal_old))
 
     def stop() -> None:
         loop.stop()

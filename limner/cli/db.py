@@ -16,6 +16,7 @@ from limner.cli.arguments import Json, group
 from limner.db import lint, migrate, revisions, roles
 from limner.db.embedded import EmbeddedPostgres
 from limner.db.pools import Database
+from limner.hub import resealing
 from limner.kit.crypto import RootKey
 from limner.settings import Settings
 
@@ -74,6 +75,19 @@ def check(as_json: Json = False) -> None:
         printing.say(f"✓ schema {revisions.head()}, {len(roles.RUNTIME)} roles as weak as they must be, lint clean")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command("reseal")
+def reseal(as_json: Json = False) -> None:
+    """Seal under the present root key what old ones sealed: organizations' own keys, webhook secrets. While everything goes on."""
+    root = session.root_key(session.settings())
+    done = session.run(lambda db: resealing.Resealing(db, root).reseal_all())
+    if as_json:
+        printing.document({"keys": done.keys, "webhook_secrets": done.secrets, "broken": done.broken})
+    else:
+        printing.say(f"{done.keys} own keys and {done.secrets} webhook secrets are under the present root key now")
+    if done.broken:
+        printing.fail(f"{done.broken} open under no root key that is here: see LIMNER_OLD_ROOT_KEYS")
 
 
 @app.command("lint")

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from limner.cli import printing, session
+from limner.cli import org_ai, printing, session
 from limner.cli import wallets as shown
 from limner.cli.arguments import (
     Credits,
@@ -239,6 +239,9 @@ def list_audit(slug: Slug, limit: Limit = 50, as_json: Json = False) -> None:
         for e in entries
     ]
     printing.table(("at", "who", "did", "to", "facts"), rows, empty="Nothing was changed yet.")
+
+
+app.command("ai")(org_ai.ai)
 
 
 def _change(slug: str, as_json: bool, **given: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from limner.cli import printing, session
+from limner.cli import printing, provider_keys, session
 from limner.cli.arguments import (
     MAX_BOUND,
     NO_BOUND,
@@ -31,6 +31,7 @@ from limner.settings import Settings
 from limner.tenancy import audit
 
 app = group("Providers: who runs the models.")
+app.add_typer(provider_keys.app, name="keys")
 
 REQUIRED = ("name", "display_name", "adapter")
 OPTIONAL = ("base_url", "config", *catalog.LIMITS)

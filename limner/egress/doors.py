@@ -2,14 +2,15 @@
 
 from limner.egress import destinations
 from limner.egress.fixed import FixedDoor
+from limner.egress.own_keys import OwnKeys
 from limner.egress.untrusted import UntrustedDoor
 from limner.settings import Settings
 
 
-def fixed(settings: Settings) -> FixedDoor:
-    """Door 1, with the operator's hosts, origins and keys."""
+def fixed(settings: Settings, own: OwnKeys | None = None) -> FixedDoor:
+    """Door 1, with the operator's hosts, origins and keys; `own` opens organizations' own."""
     keys = {origin: key.get_secret_value() for origin, key in settings.provider_keys.items()}
-    return FixedDoor(settings.egress_hosts, settings.egress_plain_origins, keys)
+    return FixedDoor(settings.egress_hosts, settings.egress_plain_origins, keys, own)
 
 
 def untrusted(settings: Settings) -> UntrustedDoor:

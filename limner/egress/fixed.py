@@ -13,6 +13,7 @@ from limner.egress import exchange, fields, urls
 from limner.egress.answers import Answer, AnswerTooLarge, DestinationNotAllowed
 from limner.egress.credentials import BEARER, KeyForm
 from limner.egress.exchange import Sending
+from limner.egress.own_keys import OwnKeys, OwnKeyUnusable, SealedKey
 from limner.egress.urls import Target
 from limner.kit import origins
 
@@ -58,23 +59,34 @@ class _Request:
     headers: Mapping[str, str]
     body: bytes | None
     auth: KeyForm
+    own_key: SealedKey | None
 
 
 class FixedDoor:
     """Calls over https to `hosts`, on port 443, and to the exact origins of `plain_origins`, over whatever they name.
 
-    `keys`: exact origin → secret, sent to that origin alone, in the form that a call's `auth` says. Redirects are answers, never
-    followed. Connections are kept for the next call to the same origin. One door serves a process; it belongs to the event
-    loop that first uses it.
+    `keys`: exact origin → secret, sent to that origin alone, in the form that a call's `auth` says. A call's `own_key` goes instead
+    of it, and the other never does then. Redirects are answers, never followed. Connections are kept for the next call to the same
+    origin. One door serves a process; it belongs to the event loop that first uses it.
     """
 
-    def __init__(self, hosts: Collection[str], plain_origins: Collection[str], keys: Mapping[str, str]) -> None:
-        """Raises ValueError for what is no host, no origin, or no key; no message repeats a key."""
+    def __init__(
+        self,
+        hosts: Collection[str],
+        plain_origins: Collection[str],
+        keys: Mapping[str, str],
+        own: OwnKeys | None = None,
+    ) -> None:
+        """`own` opens organizations' keys; without it none is.
+
+        Raises ValueError for what is no host, no origin, or no key; no message repeats a key.
+        """
         self._hosts = frozenset(origins.host(host) for host in hosts)
         self._origins = frozenset(origins.normal(origin) for origin in plain_origins)
         self._keys = {origins.normal(origin): SecretStr(key) for origin, key in keys.items()}
         if any(not _KEY.fullmatch(key.get_secret_value()) for key in self._keys.values()):
             raise ValueError("a key has characters that no header may have, or none at all")
+        self._own = own
         self._session: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
@@ -85,25 +97,25 @@ class FixedDoor:
 
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
-        timeout_s: float, max_bytes: int, auth: KeyForm = BEARER,
+        timeout_s: float, max_bytes: int, auth: KeyForm = BEARER, own_key: SealedKey | None = None,
     ) -> Answer:  # fmt: skip
         """The answer, within `timeout_s` from now and with a body of at most `max_bytes`.
 
         Raises the EgressErrors, and ValueError for a header that is not the caller's to set (`authorization` and
         the header of `auth` above all).
         """
-        request = self._request(method, url, headers, body, auth)
+        request = self._request(method, url, headers, body, auth, own_key)
         sending = Sending()
         return await exchange.settled(self._whole(request, sending, timeout_s, max_bytes), sending)
 
     @asynccontextmanager
     async def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
-        timeout_s: float, idle_s: float, auth: KeyForm = BEARER,
+        timeout_s: float, idle_s: float, auth: KeyForm = BEARER, own_key: SealedKey | None = None,
     ) -> AsyncIterator[Stream]:  # fmt: skip
         """As `request`, open from the answer's headers on. `timeout_s` bounds the whole, body included, and `idle_s` each
         wait: for the headers and for the next piece. Leaving early ends the connection."""
-        request = self._request(method, url, headers, body, auth)
+        request = self._request(method, url, headers, body, auth, own_key)
         sending = Sending()
         ends_at = asyncio.get_running_loop().time() + timeout_s
         answer = await exchange.settled(self._opened(request, sending, min(timeout_s, idle_s)), sending)
@@ -113,7 +125,13 @@ class FixedDoor:
             answer.close()
 
     def _request(
-        self, method: str, url: str, given: Mapping[str, str] | None, body: bytes | None, auth: KeyForm
+        self,
+        method: str,
+        url: str,
+        given: Mapping[str, str] | None,
+        body: bytes | None,
+        auth: KeyForm,
+        own_key: SealedKey | None,
     ) -> _Request:
         target = urls.read(url)
         known = target.scheme == "https" and target.port == origins.PORTS["https"] and target.host in self._hosts
@@ -122,7 +140,7 @@ class FixedDoor:
         headers = fields.outgoing(given)
         if auth.header in headers:
             raise ValueError(f"the header {auth.header} is not the caller's to set")
-        return _Request(method, target, headers, body, auth)
+        return _Request(method, target, headers, body, auth, own_key)
 
     async def _whole(self, request: _Request, sending: Sending, timeout_s: float, max_bytes: int) -> Answer:
         async with asyncio.timeout(timeout_s):
@@ -143,14 +161,21 @@ class FixedDoor:
             self._client(),
             request.method,
             request.target,
-            {**request.headers, **self._credentials(request.target.origin, request.auth)},
+            {**request.headers, **self._credentials(request)},
             request.body,
             sending,
         )
 
-    def _credentials(self, origin: str, auth: KeyForm) -> dict[str, str]:
-        key = self._keys.get(origin)
+    def _credentials(self, request: _Request) -> dict[str, str]:
+        own, origin, auth = request.own_key, request.target.origin, request.auth
+        key = self._keys.get(origin) if own is None else self._unsealed(own, origin)
         return {} if key is None else {auth.header: f"{auth.prefix}{key.get_secret_value()}"}
+
+    def _unsealed(self, own_key: SealedKey, origin: str) -> SecretStr:
+        """Raises OwnKeyUnusable: a key that does not open is never another's turn."""
+        if self._own is None:
+            raise OwnKeyUnusable
+        return SecretStr(self._own.opened(own_key, origin))
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

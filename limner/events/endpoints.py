@@ -9,13 +9,15 @@ import psycopg
 
 from limner.db.tx import Row, Tx
 from limner.kit import ids, signing
-from limner.kit.crypto import Sealer
+from limner.kit.crypto import SealBroken, Sealer
 from limner.kit.signing import Keys
 
 PURPOSE = "webhook"
 """What secrets are sealed for (limner.kit.crypto.Sealer)."""
 COLUMNS = """e.id, e.app_id, e.kind, e.url, e.description, e.event_types, e.is_enabled, e.disabled_reason, e.failing_since,
 e.last_success_at, CASE WHEN e.previous_until > clock_timestamp() THEN e.previous_until END AS previous_until, e.public_key, e.created_at"""
+SLOTS = {"secret": "secret", "previous_secret": "secret", "signing_key": "ed25519"}
+"""Columns with sealed values, and what each is bound to besides its row."""
 CHANGEABLE = frozenset({"url", "description", "event_types"})
 
 
@@ -192,6 +194,33 @@ async def remove(tx: Tx, endpoint: Endpoint) -> None:
         " WHERE org_id = %s AND id = %s",
         [tx.org_id, endpoint.id],
     )
+
+
+async def reseal(tx: Tx, sealer: Sealer, limit: int = 10_000) -> tuple[int, int]:
+    """Bring the organization's secrets that an old root key sealed under the present one: how many, and how many would not open."""
+    rows = await tx.all(
+        "SELECT e.id, e.secret, e.previous_secret, e.signing_key FROM limner.webhook_endpoint e"
+        " WHERE e.org_id = %s AND e.secret IS NOT NULL ORDER BY e.id LIMIT %s",
+        [tx.org_id, limit],
+    )
+    done = broken = 0
+    for row in rows:
+        old = {name: row[name] for name in SLOTS if row[name] is not None and not sealer.seals_as(row[name])}
+        try:
+            new = {name: _again(sealer, tx.org_id, row["id"], sealed, SLOTS[name]) for name, sealed in old.items()}
+        except SealBroken:
+            broken += len(old)
+            continue
+        for name, sealed in new.items():
+            done += await tx.execute(
+                f"UPDATE limner.webhook_endpoint SET {name} = %s WHERE org_id = %s AND id = %s AND {name} = %s",
+                [sealed, tx.org_id, row["id"], old[name]],
+            )
+    return done, broken
+
+
+def _again(sealer: Sealer, org_id: UUID, endpoint_id: UUID, sealed: bytes, slot: str) -> bytes:
+    return _seal(sealer, org_id, endpoint_id, sealer.open(sealed, org_id, endpoint_id, slot), slot)
 
 
 def _seal(sealer: Sealer, org_id: UUID, endpoint_id: UUID, secret: bytes, slot: str = "secret") -> bytes:

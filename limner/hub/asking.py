@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from limner.hub import stated
+from limner.hub import key_news, stated
 from limner.hub.catalog import Route
 from limner.hub.endings import MESSAGES, Failure
 from limner.hub.providers.base import Adapter, ProviderCall, ProviderError, ProviderResult
@@ -19,7 +19,7 @@ async def ask(adapter: Adapter, call: ProviderCall, route: Route, facts: Mapping
         async with asyncio.timeout(call.timeout_s):
             return await adapter.run(call)
     except ProviderError as error:
-        return stated.failure(error, route, facts)
+        return stated.failure(key_news.worded(error, call.own_key), route, facts)
     except TimeoutError:
         words = f"The provider did not answer within {call.timeout_s:g} s."
         return Failure("provider_timeout", words, "retryable", known=False)

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from limner.db.pools import AWAY, Database
-from limner.hub import endings, jobs, pricing, routing, runs, stated
+from limner.hub import endings, jobs, pricing, routing, runs, stated, terms
 from limner.hub.catalog import Model, Route
 from limner.hub.endings import Failure, Finish
 from limner.hub.executor import STEP, Resources, Run
@@ -74,6 +74,7 @@ class Call(Run):
     async def failed(self, route: Route, error: ProviderError) -> Failure:
         """Record that a provider did not deliver."""
         failure = stated.failure(error, route, self._facts)
+        self._resources.keys.tell(route.own_key, failure.code)
         self._before.append((route.provider, ""))
         await self._passage.end(failure)
         await self._record(route.provider, self.send_no, failure, self._latency_ms())
@@ -99,12 +100,14 @@ class Call(Run):
     ) -> Finish:
         """The ending of a call that delivered: its price, never above the hold, and what it consumed."""
         cost = pricing.cost_micro_usd(route, used)
+        price_mc = pricing.part_mc(pricing.tokens_mc(model, used), terms.percent_of(route, None))
+        self._resources.keys.tell(route.own_key, None)
         return Finish(
             "succeeded",
-            charge_mc=min(pricing.tokens_mc(model, used), self.submitted.hold_mc),
+            charge_mc=min(price_mc, self.submitted.hold_mc),
             outputs=outputs,
             provider=route.provider,
-            usage=endings.token_usage(used, cost, estimated=estimated),
+            usage=endings.token_usage(used, None if route.own_key else cost, estimated=estimated),
             delivery=Delivery(STEP, route.provider, self.send_no, reference, cost, self._latency_ms()),
         )
 
@@ -144,7 +147,9 @@ class Calls:
     def first(self, candidate: routing.Candidate) -> jobs.FirstCall:
         """What a submission needs to be born as a call."""
         route = candidate.route
-        return jobs.FirstCall(self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule)
+        return jobs.FirstCall(
+            self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule, route.own_key is not None
+        )
 
     async def choose(
         self, candidates: Sequence[routing.Candidate], tokens: int

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from limner.db.context import PLATFORM
 from limner.db.tx import Row, Tx
+from limner.egress.own_keys import SealedKey
 from limner.hub.pricing import OnDisconnect, PriceUnit
 from limner.hub.providers import configuration
 from limner.hub.providers.base import ErrorKind
@@ -40,6 +41,11 @@ DEFAULTS: dict[str, Any] = {
     "expected_s": 5.0, "deadline_s": 86_400, "routing": "priority", "next_on": list(NEXT_ON),
 }  # fmt: skip
 """Of a model, where nothing is said."""
+OWN = (
+    "LEFT JOIN limner.provider_key k ON k.org_id = %(org)s AND k.provider_id = p.id AND k.is_enabled AND p.adapter = ANY(%(adapters)s)"
+    " LEFT JOIN limner.ai_settings s ON s.org_id = %(org)s"
+)
+"""The organization's key for the provider `p`, and its settings."""
 _PUT = ("display_name", "kind", "input_schema", "price_mc", *DEFAULTS)
 PUT_MODEL = (
     f"INSERT INTO limner.model (org_id, id, name, {', '.join(_PUT)})"
@@ -104,6 +110,8 @@ class CompiledModel:
 
     row: Model
     schema: InputSchema
+    terms: Mapping[str, Any] | None = None
+    """Of an order of this organization (hub.terms), but for the tone; None where it has no key of its own for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,8 @@ class Route:
     `cost_micro_usd` is what a call costs the platform; the three other costs are for a million tokens. `routing` and `next_on` are
     the model's. `requests_per_min` and `tokens_per_min`: what the provider takes of the key `key_id` of `key_org` (zero: the one of
     the settings). What was seen of it: `open_until` and `rest_until`, by the database's clock, 0 for never; `latency_ms` of late.
+    `own_key`: the organization's, which goes instead of the platform's; `own_keys_only`: nothing of this organization goes with the
+    platform's key; `fee_percent`: of the list price, for what an own key delivers.
     """
 
     provider: str
@@ -137,6 +147,9 @@ class Route:
     open_until: float = 0.0
     rest_until: float = 0.0
     latency_ms: float | None = None
+    own_key: SealedKey | None = None
+    own_keys_only: bool = False
+    fee_percent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,23 +194,54 @@ async def list_models(tx: Tx, limit: int = 500, *, disabled: bool = False) -> li
     return [Model(**row) for row in rows]
 
 
+async def find_sold(tx: Tx, name: str) -> tuple[Model, Mapping[str, Any] | None] | None:
+    """The enabled model of this name as `find_model` finds it, and the terms of an order (hub.terms): in one statement, for the
+    path of every submit. Only where every usable route has an own key is nothing held for the platform's."""
+    row = await tx.find(
+        f"SELECT {', '.join('m.' + column.strip() for column in MODEL.split(','))}, t.own_only, t.fee_percent FROM limner.model m"
+        " LEFT JOIN LATERAL (SELECT bool_and(k.id IS NOT NULL) AS own_only, max(coalesce(s.byok_fee_percent, 0)) AS fee_percent"
+        "   FROM limner.route r JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id AND p.is_enabled"
+        f"   {OWN} WHERE r.org_id = m.org_id AND r.model_id = m.id AND r.is_enabled"
+        "    AND NOT (coalesce(s.own_keys_only, false) AND p.base_url IS NOT NULL AND k.id IS NULL)"
+        "  HAVING count(k.id) > 0) t ON true"
+        " WHERE m.org_id IN (%(org)s, %(platform)s) AND m.name = %(name)s AND m.is_enabled"
+        " ORDER BY m.org_id = %(platform)s LIMIT 1",
+        {"org": tx.org_id, "platform": PLATFORM, "name": name, "adapters": configuration.with_own_keys()},
+    )
+    if row is None:
+        return None
+    own_only, fee_percent = row.pop("own_only"), row.pop("fee_percent")
+    return Model(**row), None if fee_percent is None else {"own_only": own_only, "fee_percent": fee_percent}
+
+
 async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
-    """The enabled routes of a model over enabled providers, in priority order."""
+    """The enabled routes of a model over enabled providers, in priority order, with the organization's own keys."""
     rows = await tx.all(
         "SELECT p.name AS provider, p.adapter, p.base_url, r.provider_model, r.priority, r.cost_micro_usd,"
         " p.config || r.config AS config, p.id AS provider_id, r.input_cost_micro_usd, r.cached_cost_micro_usd,"
-        " r.output_cost_micro_usd, r.weight, m.routing, m.next_on, p.org_id AS provider_org, p.org_id AS key_org,"
-        " p.requests_per_min, p.tokens_per_min, coalesce(extract(epoch FROM h.open_until), 0)::float8 AS open_until,"
+        " r.output_cost_micro_usd, r.weight, m.routing, m.next_on, p.org_id AS provider_org,"
+        " CASE WHEN k.id IS NULL THEN p.org_id ELSE k.org_id END AS key_org, coalesce(k.id, %(platform)s) AS key_id,"
+        " CASE WHEN k.id IS NULL THEN p.requests_per_min END AS requests_per_min,"
+        " CASE WHEN k.id IS NULL THEN p.tokens_per_min END AS tokens_per_min,"
+        " coalesce(extract(epoch FROM h.open_until), 0)::float8 AS open_until,"
         " coalesce(extract(epoch FROM h.rest_until), 0)::float8 AS rest_until,"
-        " CASE WHEN h.checked_at > clock_timestamp() - interval '5 minutes' THEN h.latency_ms END AS latency_ms FROM limner.route r"
-        " JOIN limner.model m ON m.org_id = r.org_id AND m.id = r.model_id"
-        " JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id"
-        " LEFT JOIN limner.provider_health h ON h.org_id = p.org_id AND h.provider_id = p.id AND h.key_id = %(platform)s"
+        " CASE WHEN h.checked_at > clock_timestamp() - interval '5 minutes' THEN h.latency_ms END AS latency_ms,"
+        " coalesce(s.own_keys_only, false) AS own_keys_only, coalesce(s.byok_fee_percent, 0) AS fee_percent, k.sealed"
+        " FROM limner.route r JOIN limner.model m ON m.org_id = r.org_id AND m.id = r.model_id"
+        f" JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id {OWN}"
+        " LEFT JOIN limner.provider_health h ON h.provider_id = p.id AND h.key_id = coalesce(k.id, %(platform)s)"
+        " AND h.org_id = CASE WHEN k.id IS NULL THEN p.org_id ELSE k.org_id END"
         " WHERE r.org_id IN (%(org)s, %(platform)s) AND r.model_id = %(model)s AND r.is_enabled AND p.is_enabled"
         " ORDER BY r.priority, p.name",
-        {"org": tx.org_id, "platform": PLATFORM, "model": model_id},
+        {"org": tx.org_id, "platform": PLATFORM, "model": model_id, "adapters": configuration.with_own_keys()},
     )
-    return [Route(**{**row, "base_url": configuration.address(row["adapter"], row["base_url"])}) for row in rows]
+    return [_route(row) for row in rows]
+
+
+def _route(row: Row) -> Route:
+    sealed = row.pop("sealed")
+    own = None if sealed is None else SealedKey(row["key_org"], row["provider_id"], row["key_id"], bytes(sealed))
+    return Route(**row | {"base_url": configuration.address(row["adapter"], row["base_url"]), "own_key": own})
 
 
 async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
@@ -347,7 +391,7 @@ async def set_routing(tx: Tx, name: str, changes: Mapping[str, Any]) -> None:
         raise ModelNotFound(f"there is no model {name} here")
 
 
-class _Remembered(Generic[Entry]):
+class Remembered(Generic[Entry]):
     """What was read of an organization, each for `life_s` seconds."""
 
     def __init__(self, life_s: float) -> None:
@@ -365,7 +409,7 @@ class _Remembered(Generic[Entry]):
         return entry
 
 
-class RouteCache(_Remembered[list[Route]]):
+class RouteCache(Remembered[list[Route]]):
     """A model's routes by (organization, model), each for a second: a worker asks for them with every job."""
 
     def __init__(self) -> None:
@@ -375,11 +419,11 @@ class RouteCache(_Remembered[list[Route]]):
         return self._keep(org_id, model_id, routes)
 
 
-class ModelCache(_Remembered[CompiledModel]):
+class ModelCache(Remembered[CompiledModel]):
     """Compiled models by (organization, name), each for ten seconds: a change of price shows within that."""
 
     def __init__(self) -> None:
         super().__init__(CACHE_S)
 
-    def put(self, org_id: UUID, model: Model) -> CompiledModel:
-        return self._keep(org_id, model.name, CompiledModel(model, InputSchema(model.input_schema, at="/input")))
+    def put(self, org_id: UUID, model: Model, terms: Mapping[str, Any] | None = None) -> CompiledModel:
+        return self._keep(org_id, model.name, CompiledModel(model, InputSchema(model.input_schema, at="/input"), terms))

@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from limner.hub import check_schemas, checks, jobs, receipt_schemas, schemas
 from limner.hub.providers.local.models import CHECK
-from limner.hub.schema import BATCH, ENVELOPE, GRANT, GRANT_ROW
+from limner.hub.schema import BATCH, GRANT, GRANT_ROW, ORDER
 from limner.ledger import statements
 
 USER_ID = {
@@ -127,7 +127,7 @@ GENERATE: dict[str, Any] = {
             ),
         ],
         "requestBody": _body(
-            ENVELOPE,
+            ORDER,
             {
                 "model": "local/canvas",
                 "input": {"prompt": "A quiet harbour at sunset", "aspect_ratio": "16:9", "num_outputs": 2},

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from limner.db.tx import Tx
-from limner.hub import catalog, jobs, routing
+from limner.hub import catalog, jobs, routing, terms
 from limner.hub.routing import Candidate
 from limner.ledger import refusals, wallets
 from limner.tenancy import end_users
@@ -33,5 +33,6 @@ async def foresee(tx: Tx, request: jobs.Submission) -> Foreseen:
     if wallet.owed_mc > 0 or wallet.available_mc < request.hold_mc:
         raise refusals.TooFewCredits("too few credits", kind, wallet.available_mc, request.hold_mc, wallet.owed_mc)
     routes = await catalog.routes_of(tx, request.model_id)
-    candidates, _ = routing.order(routes, {route.adapter for route in routes})
+    adapters = {route.adapter for route in routes}
+    candidates, _ = routing.order(routes, adapters, own_only=terms.own_only(request.terms))
     return Foreseen(wallet.available_mc - request.hold_mc, candidates)

@@ -70,7 +70,8 @@ Ending = Finish | Release
 class Kept:
     """Outputs in limner's own store, who made them, what that cost the platform, and the call to record, if it is not yet.
 
-    `usage`: what the provider consumed for them, as far as it said so.
+    `usage`: what the provider consumed for them, as far as it said so. `own_key`: at the organization's own cost, for `percent` of
+    the list price.
     """
 
     outputs: list[dict[str, Any]]
@@ -78,6 +79,13 @@ class Kept:
     cost_micro_usd: int | None
     delivery: runs.Delivery | None = None
     usage: tuple[Usage, ...] = ()
+    own_key: bool = False
+    percent: int = 100
+
+    @property
+    def platform_cost_micro_usd(self) -> int | None:
+        """None where it is not the platform's to pay."""
+        return None if self.own_key else self.cost_micro_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +131,10 @@ def success(work: Work, kept: Kept) -> Finish:
     if work.token_prices is not None:
         return _by_tokens(work, kept, Rates(**work.token_prices))
     count, kind = len(kept.outputs), kept.outputs[0]["type"]
-    sold = {"kind": kind, "quantity": count, "unit": kind, "cost_micro_usd": kept.cost_micro_usd}
+    sold = {"kind": kind, "quantity": count, "unit": kind, "cost_micro_usd": kept.platform_cost_micro_usd}
     consumed = [{"kind": use.kind, "quantity": use.quantity, "unit": use.unit} for use in kept.usage]
-    return _delivered(kept, pricing.charge_mc(work.unit_price_mc, count, work.price_hold_mc), [sold, *consumed])
+    unit_price_mc = pricing.part_mc(work.unit_price_mc, kept.percent)
+    return _delivered(kept, pricing.charge_mc(unit_price_mc, count, work.price_hold_mc), [sold, *consumed])
 
 
 def token_usage(used: Tokens, cost_micro_usd: int | None, *, estimated: bool) -> list[dict[str, Any]]:
@@ -147,8 +156,8 @@ def _by_tokens(work: Work, kept: Kept, rates: Rates) -> Finish:
     if used is None:
         written = sum(len(str(output.get("text", ""))) for output in kept.outputs) // 4 + 1
         used = Tokens(texts.likely(work.input), 0, written if work.kind in texts.WRITING else 0)
-    charge_mc = min(pricing.tokens_mc(rates, used), work.price_hold_mc)
-    return _delivered(kept, charge_mc, token_usage(used, kept.cost_micro_usd, estimated=estimated))
+    charge_mc = min(pricing.part_mc(pricing.tokens_mc(rates, used), kept.percent), work.price_hold_mc)
+    return _delivered(kept, charge_mc, token_usage(used, kept.platform_cost_micro_usd, estimated=estimated))
 
 
 def stated_tokens(usage: Sequence[Usage]) -> Tokens | None:

@@ -16,7 +16,7 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.hub import asking, catalog, endings, outputs, pricing, routing, runs, stated
+from limner.hub import asking, catalog, endings, key_news, outputs, pricing, routing, runs, stated, terms
 from limner.hub.endings import MESSAGES, Ending, Failure, Finish, Kept, Release
 from limner.hub.gates import Gates, Passage
 from limner.hub.health import NO_BREAKER, BreakerSettings
@@ -57,6 +57,7 @@ class Resources:
     news: News
     imports: Imports
     gates: Gates
+    keys: key_news.KeyNews
 
 
 def resources(
@@ -65,8 +66,10 @@ def resources(
 ) -> Resources:  # fmt: skip
     """One process's resources, with a batch of its own for what shares a commit."""
     shared, routes, progress = SharedWrites(db), catalog.RouteCache(), ProgressBoard(db, news)
-    gates = Gates(db, breaker)
-    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, gates)
+    gates, keys = Gates(db, breaker), key_news.KeyNews(db)
+    return Resources(
+        db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, gates, keys
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,9 @@ class Run:
             if self._remaining_s() <= 0:
                 break
             answer = await self._attempt(prepared, routing.after(candidate, before))
+            self._resources.keys.tell(candidate.route.own_key, getattr(answer, "code", None))
             if isinstance(answer, Kept):
-                return endings.success(work, answer)
+                return endings.success(work, terms.applied(answer, candidate.route, work.terms))
             failures.append(answer)
             before.append((candidate.route.provider, answer.passed))
             if not (answer.full or answer.kind in candidate.route.next_on) or answer.stops:
@@ -193,8 +197,8 @@ class Run:
         if routes is None:
             read = await self._insist("read", lambda tx: catalog.routes_of(tx, work.model_id), single=False)
             routes = self._resources.routes.put(self.lease.org_id, work.model_id, read)
-        asked = routing.asking(self.lease.job_id, work.kind, work.input)
-        candidates, skipped = routing.order(routes, self._resources.adapters, asked)
+        asked, own_only = routing.asking(self.lease.job_id, work.kind, work.input), terms.own_only(work.terms)
+        candidates, skipped = routing.order(routes, self._resources.adapters, asked, own_only=own_only)
         for skip in skipped:
             log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
         answered: frozenset[str] = frozenset()
@@ -250,17 +254,12 @@ class Run:
     async def _intend(self, candidate: routing.Candidate, call_class: CallClass) -> runs.Intent | Failure:
         """The committed intent, or a failure: no place there, or another send forbidden after an unknown outcome."""
         route = candidate.route
-        shared = await self._resources.shared.intend(
-            self.lease, STEP, route.provider, route.provider_model, candidate.rule, provider_id=route.provider_id
-        )
+        shared = await self._resources.shared.intend(self.lease, STEP, **candidate.asked)
         if shared is not None:
             return shared
         for resend in (False, True):
             async with self._db.tenant_single(self.lease.org_id, ROLE) as tx:
-                intent = await runs.intend(
-                    tx, self.lease, STEP, route.provider, route.provider_model, candidate.rule, resend=resend,
-                    provider_id=route.provider_id,
-                )  # fmt: skip
+                intent = await runs.intend(tx, self.lease, STEP, **candidate.asked, resend=resend)
             if intent.decision == "full":
                 return endings.FULL
             if intent.decision in {"send", "reuse"}:
@@ -286,6 +285,7 @@ class Run:
             timeout_s=timeout_s,
             progress=partial(self._resources.progress.note, self.lease),
             base_url=route.base_url,
+            own_key=route.own_key,
         )
 
     async def _keep(

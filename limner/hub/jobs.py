@@ -19,14 +19,15 @@ OPEN = ("queued", "running")
 
 SUBMIT = """
 SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s, %s, %s,
-                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s, %s::text::jsonb, %s::text::jsonb)
+                                %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s, %s::text::jsonb, %s::text::jsonb,
+                                %s::text::jsonb)
 """
 SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])"
 SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s, %s::text::json)"
 COLUMNS = """
 j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc, j.token_prices,
 j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.run_at, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence,
-j.request_id, j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at, u.external_id
+j.request_id, j.terms, j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at, u.external_id
 """
 SOURCE = """
 limner.job j LEFT JOIN limner.job_queue q ON q.org_id = j.org_id AND q.job_id = j.id
@@ -82,17 +83,19 @@ class Submission:
     call: "FirstCall | None" = None
     token_prices: Mapping[str, int] | None = None
     job_id: UUID | None = None
+    terms: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FirstCall:
-    """Of a job that is answered at once: who has its lease, for how many seconds, and whom it asks first, and why."""
+    """Of a job that is answered at once: who has its lease, for how many seconds, and whom it asks first, why, and with whose key."""
 
     owner: str
     lease_s: float
     provider: str
     provider_model: str
     rule: str
+    own_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ class Job:
     error_message: str | None
     finished_fence: int | None
     request_id: str | None
+    terms: dict[str, Any] | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -178,6 +182,7 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
         request.deadline_s, request.max_runs, request.request_id, request.traceparent, again,
         request.run_at, limits.user_per_min, limits.app_per_min, limits.org_per_min, limits.max_open,
         request.webhook_url, _json(request.call), _json(request.token_prices),
+        _json(request.terms),
     ]  # fmt: skip
     query = SUBMIT
     if request.images:
@@ -212,7 +217,7 @@ async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) ->
             "hash": "\\x" + one.request_hash.hex(), "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
             "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
             "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min, "webhook_url": one.webhook_url,
-            "token_prices": one.token_prices, **({} if one.call is None else asdict(one.call)),
+            "token_prices": one.token_prices, "terms": one.terms, **({} if one.call is None else asdict(one.call)),
         }
         for org_id, job_id, one in batch
     ]  # fmt: skip

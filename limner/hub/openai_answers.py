@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from limner.hub import chat, openai_replays
+from limner.hub import chat, key_news, openai_replays
 from limner.hub.calls import Call, Calls
 from limner.hub.catalog import Model
 from limner.hub.chat import Answering, Asked
@@ -98,11 +98,11 @@ class _Answering:
         return ApiError(status, last.code, last.message, headers=wait)
 
     async def _failed(self, candidate: Candidate, error: ProviderError) -> Failure:
-        metrics.ATTEMPTS.labels(candidate.route.provider, error.code).inc()
-        log.warning(
-            "provider.failed", job=self._order.call.lease.job_id, provider=candidate.route.provider, code=error.code
-        )
-        return await self._order.call.failed(candidate.route, error)
+        route = candidate.route
+        error = key_news.worded(error, route.own_key)
+        metrics.ATTEMPTS.labels(route.provider, error.code).inc()
+        log.warning("provider.failed", job=self._order.call.lease.job_id, provider=route.provider, code=error.code)
+        return await self._order.call.failed(route, error)
 
     async def _closing(self, candidate: Candidate, heard: Heard) -> Finish:
         """Charged by what the provider counted, or by `otherwise` where that cannot be true."""

@@ -14,7 +14,20 @@ from starlette.responses import Response
 
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
-from limner.hub import calls, catalog, chat, jobs, limits, openai_docs, openai_replays, pricing, routing, submission
+from limner.hub import (
+    ai_settings,
+    calls,
+    catalog,
+    chat,
+    jobs,
+    limits,
+    openai_docs,
+    openai_replays,
+    pricing,
+    routing,
+    submission,
+    terms,
+)
 from limner.hub.api import answer
 from limner.hub.catalog import Model
 from limner.hub.chat import Asked, Surface
@@ -25,6 +38,7 @@ from limner.hub.openai_images import ImageEndpoints, ImagesApi
 from limner.hub.pricing import Tokens
 from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
+from limner.hub.terms import Terms
 from limner.kit import ids
 from limner.ledger import refusals
 from limner.web import parsing
@@ -100,14 +114,15 @@ class ChatEndpoints:
         key = parsing.idempotency_key(request, None)
         job_id = ids.new()
         candidates, passage = await self._choose(routes, routing.Asking(job_id, Tokens(asked.likely, 0, most.written)))
+        agreed = terms.of_call(candidates)
         bounds = self._api.submitter.limits.of(caller.quotas, for_user=external_id is not None)
         wanted = jobs.Submission(
             app_id=caller.app_id, external_id=external_id, route=surface.path[1:].replace("/", "."), model_id=model.id,
-            model=model.name, kind=model.kind, unit_price_mc=model.price_mc, hold_mc=pricing.tokens_mc(model, most),
-            token_prices=pricing.rates(model),
+            model=model.name, kind=model.kind, unit_price_mc=model.price_mc,
+            hold_mc=terms.hold_mc(pricing.tokens_mc(model, most), agreed), token_prices=pricing.rates(model), terms=agreed,
             priority=10, idempotency_key=key,
             request_hash=hashlib.sha256(raw if key is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).digest(),
-            input=_facts(asked, model, most), wait_s=0, deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS,
+            input=_facts(asked, model, most, agreed), wait_s=0, deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS,
             request_id=request.state.request_id, traceparent=parsing.traceparent(request), limits=bounds,
             call=self._api.desk.calls.first(candidates[0]), job_id=job_id,
         )  # fmt: skip
@@ -123,10 +138,17 @@ class ChatEndpoints:
         headers["x-limner-job"] = str(call.lease.job_id)
         return Order(asked, model, most, candidates, call, began, headers, keeps=key is not None)
 
+    async def _named(self, caller: Caller, asked: Asked) -> str:
+        """The model's name, or that of the organization's own choice."""
+        if asked.model != ai_settings.DEFAULT:
+            return asked.model
+        settings = await self._api.submitter.settings(caller.org_id)
+        return settings.default_models.get(asked.surface.kind, asked.model)
+
     async def _model(self, caller: Caller, asked: Asked) -> tuple[Model, list[catalog.Route]]:
         """The model and its routes. Raises ApiError 404."""
         try:
-            model = (await self._api.submitter.model(caller.org_id, asked.model)).row
+            model = (await self._api.submitter.model(caller.org_id, await self._named(caller, asked))).row
         except ApiError:
             raise chat.no_model(asked.model) from None
         if model.kind != asked.surface.kind:
@@ -156,11 +178,14 @@ def _model_body(model: Model) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": int(model.created_at.timestamp()), "owned_by": owner}
 
 
-def _facts(asked: Asked, model: Model, most: Tokens) -> dict[str, Any]:
+def _facts(asked: Asked, model: Model, most: Tokens, agreed: Terms | None) -> dict[str, Any]:
     """What the job's row says of the request: none of its words."""
     facts = {"stream": asked.stream, "choices": asked.choices, "max_tokens": most.written, "bytes": len(asked.raw)}
     if model.on_disconnect == "estimate":
-        facts["abandoned_mc"] = pricing.tokens_mc(model, whole_estimate(asked, most))
+        estimate_mc = pricing.tokens_mc(model, whole_estimate(asked, most))
+        facts["abandoned_mc"] = estimate_mc
+        if agreed is not None:
+            facts["abandoned_own_mc"] = pricing.part_mc(estimate_mc, agreed["fee_percent"])
     return facts
 
 

@@ -30,6 +30,11 @@ def charge_mc(unit_price_mc: int, delivered: int, hold_mc: int) -> int:
     return min(unit_price_mc * max(delivered, 0), hold_mc)
 
 
+def part_mc(price_mc: int, percent: int) -> int:
+    """A part of a price, rounded up to a whole milli-credit."""
+    return -(-price_mc * percent // 100)
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """What a call consumed: tokens read, how many of them came from a cache, and tokens written."""

@@ -31,13 +31,14 @@ class TokenPrices(BaseModel):
 
 
 class Attempt(BaseModel):
-    """One try at one provider. `cost_micro_usd` where the organization may see costs."""
+    """One try at one provider. `key`: with whose it was asked. `cost_micro_usd` where the organization may see costs, or paid itself."""
 
     run: int
     provider: str
     provider_model: str
     send: int
     rule: str
+    key: Literal["own", "platform"]
     outcome: Literal["intent", "accepted", "done", "error", "unknown"]
     latency_ms: int | None
     started_at: datetime
@@ -69,7 +70,8 @@ class Event(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What happened to a job and what it cost. `rule` is why the provider that delivered was chosen."""
+    """What happened to a job and what it cost. `rule` is why the provider that delivered was chosen, `tone` what the organization's
+    settings put in front of the text. What the organization's own keys cost it, by the routes' figures, is `own_cost_micro_usd`."""
 
     job_id: UUID
     status: Status
@@ -89,3 +91,5 @@ class Receipt(BaseModel):
     request_id: str | None
     token_prices: TokenPrices | None = None
     provider_cost_micro_usd: int | None = None
+    own_cost_micro_usd: int | None = None
+    tone: str | None = None

@@ -11,7 +11,7 @@ from limner.kit import money
 from limner.tenancy import organizations
 
 ATTEMPTS = """
-SELECT c.run, c.step, c.provider, c.provider_model, c.send_no, c.rule, c.state, c.latency_ms, c.cost_micro_usd, c.error_code,
+SELECT c.run, c.step, c.provider, c.provider_model, c.send_no, c.rule, c.own_key, c.state, c.latency_ms, c.cost_micro_usd, c.error_code,
        c.error_message, c.created_at, c.finished_at
   FROM limner.provider_call c WHERE c.org_id = %s AND c.job_id = %s ORDER BY c.created_at LIMIT 1000
 """
@@ -29,7 +29,8 @@ SELECT u.kind, u.quantity, u.unit, u.price_mc, u.cost_micro_usd FROM limner.usag
 async def build(tx: Tx, job: Job, *, costs: bool | None = None) -> dict[str, Any]:
     """The receipt of a job that `jobs.get` returned. Credits exactly.
 
-    `costs`: whether it says what providers cost: True for operators; None: where the organization may see it.
+    `costs`: whether it says what providers cost: True for operators; None: where the organization may see it. What it paid itself,
+    with a key of its own, it always may.
     """
     key = [tx.org_id, job.id]
     if costs is None:
@@ -68,8 +69,12 @@ async def build(tx: Tx, job: Job, *, costs: bool | None = None) -> dict[str, Any
     }
     if job.token_prices is not None:
         receipt["token_prices"] = _prices(Rates(**job.token_prices))
+    if job.terms and "tone" in job.terms:
+        receipt["tone"] = job.terms["tone"]
     if costs:
-        receipt["provider_cost_micro_usd"] = sum(row["cost_micro_usd"] or 0 for row in attempts)
+        receipt["provider_cost_micro_usd"] = sum(row["cost_micro_usd"] or 0 for row in attempts if not row["own_key"])
+    if any(row["own_key"] for row in attempts):
+        receipt["own_cost_micro_usd"] = sum(row["cost_micro_usd"] or 0 for row in attempts if row["own_key"])
     return receipt
 
 
@@ -96,6 +101,7 @@ def _attempt(row: Row, *, costs: bool) -> dict[str, Any]:
         "provider_model": row["provider_model"],
         "send": row["send_no"],
         "rule": row["rule"],
+        "key": "own" if row["own_key"] else "platform",
         "outcome": row["state"],
         "latency_ms": row["latency_ms"],
         "started_at": row["created_at"],
@@ -103,7 +109,7 @@ def _attempt(row: Row, *, costs: bool) -> dict[str, Any]:
     }
     if row["error_code"]:
         attempt["error"] = {"code": row["error_code"], "message": row["error_message"]}
-    if costs:
+    if costs or row["own_key"]:
         attempt["cost_micro_usd"] = row["cost_micro_usd"]
     return attempt
 

@@ -34,6 +34,13 @@ class Candidate:
     route: Route
     rule: str
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is written down before it is asked: runs.intend."""
+        route = self.route
+        return {"provider": route.provider, "provider_model": route.provider_model, "rule": self.rule,
+                "provider_id": route.provider_id, "own_key": route.own_key is not None}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
@@ -52,11 +59,14 @@ def asking(job_id: UUID, kind: str, parsed: Mapping[str, Any]) -> Asking:
 
 
 def order(
-    routes: Sequence[Route], adapters: Collection[str], asked: Asking = NOTHING
+    routes: Sequence[Route], adapters: Collection[str], asked: Asking = NOTHING, *, own_only: bool = False
 ) -> tuple[list[Candidate], list[Skipped]]:
-    """Candidates by the model's rule (priority and name break ties), and the routes whose adapter this worker does not have."""
-    usable = [r for r in routes if r.adapter in adapters]
-    skipped = [Skipped(r.provider, f"no adapter {r.adapter}") for r in routes if r.adapter not in adapters]
+    """Candidates by the model's rule (priority and name break ties), and the routes that cannot be tried: whose adapter this worker
+    does not have, and those that would need the platform's key where the organization, or (`own_only`) what was held for the job,
+    allows none."""
+    reasons = [(route, _why_not(route, adapters, own_only)) for route in routes]
+    usable = [r for r, why in reasons if why is None]
+    skipped = [Skipped(r.provider, why) for r, why in reasons if why is not None]
     if not usable:
         return [], skipped
     key, reason = RULES[usable[0].routing]
@@ -82,6 +92,16 @@ def after(candidate: Candidate, before: Sequence[tuple[str, str]]) -> Candidate:
     provider, why = before[-1]
     left.append(f"{provider} {why or 'failed'}")
     return replace(candidate, rule=f"{candidate.rule.partition(', after ')[0]}, after {' and '.join(left)}")
+
+
+def _why_not(route: Route, adapters: Collection[str], own_only: bool) -> str | None:
+    if route.adapter not in adapters:
+        return f"no adapter {route.adapter}"
+    if route.own_key is not None:
+        return None
+    if own_only:
+        return "ordered on own keys"
+    return "own keys only" if route.own_keys_only and route.base_url is not None else None
 
 
 def timeout_s(route: Route) -> float | None:

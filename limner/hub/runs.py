@@ -49,6 +49,7 @@ class Work:
     price_hold_mc: int
     request_id: str | None
     traceparent: str | None
+    terms: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +180,16 @@ async def answered(tx: Tx, job_id: UUID) -> frozenset[str]:
 
 async def intend(
     tx: Tx, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *, resend: bool = False,
-    provider_id: UUID | None = None,
+    provider_id: UUID | None = None, own_key: bool = False,
 ) -> Intent:  # fmt: skip
-    """Record that a provider is about to be called, before the socket opens. Raises refusals.StaleLease.
+    """Record that a provider is about to be called, and with whose key, before the socket opens. Raises refusals.StaleLease.
 
     By `provider_id` the job gets its place where places are counted; "full" wrote nothing.
     """
     row = await _get(
         tx,
-        "SELECT * FROM limner.call_intent(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        [tx.ctx, lease.job_id, lease.fence, step, provider, provider_model, rule, resend, provider_id],
+        "SELECT * FROM limner.call_intent(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [tx.ctx, lease.job_id, lease.fence, step, provider, provider_model, rule, resend, provider_id, own_key],
     )
     return Intent(**row)
 
@@ -238,11 +239,13 @@ async def finish(tx: Tx, lease: Lease, closing: Closing) -> str:
 async def abandoned(tx: Tx, lease: Lease) -> Closing | None:
     """How a call ends whose process died before it was settled; None for any other job.
 
-    The charge was written down when it was reserved, by the model's rule for answers that nobody listens to.
+    The charge was written down when it was reserved, by the model's rule for answers that nobody listens to, and by whose key was
+    being used.
     """
     row = await tx.get(
-        "SELECT j.input -> 'abandoned_mc' AS charge_mc, c.step, c.provider, c.send_no FROM limner.job j"
-        " LEFT JOIN LATERAL (SELECT c.step, c.provider, c.send_no FROM limner.provider_call c WHERE c.org_id = j.org_id AND c.job_id = j.id"
+        "SELECT j.input -> CASE WHEN c.own_key THEN 'abandoned_own_mc' ELSE 'abandoned_mc' END AS charge_mc, c.step, c.provider, c.send_no"
+        " FROM limner.job j LEFT JOIN LATERAL (SELECT c.step, c.provider, c.send_no, c.own_key"
+        " FROM limner.provider_call c WHERE c.org_id = j.org_id AND c.job_id = j.id"
         " AND c.state IN ('intent', 'accepted') ORDER BY c.created_at DESC LIMIT 1) c ON true"
         " WHERE j.org_id = %s AND j.id = %s AND j.route <> 'generate'",
         [tx.org_id, lease.job_id],

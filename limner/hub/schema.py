@@ -41,6 +41,22 @@ ENVELOPE: dict[str, Any] = {
     "required": ["model", "input"],
     "additionalProperties": False,
 }  # fmt: skip
+KIND = {
+    "type": "string", "minLength": 1, "maxLength": 64,
+    "description": "Instead of a model: what kind of work it is, such as text.generate. The organization's settings say by which model.",
+}  # fmt: skip
+BY_KIND: dict[str, Any] = {
+    **ENVELOPE,
+    "properties": {"kind": KIND, **{name: sub for name, sub in ENVELOPE["properties"].items() if name != "model"}},
+    "required": ["kind", "input"],
+}
+"""An order that leaves the model to the organization's settings."""
+ORDER: dict[str, Any] = {
+    **ENVELOPE,
+    "properties": {**ENVELOPE["properties"], "kind": KIND},
+    "required": ["input"],
+}
+"""Either of the two, as it is documented."""
 
 CREDITS: dict[str, Any] = {
     "amount": {"type": "integer", "minimum": 1, "maximum": 1_000_000_000, "description": "Whole credits."},

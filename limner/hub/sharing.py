@@ -41,8 +41,9 @@ class SharedWrites:
         return None if answer is None else runs.work(answer)
 
     async def intend(
-        self, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *, provider_id: UUID | None = None
-    ) -> Intent | None:
+        self, lease: Lease, step: str, provider: str, provider_model: str, rule: str, *,
+        provider_id: UUID | None = None, own_key: bool = False,
+    ) -> Intent | None:  # fmt: skip
         """runs.intend for a first send; None: ask alone."""
         args = {
             "step": step,
@@ -50,6 +51,7 @@ class SharedWrites:
             "provider_model": provider_model,
             "rule": rule,
             "provider_id": provider_id,
+            "own_key": own_key,
         }
         answer = await self._gather(("intend", lease, args), lease.org_id)
         return None if answer is None else Intent(**answer)

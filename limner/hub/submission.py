@@ -16,14 +16,15 @@ from limner.db.pools import Database
 from limner.db.wake import Waker
 from limner.egress.answers import DestinationNotAllowed
 from limner.egress.destinations import Destinations
-from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
+from limner.hub import ai_settings, catalog, dry_run, inputs, jobs, limits, pricing, terms
+from limner.hub.ai_settings import AiSettings
 from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
 from limner.hub.limits import SubmitLimits
 from limner.hub.pricing import Tokens
 from limner.hub.providers import texts
 from limner.hub.providers.base import Blob
-from limner.hub.schema import ENVELOPE, InputSchema
+from limner.hub.schema import BY_KIND, ENVELOPE, InputSchema
 from limner.hub.waits import Order, WaitEstimates
 from limner.kit import money
 from limner.ledger import refusals
@@ -64,6 +65,8 @@ class Submitter:
         self._images = images
         self.limits = limits
         self._envelope = InputSchema(ENVELOPE)
+        self._by_kind = InputSchema(BY_KIND)
+        self._settings = ai_settings.SettingsCache()
         self._waits = WaitEstimates(db)
         self.intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
@@ -107,23 +110,28 @@ class Submitter:
         """The request as parsed, priced and hashed, and whether it may share a commit. Raises ApiError."""
         external_id = payer(caller)
         body = await parsing.json_object(request) if body is None else body
-        envelope = self._envelope.parse(body)
+        envelope = (self._by_kind if "kind" in body and "model" not in body else self._envelope).parse(body)
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
         webhook_url = envelope.get("webhook_url")
         if webhook_url is not None:
             self._checked(webhook_url)
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
         ahead_s = self._ahead_s(run_at)
-        model = await self.model(caller.org_id, envelope["model"])
+        model, tone = await self._ordered(caller.org_id, envelope)
         if model.row.kind in texts.BY_CALLS:
             raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]}, "model_not_supported")
-        parsed = model.schema.parse(envelope["input"])
-        hold_mc = _foreseen_mc(model.row, envelope["input"], parsed)
+        said = model.schema.parse(envelope["input"])
+        parsed, agreed = terms.of_order(said, model, tone)
+        hold_mc = terms.hold_mc(_foreseen_mc(model.row, envelope["input"], parsed), agreed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await self._images.take(caller, parsed, files)
-        canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url)
+        # of an order by kind, what was said counts: neither the tone nor the model of this moment makes it another one
+        what = model.row.name if tone is None else {"kind": envelope["kind"]}
+        canonical = _canonical(
+            what, said if recorded is parsed else recorded, envelope["priority"], run_at, webhook_url
+        )
         bounds = self.limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
         submission = jobs.Submission(
@@ -149,6 +157,7 @@ class Submitter:
             run_at=run_at if ahead_s else None,
             limits=bounds,
             webhook_url=webhook_url,
+            terms=agreed,
         )
         # what the shared statement does not count, or would wait for
         counted_alone = bounds.org_per_min is not None or bounds.max_open is not None
@@ -181,11 +190,29 @@ class Submitter:
         compiled = self._models.find(org_id, name)
         if compiled is None:
             async with self._db.tenant_tx(org_id) as tx:
-                row = await catalog.find_model(tx, name)
-            if row is None:
+                found = await catalog.find_sold(tx, name)
+            if found is None:
                 raise ApiError(404, "model_not_found", "There is no such model; GET /api/v1/models lists them.")
-            compiled = self._models.put(org_id, row)
+            compiled = self._models.put(org_id, *found)
         return compiled
+
+    async def settings(self, org_id: UUID) -> AiSettings:
+        """The organization's own, at most ten seconds old."""
+        found = self._settings.find(org_id, "")
+        if found is None:
+            async with self._db.tenant_tx(org_id) as tx:
+                found = self._settings.put(org_id, await ai_settings.get(tx))
+        return found
+
+    async def _ordered(self, org_id: UUID, envelope: Mapping[str, Any]) -> tuple[catalog.CompiledModel, str | None]:
+        """The model, and, where its choice was left to the organization's settings, their tone. Raises ApiError 400 and 404."""
+        if "model" in envelope:
+            return await self.model(org_id, envelope["model"]), None
+        settings = await self.settings(org_id)
+        name = settings.default_models.get(envelope["kind"])
+        if name is None:
+            raise invalid({"/kind": ["has no default model here: name a model"]}, "no_default_model")
+        return await self.model(org_id, name), settings.tone
 
 
 def _foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:
@@ -219,7 +246,11 @@ def for_its_user(caller: Caller, user: Any) -> Caller:
 
 
 def _canonical(
-    model: str, recorded: dict[str, Any], priority: int, run_at: datetime | None, webhook_url: str | None
+    model: str | dict[str, str],
+    recorded: dict[str, Any],
+    priority: int,
+    run_at: datetime | None,
+    webhook_url: str | None,
 ) -> bytes:
     """What makes two requests the same. Of an image its SHA-256 goes in: the same bytes are the same request."""
     hashed: dict[str, Any] = {"model": model, "input": recorded, "priority": priority}

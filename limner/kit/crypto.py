@@ -5,6 +5,7 @@ useless in another.
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -16,17 +17,20 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 BLOCK = 64  # SHA-256's block, in bytes: HMAC pads are this long (RFC 2104)
-KID = 1  # the root key a sealed value names; another one is for the day the root key is changed
-KID_BYTES = 2
+KID_BYTES = 2  # of a root key's name, which every sealed value begins with
 NONCE_BYTES = 12  # the 96 bits that GCM is made for (NIST SP 800-38D, 8.2)
 TAG_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RootKey:
-    """The installation's one secret (32 bytes or more). Never printed: its repr hides the value."""
+    """The installation's one secret (32 bytes or more). Never printed: its repr hides the value.
+
+    `old`: root keys of before, which still open what was sealed under them, and are good for nothing else.
+    """
 
     value: bytes
+    old: tuple["RootKey", ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.value) < 32:
@@ -39,6 +43,11 @@ class RootKey:
         """`length` bytes for one purpose, e.g. "ctx", "media-url" or "db:limner_api"."""
         kdf = HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=f"limner/{purpose}".encode())
         return kdf.derive(self.value)
+
+    @property
+    def kid(self) -> int:
+        """Its name on what is sealed under it; says nothing of the key."""
+        return int.from_bytes(self.derive("kid", KID_BYTES), "big")
 
     def password(self, role: str) -> str:
         """The database password of a run-time role: 43 URL-safe characters."""
@@ -86,28 +95,36 @@ class Sealer:
 
     def __init__(self, root: RootKey, purpose: str) -> None:
         self._purpose = purpose
-        self._aead = AESGCM(root.derive(f"seal:{purpose}"))
+        self.kid = root.kid
+        """Of the key that seals."""
+        self._keys = [(key.kid, AESGCM(key.derive(f"seal:{purpose}"))) for key in (root, *root.old)]
 
     def __repr__(self) -> str:
         return f"Sealer({self._purpose!r})"
 
     def seal(self, plain: bytes, *bound: object) -> bytes:
         """Another nonce each time: the same secret twice gives two values."""
+        kid, aead = self._keys[0]
         nonce = secrets.token_bytes(NONCE_BYTES)
-        return KID.to_bytes(KID_BYTES, "big") + nonce + self._aead.encrypt(nonce, plain, self._context(KID, bound))
+        return kid.to_bytes(KID_BYTES, "big") + nonce + aead.encrypt(nonce, plain, self._context(kid, bound))
+
+    def seals_as(self, sealed: bytes) -> bool:
+        """Whether a sealed value is under the root key that seals now."""
+        return int.from_bytes(sealed[:KID_BYTES], "big") == self.kid
 
     def open(self, sealed: bytes, *bound: object) -> bytes:
         """What was sealed for this row. Raises SealBroken."""
         if len(sealed) < KID_BYTES + NONCE_BYTES + TAG_BYTES:
             raise SealBroken("too short to be a sealed value")
         kid = int.from_bytes(sealed[:KID_BYTES], "big")
-        if kid != KID:
-            raise SealBroken(f"sealed under the key {kid}, which is not here")
         nonce, rest = sealed[KID_BYTES : KID_BYTES + NONCE_BYTES], sealed[KID_BYTES + NONCE_BYTES :]
-        try:
-            return self._aead.decrypt(nonce, rest, self._context(kid, bound))
-        except InvalidTag:
-            raise SealBroken("sealed for another row or under another root key, or changed since") from None
+        aeads = [aead for name, aead in self._keys if name == kid]
+        if not aeads:
+            raise SealBroken(f"sealed under the root key {kid}, which is not here")
+        for aead in aeads:  # two root keys may have one name: 1 in 65,536 has
+            with contextlib.suppress(InvalidTag):
+                return aead.decrypt(nonce, rest, self._context(kid, bound))
+        raise SealBroken("sealed for another row, or changed since")
 
     def _context(self, kid: int, bound: tuple[object, ...]) -> bytes:
         return "|".join([self._purpose, *map(str, bound), str(kid)]).encode()

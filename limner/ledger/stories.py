@@ -33,7 +33,7 @@ SELECT l.transfer_id, l.granted_mc, l.expires_at FROM limner.lot l
  WHERE l.org_id = %(org)s AND l.wallet_id = %(wallet)s AND l.transfer_id = ANY (%(refunds)s) ORDER BY l.expires_at DESC, l.id
 """
 COST = """
-SELECT sum(c.cost_micro_usd)::bigint AS cost_micro_usd, count(*) AS calls FROM limner.provider_call c
+SELECT sum(c.cost_micro_usd) FILTER (WHERE NOT c.own_key)::bigint AS cost_micro_usd, count(*) AS calls FROM limner.provider_call c
  WHERE c.org_id = %(org)s AND c.job_id = %(job)s
 """
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -12,6 +13,10 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 STAMP = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
 TALKATIVE = ("python_multipart",)
 """Libraries that log what a caller sent wrong: the caller is told, and the line of the request has the code."""
+HIDDEN = b"[hidden]"
+SHORTEST_HIDDEN = 8
+MOST_HIDDEN = 1000
+"""Secrets of which a process takes care at once: the latest."""
 SECRET_FIELDS = frozenset({"api_key", "authorization", "x-api-key", "password", "secret", "root_key", "token"})
 
 
@@ -31,9 +36,40 @@ def configure(level: str, **facts: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**facts)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Hiding("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+_hidden: "OrderedDict[bytes, None]" = OrderedDict()
+
+
+def hide(secret: str) -> None:
+    """From now on no line of this process says it, wherever it may have got into one. Of the log's own lines, and of libraries'."""
+    if len(secret) < SHORTEST_HIDDEN:
+        return  # so short a word would tear holes into everything, and is nobody's key
+    written = orjson.dumps(secret)[1:-1]
+    _hidden[written] = None
+    _hidden.move_to_end(written)
+    if len(_hidden) > MOST_HIDDEN:
+        _hidden.popitem(last=False)
+
+
+def without_hidden(line: bytes) -> bytes:
+    """A written line, with every hidden value taken out."""
+    for secret in _hidden:
+        if secret in line:
+            line = line.replace(secret, HIDDEN)
+    return line
+
+
+class _Hiding(logging.Formatter):
+    """Lines of libraries, which go to standard error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_hidden(super().format(record).encode("utf-8", "replace")).decode()
 
 
 def get(name: str) -> Any:
@@ -70,4 +106,4 @@ def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Muta
 
 
 def _dumps(value: Any, **_: Any) -> bytes:
-    return orjson.dumps(value, default=str)
+    return without_hidden(orjson.dumps(value, default=str))

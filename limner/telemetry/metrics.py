@@ -25,6 +25,11 @@ RESENDS = Counter(
     "limner_provider_resends", "Calls sent again after an unknown outcome; those of class C may be paid twice",
     ["provider", "call_class"],
 )  # fmt: skip
+OWN_KEY_FAULTS = Counter(
+    "limner_own_key_faults",
+    "Changes of organizations' own keys to one that a provider refuses, or that cannot be used",
+    ["code"],
+)
 ABSURD_COSTS = Counter("limner_provider_absurd_costs", "Costs a provider stated that cannot be true", ["provider"])
 UPLOADS = Counter("limner_uploads_ended", "Uploads that became ready, or why they were rejected", ["outcome"])
 ABSURD_USAGE = Counter(

@@ -24,7 +24,8 @@ SHOWN_LENGTH = len(PREFIX) + 6
 SHAPE = re.compile(rf"{PREFIX}([A-Za-z0-9_-]{{{SECRET_LENGTH}}})([A-Za-z0-9_-]{{{CHECKSUM_LENGTH}}})", re.ASCII)
 
 SCOPES = (
-    "jobs:create", "jobs:read", "uploads:create", "users:read", "tokens:grant", "org:spend", "webhooks:manage",
+    "jobs:create", "jobs:read", "uploads:create", "users:read", "tokens:grant", "org:spend", "webhooks:manage", "providers:write",
+    "settings:write",
 )  # fmt: skip
 DEFAULT_SCOPES = ("jobs:create", "jobs:read", "users:read")
 COLUMNS = "id, app_id, name, prefix, scopes, last_used_at, expires_at, revoked_at, created_at"

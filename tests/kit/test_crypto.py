@@ -4,7 +4,6 @@ from uuid import uuid4
 
 import pytest
 
-from limner.kit import crypto
 from limner.kit.crypto import RootKey, SealBroken, Sealer
 
 ROOT = RootKey(b"r" * 32)
@@ -72,11 +71,23 @@ def test_a_tag_of_another_length_is_refused() -> None:
 def test_a_key_that_is_not_here_is_named() -> None:
     sealed = Sealer(ROOT, "webhook").seal(SECRET, ORG, ROW)
 
-    with pytest.raises(SealBroken, match="key 2"):
-        Sealer(ROOT, "webhook").open(b"\0\2" + sealed[2:], ORG, ROW)
+    with pytest.raises(SealBroken, match=f"key {ROOT.kid},"):
+        Sealer(RootKey(b"q" * 32), "webhook").open(sealed, ORG, ROW)
+
+
+def test_an_old_root_key_opens_what_it_sealed_and_seals_nothing() -> None:
+    sealed = Sealer(ROOT, "webhook").seal(SECRET, ORG, ROW)
+    new = RootKey(b"q" * 32, old=(RootKey(b"p" * 32), ROOT))
+
+    sealer = Sealer(new, "webhook")
+    again = sealer.seal(sealer.open(sealed, ORG, ROW), ORG, ROW)
+
+    assert sealer.open(again, ORG, ROW) == SECRET
+    assert Sealer(RootKey(b"q" * 32), "webhook").open(again, ORG, ROW) == SECRET
+    with pytest.raises(SealBroken):
+        Sealer(ROOT, "webhook").open(again, ORG, ROW)
 
 
 def test_nothing_that_holds_a_key_shows_it() -> None:
     assert "r" * 8 not in repr(ROOT)
     assert repr(Sealer(ROOT, "webhook")) == "Sealer('webhook')"
-    assert crypto.KID == 1

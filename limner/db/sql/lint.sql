@@ -14,6 +14,7 @@ allowed (rule, name, why) AS (VALUES
   ('L04', 'chore', 'installation-wide duties, no tenant''s data'),
   ('L04', 'event_relay', 'how far the log is put in order: a position, no tenant''s data'),
   ('L11', 'route_provider_org_provider_id_fkey', 'a CHECK binds provider_org to the row''s organization or the platform'),
+  ('L11', 'provider_key_provider_org_provider_id_fkey', 'a CHECK binds provider_org to the row''s organization or the platform'),
   ('L12', 'api_key_key_hash_key', 'a key is looked up before its organization is known; 256 random bits reveal nothing'),
   ('L12', 'organization_slug_key', 'operators name organizations; a slug is no tenant''s secret'),
   ('L17', 'job_queue_deadline', 'the dispatcher''s cross-tenant scan of overdue rows'),

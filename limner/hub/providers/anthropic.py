@@ -288,6 +288,7 @@ ADAPTER = AdapterKind(
     make=Adapter,
     answering=lambda tools: Translator(tools, Speech()),
     list_models=list_models,
+    own_keys=True,
     default_base_url=ADDRESS,
     auth=AUTH,
 )

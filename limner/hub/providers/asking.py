@@ -9,6 +9,7 @@ import orjson
 from limner.egress.answers import Answer, EgressError
 from limner.egress.credentials import BEARER, KeyForm
 from limner.egress.fixed import FixedDoor, Stream
+from limner.egress.own_keys import SealedKey
 from limner.hub.providers import verdicts
 from limner.hub.providers.base import ErrorKind, ProviderError
 
@@ -21,6 +22,7 @@ CODES: dict[str, tuple[str, str, ErrorKind]] = {
     "connect_failed": ("provider_unreachable", "The provider cannot be reached.", "retryable"),
     "timeout": ("provider_timeout", "The provider did not answer in time.", "retryable"),
     "connection_lost": ("provider_connection_lost", "The connection to the provider was lost.", "retryable"),
+    "own_key_unusable": ("own_key_unusable", "The organization's own key cannot be used here: give it again.", "auth"),
     "answer_too_large": ("provider_answer_too_large", "The provider's answer is too large.", "retryable"),
 }
 MAX_ERROR_BYTES = 64 * 1024
@@ -35,16 +37,17 @@ Refusal = Callable[[int, Mapping[str, str], bytes], ProviderError]
 
 async def ask(
     door: FixedDoor, method: str, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int,
-    body: bytes | None = None, auth: KeyForm = BEARER,
+    body: bytes | None = None, auth: KeyForm = BEARER, own_key: SealedKey | None = None,
 ) -> Answer:  # fmt: skip
-    """The answer, whatever its status. The door attaches the key, in the form `auth`.
+    """The answer, whatever its status. The door attaches the key in the form `auth`: the organization's own where there is one.
 
     Raises ProviderError with the codes of CODES: the outcome is unknown where the request may have left.
     """
     try:
         return await door.request(
-            method, url, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes, auth=auth
-        )
+            method, url, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes, auth=auth,
+            own_key=own_key,
+        )  # fmt: skip
     except EgressError as error:
         raise failure(error) from None
 
@@ -52,7 +55,7 @@ async def ask(
 @asynccontextmanager
 async def streamed(
     door: FixedDoor, url: str, *, headers: Mapping[str, str], body: bytes, timeout_s: float, refusal: Refusal,
-    auth: KeyForm = BEARER,
+    auth: KeyForm = BEARER, own_key: SealedKey | None = None,
 ) -> AsyncIterator[Stream]:  # fmt: skip
     """A stream of events of status 200. Raises ProviderError as `ask`, and what `refusal` makes of anything else.
 
@@ -60,8 +63,9 @@ async def streamed(
     """
     try:
         async with door.stream(
-            "POST", url, headers=headers, body=body, timeout_s=timeout_s, idle_s=IDLE_S, auth=auth
-        ) as stream:
+            "POST", url, headers=headers, body=body, timeout_s=timeout_s, idle_s=IDLE_S, auth=auth,
+            own_key=own_key,
+        ) as stream:  # fmt: skip
             if stream.status != 200:
                 raise refusal(stream.status, stream.headers, await beginning(stream))
             if not stream.headers.get("content-type", "").startswith(EVENTS):

@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
+from limner.egress.own_keys import SealedKey
+
 
 class CallClass(StrEnum):
     """What may be done when a call's outcome is unknown (the worker died with the socket open)."""
@@ -40,7 +42,8 @@ class Blob:
 class ProviderCall:
     """One try at one provider. `input` is the request as parsed and priced: nothing else may be executed.
 
-    `base_url` is the provider's address as the catalog has it; `config` its configuration, then the route's.
+    `base_url` is the provider's address as the catalog has it; `config` its configuration, then the route's. `own_key`: whose key it
+    is for; an adapter hands it to the door, as it is.
     """
 
     job_id: UUID
@@ -54,6 +57,7 @@ class ProviderCall:
     timeout_s: float
     progress: Progress
     base_url: str | None = None
+    own_key: SealedKey | None = None
 
 
 @dataclass(frozen=True, slots=True)

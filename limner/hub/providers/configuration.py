@@ -28,3 +28,8 @@ def address(adapter: str, base_url: str | None) -> str | None:
     """Where a provider is: as its row says, else where its adapter's servers are."""
     kind = registry.all_kinds().get(adapter)
     return base_url if base_url or kind is None else kind.default_base_url
+
+
+def with_own_keys() -> list[str]:
+    """The adapters that hand an organization's own key to the door with every request."""
+    return sorted(kind.name for kind in registry.all_kinds().values() if kind.own_keys)

@@ -28,6 +28,7 @@ class AdapterKind:
     configuration that cannot work. `make`: what does jobs, in a worker. `answering`: what answers calls of /v1 (a chat.Answering),
     None where it answers none. `list_models`: which models a server has, by address and configuration; raises ProviderError.
     `default_base_url`: where a row without an address means. `auth`: how its servers want their key, which the door attaches.
+    `own_keys`: whether it hands an organization's own key (ProviderCall.own_key, Route.own_key) to the door with every request.
     """
 
     name: str
@@ -39,3 +40,4 @@ class AdapterKind:
     list_models: Callable[[FixedDoor, str | None, Mapping[str, Any]], Awaitable[list[str]]] | None = None
     default_base_url: str | None = None
     auth: KeyForm = BEARER
+    own_keys: bool = False

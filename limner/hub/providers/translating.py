@@ -8,6 +8,7 @@ from uuid import UUID
 import orjson
 
 from limner.egress.credentials import KeyForm
+from limner.egress.own_keys import SealedKey
 from limner.hub import chat, routing
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
@@ -84,11 +85,11 @@ class Translator:
         await call.progress(10, "asking")
         url = base_url + self._speech.path(call.provider_model, stream=False)
         timeout_s = max(call.timeout_s - HEAD_START_S, call.timeout_s / 2)
-        return replies.result(self._speech.reply(await self._asked(url, body, timeout_s, call.job_id)))
+        return replies.result(self._speech.reply(await self._asked(url, body, timeout_s, call.job_id, call.own_key)))
 
     async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
         url, body = self._prepared(route, asked, model, stream=False)
-        value = await self._asked(url, body, _timeout_s(route), job_id)
+        value = await self._asked(url, body, _timeout_s(route), job_id, route.own_key)
         return self._teller(asked, job_id).whole(self._speech.reply(value))
 
     @asynccontextmanager
@@ -99,7 +100,7 @@ class Translator:
         speech = self._speech
         async with asking.streamed(
             self._tools.door, url, headers=self._headers(job_id), body=body, timeout_s=_timeout_s(route),
-            refusal=speech.refusal, auth=speech.auth,
+            refusal=speech.refusal, auth=speech.auth, own_key=route.own_key,
         ) as stream:  # fmt: skip
 
             async def told() -> AsyncIterator[bytes]:
@@ -117,10 +118,12 @@ class Translator:
 
             yield told()
 
-    async def _asked(self, url: str, body: bytes, timeout_s: float, job_id: UUID) -> dict[str, Any]:
+    async def _asked(
+        self, url: str, body: bytes, timeout_s: float, job_id: UUID, own_key: SealedKey | None
+    ) -> dict[str, Any]:
         answer = await asking.ask(
             self._tools.door, "POST", url, headers=self._headers(job_id), body=body, timeout_s=timeout_s,
-            max_bytes=MAX_ANSWER_BYTES, auth=self._speech.auth,
+            max_bytes=MAX_ANSWER_BYTES, auth=self._speech.auth, own_key=own_key,
         )  # fmt: skip
         if answer.status != 200:
             raise self._speech.refusal(answer.status, answer.headers, answer.body)

@@ -14,6 +14,7 @@ from uuid import UUID
 import orjson
 
 from limner.egress.fixed import FixedDoor
+from limner.egress.own_keys import SealedKey
 from limner.hub import chat, routing
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
@@ -85,7 +86,7 @@ class Adapter:
     async def _ask(self, call: ProviderCall, verb: str, body: Mapping[str, Any]) -> dict[str, Any]:
         url = _address(call.base_url, call.config) + model_path(call.provider_model) + verb
         timeout_s = max(call.timeout_s - HEAD_START_S, call.timeout_s / 2)
-        return await _asked(self._door, url, body, timeout_s, call.job_id)
+        return await _asked(self._door, url, body, timeout_s, call.job_id, call.own_key)
 
 
 class Answerer:
@@ -102,7 +103,7 @@ class Answerer:
         url = _address(route.base_url, route.config) + model_path(route.provider_model) + ":batchEmbedContents"
         body = _embedding(route.provider_model, texts, asked.value.get("dimensions"))
         timeout_s = routing.timeout_s(route) or routing.CALL_TIMEOUT_S
-        value = await _asked(self._door, url, body, timeout_s, job_id)
+        value = await _asked(self._door, url, body, timeout_s, job_id, route.own_key)
         told: dict[str, Any] = {
             "object": "list", "model": asked.model,
             "data": [
@@ -145,10 +146,13 @@ def _address(base_url: str | None, config: Mapping[str, Any]) -> str:
         raise verdicts.misconfigured(error) from None
 
 
-async def _asked(door: FixedDoor, url: str, body: Mapping[str, Any], timeout_s: float, job_id: UUID) -> dict[str, Any]:
+async def _asked(
+    door: FixedDoor, url: str, body: Mapping[str, Any], timeout_s: float, job_id: UUID, own_key: SealedKey | None
+) -> dict[str, Any]:
     headers = {"Content-Type": "application/json", "Accept": "application/json", "X-Client-Request-Id": str(job_id)}
     answer = await asking.ask(
-        door, "POST", url, headers=headers, body=orjson.dumps(body), timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES, auth=AUTH
+        door, "POST", url, headers=headers, body=orjson.dumps(body), timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES, auth=AUTH,
+        own_key=own_key,
     )  # fmt: skip
     if answer.status != 200:
         raise errors.refusal(answer.status, answer.headers, answer.body)
@@ -279,6 +283,7 @@ ADAPTER = AdapterKind(
     make=Adapter,
     answering=Answerer,
     list_models=list_models,
+    own_keys=True,
     default_base_url=ADDRESS,
     auth=AUTH,
 )

@@ -59,6 +59,7 @@ class OpenAICompatibleAdapter:
             headers={"Content-Type": request.content_type, "X-Client-Request-Id": str(call.job_id)},
             timeout_s=max(call.timeout_s - HEAD_START_S, call.timeout_s / 2),
             max_bytes=min(MAX_PICTURE_BYTES * request.pictures, MAX_ANSWER_BYTES) or MAX_TEXT_BYTES,
+            own_key=call.own_key,
         )  # fmt: skip
         if answer.status != 200:
             raise self._failure(call, request, answer, answer.status, errors.read_told(answer.body))
@@ -95,4 +96,5 @@ ADAPTER = AdapterKind(
     make=lambda tools: OpenAICompatibleAdapter(tools.door),
     answering=lambda tools: Passing(tools.door),
     list_models=_list_models,
+    own_keys=True,
 )

@@ -28,7 +28,7 @@ class Passing:
         configured, body = _prepared(route, asked, model)
         answer = await exchange.send(
             self._door, configured, "POST", asked.surface.path, body=body, headers=_headers(job_id),
-            timeout_s=_timeout_s(route), max_bytes=MAX_ANSWER_BYTES,
+            timeout_s=_timeout_s(route), max_bytes=MAX_ANSWER_BYTES, own_key=route.own_key,
         )  # fmt: skip
         if answer.status != 200:
             raise errors.failure(answer.status, answer.headers, errors.read_told(answer.body), ())
@@ -49,6 +49,7 @@ class Passing:
                 body=body,
                 timeout_s=_timeout_s(route),
                 idle_s=asking.IDLE_S,
+                own_key=route.own_key,
             ) as stream:
                 if stream.status != 200:
                     raise errors.failure(

@@ -103,6 +103,7 @@ CREATE TABLE limner.job (
   request_id     text,
   traceparent    text,
   webhook_url    text,
+  terms          jsonb,                 -- what the organization's settings and keys made of this order (limner/hub/terms.py)
   created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
   started_at     timestamptz,
   finished_at    timestamptz,
@@ -237,6 +238,7 @@ CREATE TABLE limner.provider_call (
   fence          bigint NOT NULL,
   provider_model text NOT NULL,
   rule           text NOT NULL,
+  own_key        boolean NOT NULL DEFAULT false,   -- asked with the organization's own key, at its own cost
   idem_key       text NOT NULL,
   state          text NOT NULL DEFAULT 'intent',   -- accepted, done, error, unknown
   provider_task_id text,

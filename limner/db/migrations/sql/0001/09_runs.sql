@@ -15,7 +15,7 @@ END $$;
 
 CREATE FUNCTION limner.start_job(p_ctx text, p_job uuid, p_fence bigint, p_event uuid)
 RETURNS TABLE (app_id uuid, model_id uuid, model text, kind text, input jsonb, unit_price_mc bigint, token_prices jsonb,
-               price_hold_mc bigint, request_id text, traceparent text)
+               price_hold_mc bigint, request_id text, traceparent text, terms jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -28,8 +28,8 @@ BEGIN
   UPDATE limner.job j SET state = 'running', started_at = coalesce(j.started_at, v_now), runs = q.runs
    WHERE j.org_id = t AND j.id = p_job
   RETURNING j.app_id, j.model_id, j.model, j.kind, j.input, j.unit_price_mc, j.token_prices, j.price_hold_mc, j.request_id, j.traceparent,
-            j.started_at = v_now
-       INTO app_id, model_id, model, kind, input, unit_price_mc, token_prices, price_hold_mc, request_id, traceparent, first;
+            j.terms, j.started_at = v_now
+       INTO app_id, model_id, model, kind, input, unit_price_mc, token_prices, price_hold_mc, request_id, traceparent, terms, first;
   IF first THEN                                              -- once: a run given back may start again
     INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
     VALUES (t, p_event, q.app_id, 'job.started', p_job, json_build_object('job_id', p_job));
@@ -52,7 +52,7 @@ END $$;
 -- What an earlier run left decides: send, resume (accepted), reuse (done), or uncertain, which the adapter's class resolves. A job that
 -- has a place at a provider has to get one wherever it goes; full: there is none.
 CREATE FUNCTION limner.call_intent(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_provider_model text,
-                                   p_rule text, p_resend boolean, p_provider_id uuid DEFAULT NULL)
+                                   p_rule text, p_resend boolean, p_provider_id uuid DEFAULT NULL, p_own_key boolean DEFAULT false)
 RETURNS TABLE (decision text, send_no int, idem_key text, provider_task_id text, outputs jsonb, cost_micro_usd bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -97,8 +97,8 @@ BEGIN
       UPDATE limner.job_queue x SET provider_id = p_provider_id WHERE x.org_id = t AND x.job_id = p_job;
     END IF;
   END IF;
-  INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, idem_key)
-  VALUES (t, p_job, p_step, p_provider, send_no, q.runs, q.fence, p_provider_model, p_rule, idem_key);
+  INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, own_key, idem_key)
+  VALUES (t, p_job, p_step, p_provider, send_no, q.runs, q.fence, p_provider_model, p_rule, p_own_key, idem_key);
   decision := 'send';
   provider_task_id := NULL;
   RETURN NEXT;

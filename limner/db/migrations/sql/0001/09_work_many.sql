@@ -39,7 +39,8 @@ BEGIN
         FROM own o WHERE o.copy = 1 AND j.org_id = o.org AND j.id = o.job
       RETURNING o.place, o.org, o.job, o.event, o.app_id, j.started_at = v_now AS first, jsonb_build_object('app_id', j.app_id,
         'model_id', j.model_id, 'model', j.model, 'kind', j.kind, 'input', j.input, 'unit_price_mc', j.unit_price_mc,
-        'token_prices', j.token_prices, 'price_hold_mc', j.price_hold_mc, 'request_id', j.request_id, 'traceparent', j.traceparent) AS work),
+        'token_prices', j.token_prices, 'price_hold_mc', j.price_hold_mc, 'request_id', j.request_id, 'traceparent', j.traceparent,
+        'terms', j.terms) AS work),
     told AS (                                                -- once: a run given back may start again
       INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
       SELECT s.org, s.event, s.app_id, 'job.started', s.job, jsonb_build_object('job_id', s.job) FROM started s WHERE s.first)
@@ -51,7 +52,7 @@ BEGIN
     WITH own AS MATERIALIZED (
       SELECT a.*, q.runs, a.job || ':' || a.step || ':' || a.provider AS idem_key, row_number() OVER (PARTITION BY a.org, a.job ORDER BY a.place) AS copy
         FROM jsonb_to_recordset(p_batch -> 'intend') AS a (
-          place int, org uuid, job uuid, fence bigint, step text, provider text, provider_model text, rule text, provider_id uuid)
+          place int, org uuid, job uuid, fence bigint, step text, provider text, provider_model text, rule text, provider_id uuid, own_key boolean)
         JOIN LATERAL (SELECT q.runs FROM limner.job_queue q
                        WHERE q.org_id = a.org AND q.job_id = a.job AND q.fence = a.fence AND q.lease_owner IS NOT NULL
                          AND (q.provider_id IS NULL OR a.provider_id IS NULL OR (q.phase = 'leased' AND q.provider_id = a.provider_id))
@@ -60,8 +61,8 @@ BEGIN
                             WHERE c.org_id = a.org AND c.job_id = a.job AND c.step = a.step AND c.provider = a.provider LIMIT 1) c ON true
        WHERE c.sent IS NULL),
     said AS (
-      INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, idem_key)
-      SELECT o.org, o.job, o.step, o.provider, 1, o.runs, o.fence, o.provider_model, o.rule, o.idem_key FROM own o WHERE o.copy = 1)
+      INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, own_key, idem_key)
+      SELECT o.org, o.job, o.step, o.provider, 1, o.runs, o.fence, o.provider_model, o.rule, coalesce(o.own_key, false), o.idem_key FROM own o WHERE o.copy = 1)
     SELECT o.place, jsonb_build_object('decision', 'send', 'send_no', 1, 'idem_key', o.idem_key, 'provider_task_id', NULL, 'outputs', NULL,
                                        'cost_micro_usd', NULL) FROM own o WHERE o.copy = 1;
   END IF;
