@@ -17,6 +17,7 @@ from bench import rig
 from limner.db.context import PLATFORM, ContextSigner
 from limner.db.pools import runtime_conninfo
 from limner.hub import catalog
+from limner.hub.remembered import CompiledModel
 from limner.hub.schema import InputSchema
 
 PROMPT = "A quiet harbour at sunset, long shadows on the water"
@@ -61,7 +62,7 @@ async def prepare(bench: rig.Rig, args: argparse.Namespace) -> tuple[list[rig.Be
             model = await catalog.find_model(tx, "local/canvas")
         assert model is not None
         signer = ContextSigner(bench.root, db.clock)
-        parsed = catalog.CompiledModel(model, InputSchema(model.input_schema)).schema.parse({"prompt": PROMPT})
+        parsed = CompiledModel(model, InputSchema(model.input_schema)).schema.parse({"prompt": PROMPT})
         body = json.dumps(parsed).replace("'", "''")  # a space behind each colon: `:1` is a variable to pgbench
         facts = {"users": args.users, "model": model.id, "input": body, "user_rate": USER_RATE, "app_rate": APP_RATE}
         named = [facts | {"ctx": signer.sign(app.org_id), "org": app.org_id, "app": app.app_id} for app in apps]

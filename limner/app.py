@@ -22,7 +22,6 @@ from limner.egress.own_keys import OwnKeys
 from limner.events import endpoints
 from limner.hub import api as hub_api
 from limner.hub import (
-    catalog,
     checks,
     checks_api,
     executor,
@@ -48,6 +47,7 @@ from limner.hub.openai_images import ImagesApi
 from limner.hub.progress import News
 from limner.hub.providers import registry
 from limner.hub.providers.kinds import Tools
+from limner.hub.remembered import ModelCache
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
@@ -170,7 +170,7 @@ def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectSto
         settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min,
         settings.max_run_at_s,
     )  # fmt: skip
-    return Submitter(db, catalog.ModelCache(), images, allowed, limits)
+    return Submitter(db, ModelCache(), images, allowed, limits)
 
 
 def _openai(

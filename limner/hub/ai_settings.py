@@ -7,8 +7,8 @@ from psycopg.types.json import Jsonb
 
 from limner.db.tx import Tx
 from limner.hub import catalog
-from limner.hub.catalog import CACHE_S, Remembered
 from limner.hub.provider_keys import Actor
+from limner.hub.remembered import CACHE_S, Remembered
 
 DEFAULT = "default"
 """What stands for the organization's own choice, where a model must be named."""

@@ -3,11 +3,10 @@
 Rows of the platform are everybody's to use; an organization's own come first where names collide.
 """
 
-import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 from uuid import UUID
 
 from psycopg.errors import CheckViolation
@@ -22,10 +21,6 @@ from limner.hub.providers.base import ErrorKind
 from limner.hub.schema import InputSchema
 from limner.kit import ids
 
-Entry = TypeVar("Entry")
-ROUTES_S = 1.0
-CACHE_S = 10.0
-CACHE_ENTRIES = 10_000
 Routing = Literal["priority", "weight", "cost", "latency"]
 """What orders a model's routes (hub.routing)."""
 NEXT_ON: tuple[ErrorKind, ...] = ("retryable", "rate", "auth", "fatal")
@@ -102,16 +97,6 @@ class Model:
     created_at: datetime
     routing: Routing = "priority"
     next_on: Sequence[ErrorKind] = NEXT_ON
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledModel:
-    """A model beside its compiled schema, for the path of every request."""
-
-    row: Model
-    schema: InputSchema
-    terms: Mapping[str, Any] | None = None
-    """Of an order of this organization (hub.terms), but for the tone; None where it has no key of its own for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +333,7 @@ async def remove_route(tx: Tx, model: str, provider: str) -> bool:
 
 
 async def enable_model(tx: Tx, name: str, *, enabled: bool) -> None:
-    """Raises ModelNotFound. Takes effect within CACHE_S."""
+    """Raises ModelNotFound. Takes effect within ten seconds."""
     query = "UPDATE limner.model SET is_enabled = %s, updated_at = clock_timestamp() WHERE org_id = %s AND name = %s"
     if await tx.execute(query, [enabled, tx.org_id, name]) == 0:
         raise ModelNotFound(f"there is no model {name} here")
@@ -389,41 +374,3 @@ async def set_routing(tx: Tx, name: str, changes: Mapping[str, Any]) -> None:
     query = f"UPDATE limner.model SET {columns}, updated_at = clock_timestamp() WHERE org_id = %s AND name = %s"
     if await tx.execute(query, [*given.values(), tx.org_id, name]) == 0:
         raise ModelNotFound(f"there is no model {name} here")
-
-
-class Remembered(Generic[Entry]):
-    """What was read of an organization, each for `life_s` seconds."""
-
-    def __init__(self, life_s: float) -> None:
-        self._life_s = life_s
-        self._entries: dict[tuple[UUID, Hashable], tuple[float, Entry]] = {}
-
-    def find(self, org_id: UUID, name: Hashable) -> Entry | None:
-        entry = self._entries.get((org_id, name))
-        return entry[1] if entry and entry[0] > time.monotonic() else None
-
-    def _keep(self, org_id: UUID, name: Hashable, entry: Entry) -> Entry:
-        if len(self._entries) >= CACHE_ENTRIES:
-            self._entries.clear()
-        self._entries[org_id, name] = (time.monotonic() + self._life_s, entry)
-        return entry
-
-
-class RouteCache(Remembered[list[Route]]):
-    """A model's routes by (organization, model), each for a second: a worker asks for them with every job."""
-
-    def __init__(self) -> None:
-        super().__init__(ROUTES_S)
-
-    def put(self, org_id: UUID, model_id: UUID, routes: list[Route]) -> list[Route]:
-        return self._keep(org_id, model_id, routes)
-
-
-class ModelCache(Remembered[CompiledModel]):
-    """Compiled models by (organization, name), each for ten seconds: a change of price shows within that."""
-
-    def __init__(self) -> None:
-        super().__init__(CACHE_S)
-
-    def put(self, org_id: UUID, model: Model, terms: Mapping[str, Any] | None = None) -> CompiledModel:
-        return self._keep(org_id, model.name, CompiledModel(model, InputSchema(model.input_schema, at="/input"), terms))

@@ -23,6 +23,7 @@ from limner.hub.health import NO_BREAKER, BreakerSettings
 from limner.hub.imports import ImportFailed, Imports
 from limner.hub.progress import NOBODY, News, ProgressBoard
 from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderResult
+from limner.hub.remembered import RouteCache
 from limner.hub.runs import Delivery, Lease, Work
 from limner.hub.sharing import SharedWrites
 from limner.kit.cpu import CpuPool
@@ -52,7 +53,7 @@ class Resources:
     max_runs: int
     backoff_s: float
     shared: SharedWrites
-    routes: catalog.RouteCache
+    routes: RouteCache
     progress: ProgressBoard
     news: News
     imports: Imports
@@ -65,7 +66,7 @@ def resources(
     imports: Imports, news: News = NOBODY, *, breaker: BreakerSettings = NO_BREAKER,
 ) -> Resources:  # fmt: skip
     """One process's resources, with a batch of its own for what shares a commit."""
-    shared, routes, progress = SharedWrites(db), catalog.RouteCache(), ProgressBoard(db, news)
+    shared, routes, progress = SharedWrites(db), RouteCache(), ProgressBoard(db, news)
     gates, keys = Gates(db, breaker), key_news.KeyNews(db)
     return Resources(
         db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, gates, keys

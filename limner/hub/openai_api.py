@@ -36,6 +36,7 @@ from limner.hub.gates import Passage
 from limner.hub.openai_answers import Desk, Order, StreamedAnswer, WholeAnswer, whole_estimate
 from limner.hub.openai_images import ImageEndpoints, ImagesApi
 from limner.hub.pricing import Tokens
+from limner.hub.remembered import RouteCache
 from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
 from limner.hub.terms import Terms
@@ -57,7 +58,7 @@ class OpenAIApi:
     authenticate: Authenticate
     submitter: Submitter
     desk: Desk
-    routes: catalog.RouteCache
+    routes: RouteCache
 
 
 class ChatEndpoints:

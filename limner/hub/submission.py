@@ -24,6 +24,7 @@ from limner.hub.limits import SubmitLimits
 from limner.hub.pricing import Tokens
 from limner.hub.providers import texts
 from limner.hub.providers.base import Blob
+from limner.hub.remembered import CompiledModel, ModelCache
 from limner.hub.schema import BY_KIND, ENVELOPE, InputSchema
 from limner.hub.waits import Order, WaitEstimates
 from limner.kit import money
@@ -54,7 +55,7 @@ class Submitter:
     def __init__(
         self,
         db: Database,
-        models: catalog.ModelCache,
+        models: ModelCache,
         images: ImageInputs,
         destinations: Destinations,
         limits: SubmitLimits,
@@ -185,7 +186,7 @@ class Submitter:
         except refusals.Refused as error:
             raise worded(error, submission) from None
 
-    async def model(self, org_id: UUID, name: str) -> catalog.CompiledModel:
+    async def model(self, org_id: UUID, name: str) -> CompiledModel:
         """What is sold under this name. Raises ApiError 404."""
         compiled = self._models.find(org_id, name)
         if compiled is None:
@@ -204,7 +205,7 @@ class Submitter:
                 found = self._settings.put(org_id, await ai_settings.get(tx))
         return found
 
-    async def _ordered(self, org_id: UUID, envelope: Mapping[str, Any]) -> tuple[catalog.CompiledModel, str | None]:
+    async def _ordered(self, org_id: UUID, envelope: Mapping[str, Any]) -> tuple[CompiledModel, str | None]:
         """The model, and, where its choice was left to the organization's settings, their tone. Raises ApiError 400 and 404."""
         if "model" in envelope:
             return await self.model(org_id, envelope["model"]), None

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from limner.hub import pricing
-from limner.hub.catalog import CompiledModel, Route
+from limner.hub.catalog import Route
 from limner.hub.endings import Kept
+from limner.hub.remembered import CompiledModel
 from limner.hub.routing import Candidate
 
 Terms = Mapping[str, Any]

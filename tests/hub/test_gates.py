@@ -16,6 +16,7 @@ from limner.hub.executor import Run
 from limner.hub.gates import Gates
 from limner.hub.health import BreakerSettings
 from limner.hub.providers.base import ProviderCall, ProviderError, ProviderResult
+from limner.hub.remembered import RouteCache
 from tests.hub.doubles import Scripted, Shop, Step, after, assert_settled, counted, text
 from tests.hub.fixtures import Open, db_alone, open_a_shop, own_pool, own_store, server_alone, superuser_alone
 from tests.hub.looping import impatient, until, working
@@ -32,7 +33,7 @@ def beside(shop: Shop) -> Shop:
     """Another process: what it knows it has from the database."""
     known = shop.resources
     gates = Gates(shop.db, known.gates.health._settings)
-    return replace(shop, resources=replace(known, gates=gates, routes=catalog.RouteCache()))
+    return replace(shop, resources=replace(known, gates=gates, routes=RouteCache()))
 
 
 async def end_of(shop: Shop, job_id: UUID | None = None) -> Any:
@@ -41,7 +42,7 @@ async def end_of(shop: Shop, job_id: UUID | None = None) -> Any:
 
 
 async def begun(shop: Shop, job_id: UUID | None = None) -> Run:
-    fresh = replace(shop.resources, routes=catalog.RouteCache())
+    fresh = replace(shop.resources, routes=RouteCache())
     return Run(fresh, await shop.lease(job_id or await shop.submit()))
 
 
