@@ -18,8 +18,9 @@ import psycopg
 from limner.db.context import PLATFORM
 from limner.db.pools import AWAY, Database
 from limner.db.tx import Tx
-from limner.hub.catalog import ROUTES_S, Route
+from limner.hub.catalog import Route
 from limner.hub.endings import Failure
+from limner.hub.remembered import ROUTES_S
 from limner.kit import ids
 from limner.telemetry import logs
 
