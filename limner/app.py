@@ -44,6 +44,7 @@ from limner.hub.progress import News
 from limner.hub.providers.local.answering import Reader
 from limner.hub.providers.openai_compatible.passing import Passing
 from limner.hub.submission import Submitter
+from limner.hub.waiting import WaitingRoom
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.media import api as media_api
@@ -80,15 +81,16 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     pool = CpuPool(API_CPU_PROCESSES, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
+    board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
+    waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
     allowed = destinations.of(settings)
     submitter = _submitter(settings, db, pool, store, allowed)
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
-    hub = hub_api.HubApi(db, authenticate, submitter, urls)
+    hub = hub_api.HubApi(db, authenticate, submitter, urls, waiting)
     webhooks = webhooks_api.WebhooksApi(
         db, authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
         settings.webhook_secret_overlap_s, settings.keep_deliveries_days,
     )  # fmt: skip
-    board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
     checker = checks.Checker(
         pool, checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
     )

@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     max_streams_per_app: PositiveInt = 1500
     stream_heartbeat_s: PositiveFloat = 15.0
     stream_life_s: PositiveFloat = 3600.0
+    max_waiting: int = Field(default=500, ge=0)
+    longest_wait_s: int = Field(default=60, ge=1, le=60)
     max_run_at_s: PositiveInt = 30 * 86_400
     check_max_chars: int = Field(default=100_000, ge=1, le=1_000_000)
     checks_per_min: int = Field(default=600, ge=0, le=100_000)

@@ -62,6 +62,8 @@ async def build(tx: Tx, job: Job) -> dict[str, Any]:
         "webhooks": [_webhook(delivery) for delivery in sent],
         "request_id": job.request_id,
     }
+    if job.deadline is not None:
+        receipt["deadline"] = job.deadline
     if job.token_prices is not None:
         receipt["token_prices"] = _prices(Rates(**job.token_prices))
     if costs:

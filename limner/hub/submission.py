@@ -28,7 +28,7 @@ from limner.hub.waits import Order, WaitEstimates
 from limner.kit import money
 from limner.ledger import refusals
 from limner.tenancy import end_users
-from limner.web import parsing
+from limner.web import parsing, preferences
 from limner.web.caller import Caller
 from limner.web.errors import ApiError, invalid, not_found
 
@@ -123,7 +123,9 @@ class Submitter:
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await self._images.take(caller, parsed, files)
-        canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url)
+        asked_s = preferences.cancel_after_s(request)
+        deadline_s = model.row.deadline_s if asked_s is None else min(asked_s, model.row.deadline_s)
+        canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url, asked_s)
         bounds = self.limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
         submission = jobs.Submission(
@@ -142,7 +144,8 @@ class Submitter:
             input=recorded,
             images=blobs,
             wait_s=math.ceil(ahead_s) + await self._waits.get(order, model.row.expected_s),
-            deadline_s=model.row.deadline_s,
+            deadline_s=deadline_s,
+            cancel_after_s=None if asked_s is None else deadline_s,
             max_runs=self.limits.max_runs,
             request_id=request.state.request_id,
             traceparent=parsing.traceparent(request),
@@ -219,14 +222,17 @@ def for_its_user(caller: Caller, user: Any) -> Caller:
 
 
 def _canonical(
-    model: str, recorded: dict[str, Any], priority: int, run_at: datetime | None, webhook_url: str | None
-) -> bytes:
+    model: str, recorded: dict[str, Any], priority: int, run_at: datetime | None, webhook_url: str | None,
+    cancel_after_s: int | None,
+) -> bytes:  # fmt: skip
     """What makes two requests the same. Of an image its SHA-256 goes in: the same bytes are the same request."""
     hashed: dict[str, Any] = {"model": model, "input": recorded, "priority": priority}
     if run_at is not None:
         hashed["run_at"] = run_at
     if webhook_url is not None:
         hashed["webhook_url"] = webhook_url
+    if cancel_after_s is not None:
+        hashed["cancel_after_s"] = cancel_after_s
     return orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
 
 
