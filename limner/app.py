@@ -21,6 +21,7 @@ from limner.egress.destinations import Destinations
 from limner.events import endpoints
 from limner.hub import api as hub_api
 from limner.hub import (
+    batches_api,
     catalog,
     checks,
     checks_api,
@@ -32,6 +33,7 @@ from limner.hub import (
     users_api,
     webhooks_api,
 )
+from limner.hub.batch_submission import BatchSubmitter
 from limner.hub.calls import Calls
 from limner.hub.chat import Answering
 from limner.hub.imports import Imports
@@ -121,6 +123,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
     app.include_router(live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)))
+    many = BatchSubmitter(db, submitter, settings.max_batch_items, settings.max_generate_body_bytes)
+    app.include_router(batches_api.router(batches_api.BatchesApi(hub, many)))
     app.include_router(users_api.router(hub))
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
@@ -150,6 +154,7 @@ def _body_limits(settings: Settings) -> dict[str, int]:
     """In bytes, by path; what is not named has the smaller limit of all other bodies."""
     return {
         "/api/v1/generate": settings.max_generate_body_bytes,
+        "/api/v1/batches": settings.max_batch_body_bytes,
         "/v1/": settings.max_generate_body_bytes,
         # every character may come as two escapes of six bytes
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),

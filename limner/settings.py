@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     keep_alive_s: PositiveFloat = 75.0
     max_body_bytes: PositiveInt = MIB
     max_generate_body_bytes: PositiveInt = 64 * MIB
+    max_batch_body_bytes: PositiveInt = 8 * MIB
     max_bodies_bytes: PositiveInt = 256 * MIB
     max_body_values: PositiveInt = 20_000
     max_image_bytes: PositiveInt = 20 * MIB
@@ -80,6 +81,7 @@ class Settings(BaseSettings):
 
     lease_s: PositiveFloat = 30.0
     submit_backlog: PositiveInt = 1000
+    max_batch_items: int = Field(default=1000, ge=1, le=1000)
     user_jobs_per_min: int = Field(default=30, ge=0, le=6000)
     app_jobs_per_min: int = Field(default=1000, ge=0, le=1_000_000)
     reads_per_min: int = Field(default=600, ge=0)

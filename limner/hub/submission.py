@@ -61,10 +61,10 @@ class Submitter:
         self._db = db
         self._destinations = destinations
         self._models = models
-        self._images = images
+        self.images = images
         self.limits = limits
         self._envelope = InputSchema(ENVELOPE)
-        self._waits = WaitEstimates(db)
+        self.waits = WaitEstimates(db)
         self.intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
@@ -111,18 +111,18 @@ class Submitter:
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
         webhook_url = envelope.get("webhook_url")
         if webhook_url is not None:
-            self._checked(webhook_url)
+            self.check_webhook(webhook_url)
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
-        ahead_s = self._ahead_s(run_at)
+        ahead_s = self.ahead_s(run_at)
         model = await self.model(caller.org_id, envelope["model"])
         if model.row.kind in texts.BY_CALLS:
             raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]}, "model_not_supported")
         parsed = model.schema.parse(envelope["input"])
-        hold_mc = _foreseen_mc(model.row, envelope["input"], parsed)
+        hold_mc = foreseen_mc(model.row, envelope["input"], parsed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
-            recorded, blobs = await self._images.take(caller, parsed, files)
+            recorded, blobs = await self.images.take(caller, parsed, files)
         asked_s = preferences.cancel_after_s(request)
         deadline_s = model.row.deadline_s if asked_s is None else min(asked_s, model.row.deadline_s)
         canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url, asked_s)
@@ -143,7 +143,7 @@ class Submitter:
             request_hash=hashlib.sha256(canonical).digest(),
             input=recorded,
             images=blobs,
-            wait_s=math.ceil(ahead_s) + await self._waits.get(order, model.row.expected_s),
+            wait_s=math.ceil(ahead_s) + await self.waits.get(order, model.row.expected_s),
             deadline_s=deadline_s,
             cancel_after_s=None if asked_s is None else deadline_s,
             max_runs=self.limits.max_runs,
@@ -157,14 +157,14 @@ class Submitter:
         counted_alone = bounds.org_per_min is not None or bounds.max_open is not None
         return submission, not (blobs or counted_alone or len(canonical) > LARGEST_SHARED)
 
-    def _checked(self, webhook_url: str) -> None:
+    def check_webhook(self, webhook_url: str) -> None:
         """Raises ApiError 400 for a URL that nothing would ever be sent to."""
         try:
             self._destinations.check(webhook_url)
         except DestinationNotAllowed as error:
             raise invalid({"/webhook_url": [str(error)]}, error.code, "Nothing is sent to this URL.") from None
 
-    def _ahead_s(self, run_at: datetime | None) -> float:
+    def ahead_s(self, run_at: datetime | None) -> float:
         """Seconds until then by the database's clock, 0 for what is past. Raises ApiError 400 for what is too far."""
         if run_at is None:
             return 0
@@ -191,7 +191,7 @@ class Submitter:
         return compiled
 
 
-def _foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:
+def foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:
     """What is held: the most that the request can cost. Raises ApiError 400 for a longer answer than the model gives."""
     if model.price_unit != "tokens":
         return pricing.quote_mc(model.price_mc, model.price_unit, parsed)

@@ -1,64 +1,29 @@
 """`Prefer: wait=n` answers with the finished job; `Cancel-After` ends one that takes too long. Through the front door."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
 import psycopg
 import pytest
-import pytest_asyncio
 
 from limner.db.pools import Database
-from limner.hub import catalog
-from limner.hub.providers.openai_compatible import offers
 from limner.kit.money import MC
 from tests import acts
-from tests.alone import superuser_conninfo
 from tests.conftest import Server, Tenant
-from tests.emulators import openai_server
 from tests.emulators.openai_server import OpenAIServer
 from tests.faults.cluster import eventually
 from tests.hub.api.conftest import CheckedClient
+from tests.hub.api.distant import OWN, far_server, far_shop, far_worker
 from tests.hub.api.refusing import Refusing
-from tests.running import Answer, Api, Client, Process, start_worker
+from tests.running import Answer, Api, Client
+
+__all__ = ["far_server", "far_shop", "far_worker"]
 
 GENERATE = "/api/v1/generate"
-OWN = "acme/words"
 TOMORROW = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 ASKED: dict[str, Any] = {"model": OWN, "input": {"prompt": "a hare"}}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def far() -> AsyncIterator[OpenAIServer]:
-    async with openai_server.running("sk-far") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(server: Server, db: Database, far: OpenAIServer) -> Iterator[Process]:
-    with psycopg.connect(superuser_conninfo(server), autocommit=True) as conn:
-        acts.empty_queue(conn)
-    process = start_worker(server.home, LIMNER_DATABASE_URL=server.url, **far.environment)
-    yield process
-    process.stop()
-
-
-@pytest_asyncio.fixture
-async def shop(client: Client, db: Database, tenant: Tenant, far: OpenAIServer, worker: Process) -> Client:
-    """The tenant sells texts that the far server writes, one credit each."""
-    far.calm_down()
-    async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
-        await catalog.put_model(tx, {
-            "name": OWN, "display_name": "Words", "kind": "text.generate", "price_mc": MC,
-            "input_schema": offers.SCHEMAS["text.generate"],
-        })  # fmt: skip
-        await catalog.put_provider(
-            tx, {"name": "far", "display_name": "Far", "adapter": "openai", "base_url": far.url, "config": {}}
-        )
-        await catalog.put_route(tx, OWN, "far", provider_model="tiny")
-    return client
 
 
 async def ask(client: Client, prefer: str | None = None, **headers: str) -> Answer:
