@@ -203,7 +203,7 @@ def _parameters(wanted: Wanted) -> list[Any]:
         for job_id, one in zip(job_ids, wanted.items, strict=True)
     ]  # fmt: skip
     facts = {
-        "hold": wanted.hold_mc, "priority": first.priority, "run_at": first.run_at, "max_runs": first.max_runs,
+        "priority": first.priority, "run_at": first.run_at, "max_runs": first.max_runs,
         "webhook_url": wanted.webhook_url, "request_id": first.request_id, "traceparent": first.traceparent,
         "user_rate": limits.user_per_min, "app_rate": limits.app_per_min, "org_rate": limits.org_per_min,
         "max_open": limits.max_open,

@@ -240,6 +240,7 @@ class Problem(BaseModel):
         Literal["user", "app", "organization", "open_jobs", "reads", "checks", "streams", "streams_per_app"] | None
     ) = None
     limit_size: int | None = None
+    limit_bytes: int | None = Field(default=None, description="Of a body that is too large.")
     request_id: UUID
 
 

@@ -148,8 +148,8 @@ BEGIN
   RETURN w.available_mc - p_hold;
 END $$;
 
--- One batch: idempotency, limits, the wallet's holds, jobs and queue rows, all or nothing. p_facts: {"hold", "priority", "run_at",
--- "max_runs", "webhook_url", "request_id", "traceparent", "user_rate", "app_rate", "org_rate", "max_open"}; p_items: what is each item's own, its
+-- One batch: idempotency, limits, the wallet's holds, jobs and queue rows, all or nothing. p_facts: {"priority", "run_at", "max_runs",
+-- "webhook_url", "request_id", "traceparent", "user_rate", "app_rate", "org_rate", "max_open"}; p_items: what is each item's own, its
 -- job's id among it. Pictures: of which job, under which name.
 CREATE FUNCTION limner.submit_batch(
   p_ctx text, p_batch uuid, p_app uuid, p_external text, p_new_user uuid, p_key text, p_hash bytea, p_items json, p_facts json,
@@ -161,7 +161,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t uuid := limner.enter(p_ctx);
   v_count int := json_array_length(p_items);
-  v_hold bigint := (p_facts ->> 'hold')::bigint;
+  v_hold bigint := (SELECT sum(x.hold)::bigint FROM json_to_recordset(p_items) x (hold bigint));
   v_open int := (p_facts ->> 'max_open')::int;
   u record;
   v_user uuid;
