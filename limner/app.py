@@ -22,6 +22,7 @@ from limner.egress.own_keys import OwnKeys
 from limner.events import endpoints
 from limner.hub import api as hub_api
 from limner.hub import (
+    batches_api,
     checks,
     checks_api,
     executor,
@@ -36,6 +37,7 @@ from limner.hub import (
     users_api,
     webhooks_api,
 )
+from limner.hub.batch_submission import BatchSubmitter
 from limner.hub.calls import Calls
 from limner.hub.chat import Answering
 from limner.hub.imports import Imports
@@ -49,6 +51,7 @@ from limner.hub.providers import registry
 from limner.hub.providers.kinds import Tools
 from limner.hub.remembered import ModelCache
 from limner.hub.submission import Submitter
+from limner.hub.waiting import WaitingRoom
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.media import api as media_api
@@ -85,15 +88,16 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     pool = CpuPool(API_CPU_PROCESSES, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
+    board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
+    waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
     allowed = destinations.of(settings)
     submitter = _submitter(settings, db, pool, store, allowed)
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
-    hub = hub_api.HubApi(db, authenticate, submitter, urls)
+    hub = hub_api.HubApi(db, authenticate, submitter, urls, waiting)
     webhooks = webhooks_api.WebhooksApi(
         db, authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
         settings.webhook_secret_overlap_s, settings.keep_deliveries_days,
     )  # fmt: skip
-    board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
     checker = checks.Checker(
         pool, checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
     )
@@ -123,21 +127,26 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         openapi_url=None, redirect_slashes=False, exception_handlers={HTTPException: hand_on},
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
-    app.include_router(hub_api.router(hub))
-    app.include_router(live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)))
-    app.include_router(users_api.router(hub))
-    app.include_router(usage_api.router(hub, settings.usage_max_days))
-    app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
-    app.include_router(webhooks_api.router(webhooks))
-    app.include_router(provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, own_keys)))
-    app.include_router(settings_api.router(settings_api.SettingsApi(db, authenticate)))
-    app.include_router(uploads_api.router(brought))
+    many = BatchSubmitter(db, submitter, settings.max_batch_items, settings.max_generate_body_bytes)
     pictures = ImagesApi(db, authenticate, submitter, board, store, urls, settings.max_image_bytes)
-    app.include_router(openai_api.router(openai, pictures))
-    app.include_router(receiving.router(db, store, tokens))
     media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))
-    app.include_router(media_api.router(media))
-    app.include_router(health.router(db, VERSION))
+    for router in (
+        hub_api.router(hub),
+        live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)),
+        batches_api.router(batches_api.BatchesApi(hub, many)),
+        users_api.router(hub),
+        usage_api.router(hub, settings.usage_max_days),
+        checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)),
+        webhooks_api.router(webhooks),
+        provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, own_keys)),
+        settings_api.router(settings_api.SettingsApi(db, authenticate)),
+        uploads_api.router(brought),
+        openai_api.router(openai, pictures),
+        receiving.router(db, store, tokens),
+        media_api.router(media),
+        health.router(db, VERSION),
+    ):
+        app.include_router(router)
     _serve_docs(app)
     bounds = BodyBounds(settings.body_within_s, settings.max_body_values, BodyMemory(settings.max_bodies_bytes))
     limits = _body_limits(settings)
@@ -157,6 +166,7 @@ def _body_limits(settings: Settings) -> dict[str, int]:
     """In bytes, by path; what is not named has the smaller limit of all other bodies."""
     return {
         "/api/v1/generate": settings.max_generate_body_bytes,
+        "/api/v1/batches": settings.max_batch_body_bytes,
         "/v1/": settings.max_generate_body_bytes,
         # every character may come as two escapes of six bytes
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),

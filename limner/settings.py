@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     keep_alive_s: PositiveFloat = 75.0
     max_body_bytes: PositiveInt = MIB
     max_generate_body_bytes: PositiveInt = 64 * MIB
+    max_batch_body_bytes: PositiveInt = 8 * MIB
     max_bodies_bytes: PositiveInt = 256 * MIB
     max_body_values: PositiveInt = 20_000
     max_image_bytes: PositiveInt = 20 * MIB
@@ -82,6 +83,7 @@ class Settings(BaseSettings):
 
     lease_s: PositiveFloat = 30.0
     submit_backlog: PositiveInt = 1000
+    max_batch_items: int = Field(default=1000, ge=1, le=1000)
     user_jobs_per_min: int = Field(default=30, ge=0, le=6000)
     app_jobs_per_min: int = Field(default=1000, ge=0, le=1_000_000)
     reads_per_min: int = Field(default=600, ge=0)
@@ -89,6 +91,8 @@ class Settings(BaseSettings):
     max_streams_per_app: PositiveInt = 1500
     stream_heartbeat_s: PositiveFloat = 15.0
     stream_life_s: PositiveFloat = 3600.0
+    max_waiting: int = Field(default=500, ge=0)
+    longest_wait_s: int = Field(default=60, ge=1, le=60)
     max_run_at_s: PositiveInt = 30 * 86_400
     usage_max_days: int = Field(default=366, ge=1, le=3660)
     credit_micro_usd: int = Field(default=0, ge=0, le=10**12)

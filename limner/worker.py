@@ -17,6 +17,7 @@ from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
 from limner.hub import executor, gates, resealing, retention, usage_rolling, webhook_bodies
+from limner.hub.batch_tending import BatchTending
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
@@ -52,7 +53,13 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     await db.open()
     herald = Herald(db, "limner_dispatch")
     delivering = _delivering(settings, root, db)
-    relay = Relay(db, herald, delivering.wake)
+
+    def placed() -> None:
+        delivering.wake()
+        tending_batches.wake()
+
+    relay = Relay(db, herald, placed)
+    tending_batches = BatchTending(db, relay.wake)
     resources = executor.resources(
         db,
         adapters,
@@ -90,7 +97,14 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         start_http_server(settings.metrics_port, addr=settings.host)
     background = [
         asyncio.create_task(work)
-        for work in (chores.run_forever(db, duties), db.keep_time(), relay.run(), herald.run(), resources.gates.keep())
+        for work in (
+            chores.run_forever(db, duties),
+            db.keep_time(),
+            relay.run(),
+            herald.run(),
+            resources.gates.keep(),
+            tending_batches.run(),
+        )
     ]
     sending = asyncio.create_task(delivering.run())
     try:

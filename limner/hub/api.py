@@ -12,11 +12,12 @@ from starlette.responses import Response
 from limner.db.pools import Database
 from limner.db.tx import Tx
 from limner.hub import catalog, docs, jobs, receipts, schemas
-from limner.hub.submission import Submitter
+from limner.hub.submission import Accepted, Submitter
+from limner.hub.waiting import WaitingRoom
 from limner.kit import ids, money
 from limner.media.urls import MediaUrls
 from limner.tenancy import end_users
-from limner.web import parsing
+from limner.web import parsing, preferences
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, not_found
 
@@ -32,6 +33,7 @@ class HubApi:
     authenticate: Authenticate
     submitter: Submitter
     urls: MediaUrls
+    waiting: WaitingRoom
 
 
 def answer(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -51,6 +53,27 @@ class JobEndpoints:
         if parsing.flag(request, "dry_run"):
             return answer(schemas.dry_run_body(*await self._api.submitter.try_out(request, caller)))
         accepted = await self._api.submitter.submit(request, caller)
+        seconds = preferences.wait_s(request, self._api.waiting.longest_s)
+        if seconds and "jobs:read" in caller.scopes:
+            return await self._after_waiting(request, caller, accepted, seconds)
+        return self._accepted(accepted)
+
+    async def _after_waiting(self, request: Request, caller: Caller, accepted: Accepted, seconds: int) -> Response:
+        """The job as GET would show it when it has ended in time, else what was accepted."""
+        job_id = accepted.submitted.job_id
+        ended = await self._api.waiting.until_ended(request, caller, job_id, seconds)
+        if not ended:
+            response = self._accepted(accepted)
+        else:
+            async with self._api.db.tenant_tx(caller.org_id) as tx:
+                job = await jobs.get(tx, caller.app_id, job_id, caller.external_id)
+            response = answer(schemas.job_body(job, self._api.urls), headers=_headers(accepted))
+        if ended is not None:
+            response.headers["preference-applied"] = f"wait={seconds}"
+        return response
+
+    @staticmethod
+    def _accepted(accepted: Accepted) -> Response:
         submitted = accepted.submitted
         body = {
             "job_id": submitted.job_id,
@@ -60,10 +83,7 @@ class JobEndpoints:
             "user_balance": money.whole(submitted.available_mc),
             "estimated_wait_seconds": submitted.wait_s,
         }
-        headers = {"location": f"/api/v1/jobs/{submitted.job_id}", **accepted.headers}
-        if submitted.replayed:
-            headers["idempotent-replayed"] = "true"
-        return answer(body, 202, headers)
+        return answer(body, 202, _headers(accepted))
 
     async def get_job(self, request: Request, job_id: str) -> Response:
         caller = await self._api.authenticate(request)
@@ -131,6 +151,12 @@ def router(api: HubApi) -> APIRouter:
     routes.add_api_route("/jobs/{job_id}/receipt", endpoints.get_receipt, methods=["GET"], **docs.GET_RECEIPT)
     routes.add_api_route("/models", endpoints.list_models, methods=["GET"], **docs.LIST_MODELS)
     return routes
+
+
+def _headers(accepted: Accepted) -> dict[str, str]:
+    submitted = accepted.submitted
+    replayed = {"idempotent-replayed": "true"} if submitted.replayed else {}
+    return {"location": f"/api/v1/jobs/{submitted.job_id}", **accepted.headers, **replayed}
 
 
 async def admit_user(tx: Tx, caller: Caller) -> None:

@@ -32,6 +32,22 @@ IF_NONE_MATCH = {
     "description": "The ETag of the last answer.",
     "schema": {"type": "string"},
 }
+PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`wait=n`: answer when the job has ended, at the latest in n seconds (RFC 7240).",
+    "schema": {"type": "string"},
+    "example": "wait=30",
+}
+CANCEL_AFTER = {
+    "name": "Cancel-After",
+    "in": "header",
+    "required": False,
+    "description": "Give the job up when it has not ended so long after it was due: `45`, `45s`, `5m`, `1h30m`; at least 5 seconds.",
+    "schema": {"type": "string"},
+    "example": "5m",
+}
 REASONS = {
     400: "Invalid input: `details` says what is wrong at each JSON pointer.",
     401: "Missing, malformed or revoked API key.",
@@ -94,6 +110,7 @@ LIMITS = {
     "X-RateLimit-Reset": header("Seconds until it is full again.", "integer"),
 }
 RETRY_AFTER = header("Seconds; while the job is open.", "integer")
+APPLIED = header("`wait=n`: so long it was waited for, at most; absent where nobody waited.")
 REPLAYED = header("`true` when this answer was given before for the same idempotency key.")
 
 _STREAM = """retry: 2000
@@ -112,14 +129,27 @@ GENERATE: dict[str, Any] = {
     " nothing is stored, held or counted: 200 says what would happen.",
     "response_model": schemas.Accepted,
     "responses": {
-        200: {"model": schemas.DryRun, "description": "With `dry_run=1`: what would happen. Nothing did."},
-        202: {"headers": {"Location": header("Where the job is."), "Idempotent-Replayed": REPLAYED, **LIMITS}},
+        200: {
+            "model": schemas.JobBody | schemas.DryRun,
+            "description": "With `Prefer: wait=n`: the job, which has ended. With `dry_run=1`: what would happen; nothing did.",
+            "headers": {"Preference-Applied": APPLIED},
+        },
+        202: {
+            "headers": {
+                "Location": header("Where the job is."),
+                "Idempotent-Replayed": REPLAYED,
+                "Preference-Applied": APPLIED,
+                **LIMITS,
+            }
+        },
         **_errors(402, 404, 408, 413, 415, 422, 429),
     },
     "openapi_extra": {
         "parameters": [
             USER_ID,
             IDEMPOTENCY_KEY,
+            PREFER,
+            CANCEL_AFTER,
             query(
                 "dry_run",
                 {"type": "string", "enum": ["1", "0", "true", "false"]},

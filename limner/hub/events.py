@@ -15,6 +15,8 @@ JOB_ATTEMPT_FAILED = "job.attempt_failed"
 JOB_COMPLETED = "job.completed"
 JOB_FAILED = "job.failed"
 JOB_CANCELLED = "job.cancelled"
+BATCH_COMPLETED = "batch.completed"
+BATCH_CANCELLED = "batch.cancelled"
 TERMINAL = frozenset({JOB_COMPLETED, JOB_FAILED, JOB_CANCELLED})
 
 _ID = {"type": "string", "format": "uuid"}
@@ -31,6 +33,18 @@ def _ended(status: str, **properties: Any) -> dict[str, Any]:
     return _facts(status={"const": status}, tokens_charged=charged, **properties)
 
 
+_COUNT = {"type": "integer", "minimum": 0}
+_COUNTS = dict.fromkeys(("total", "succeeded", "failed", "cancelled"), _COUNT)
+_BATCH = {
+    "type": "object",
+    "properties": {
+        "batch_id": _ID, **_COUNTS,
+        "tokens_charged": _COUNT | {"description": "Of all items together: whole credits, rounded down."},
+    },
+    "required": ["batch_id", *_COUNTS, "tokens_charged"],
+    "additionalProperties": False,
+}  # fmt: skip
+
 _DECLARED = (
     Declared(JOB_STARTED, "A worker began the job's first run.", _facts()),
     Declared(
@@ -41,6 +55,8 @@ _DECLARED = (
     Declared(JOB_COMPLETED, "The outputs are stored and the charge is settled.", _ended("succeeded")),
     Declared(JOB_FAILED, "The job ended without a result; the hold was released.", _ended("failed", code=_CODE)),
     Declared(JOB_CANCELLED, "The job was cancelled; the hold was released.", _ended("cancelled", code=_CODE)),
+    Declared(BATCH_COMPLETED, "All items of a batch have ended, each in its own way.", _BATCH),
+    Declared(BATCH_CANCELLED, "A batch was cancelled, and its last open item has ended.", _BATCH),
 )
 CATALOGUE: dict[str, Declared] = {one.type: one for one in _DECLARED}
 """Event types, what each means and carries; docs/reference/events.md says more."""
@@ -53,8 +69,8 @@ def data(event: Event) -> dict[str, Any]:
     facts = dict(event.payload)
     if "charged_mc" in facts:
         facts["tokens_charged"] = money.whole(facts.pop("charged_mc"))
-        code = facts.pop("error_code")
-        if event.type != JOB_COMPLETED:
+        code = facts.pop("error_code", None)
+        if event.type in {JOB_FAILED, JOB_CANCELLED}:
             facts["code"] = code
     return facts
 

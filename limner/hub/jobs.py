@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,14 +20,15 @@ OPEN = ("queued", "running")
 SUBMIT = """
 SELECT * FROM limner.submit_job(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb, %s, %s, %s, %s, %s, %s,
                                 %s::timestamptz, %s::int, %s::int, %s::int, %s::int, %s, %s::text::jsonb, %s::text::jsonb,
-                                %s::text::jsonb)
+                                %s::text::jsonb, %s::int)
 """
 SUBMIT_WITH_IMAGES = SUBMIT.rstrip()[:-1] + ", %s::text[], %s::text[], %s::int[], %s::int[], %s::bytea[])"
 SUBMIT_MANY = "SELECT * FROM limner.submit_jobs(%s, %s::text::json)"
 COLUMNS = """
 j.id, j.app_id, j.end_user_id, j.model, j.kind, j.state, j.priority, j.input, j.outputs, j.unit_price_mc, j.token_prices,
-j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.run_at, j.runs, j.provider_used, j.error_code, j.error_message, j.finished_fence,
-j.request_id, j.terms, j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at, u.external_id
+j.price_hold_mc, j.price_final_mc, j.refunded_mc, j.run_at, j.cancel_after_s, j.runs, j.provider_used, j.error_code, j.error_message,
+j.finished_fence, j.request_id, j.terms, j.created_at, j.started_at, j.finished_at, q.percent, q.stage, q.cancel_requested_at,
+u.external_id
 """
 SOURCE = """
 limner.job j LEFT JOIN limner.job_queue q ON q.org_id = j.org_id AND q.job_id = j.id
@@ -56,7 +57,8 @@ NO_LIMITS = Limits()
 class Submission:
     """A request as parsed, priced and hashed. `external_id` None: the organization's wallet pays. `run_at` None: now.
 
-    `job_id`: where something was decided by it before.
+    `job_id`: where something was decided by it before. `cancel_after_s`: where the request has a deadline of its own; `deadline_s` is
+    never later.
     """
 
     app_id: UUID
@@ -84,6 +86,7 @@ class Submission:
     token_prices: Mapping[str, int] | None = None
     job_id: UUID | None = None
     terms: Mapping[str, Any] | None = None
+    cancel_after_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class Job:
     price_final_mc: int | None
     refunded_mc: int
     run_at: datetime | None
+    cancel_after_s: int | None
     runs: int
     provider_used: str | None
     error_code: str | None
@@ -152,6 +156,12 @@ class Job:
     @property
     def is_open(self) -> bool:
         return self.state in OPEN
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the job is given up, where its request said so."""
+        due = self.run_at or self.created_at
+        return None if self.cancel_after_s is None else due + timedelta(seconds=self.cancel_after_s)
 
     @property
     def is_erased(self) -> bool:
@@ -182,7 +192,7 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
         request.deadline_s, request.max_runs, request.request_id, request.traceparent, again,
         request.run_at, limits.user_per_min, limits.app_per_min, limits.org_per_min, limits.max_open,
         request.webhook_url, _json(request.call), _json(request.token_prices),
-        _json(request.terms),
+        _json(request.terms), request.cancel_after_s,
     ]  # fmt: skip
     query = SUBMIT
     if request.images:
@@ -217,7 +227,8 @@ async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) ->
             "hash": "\\x" + one.request_hash.hex(), "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
             "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
             "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min, "webhook_url": one.webhook_url,
-            "token_prices": one.token_prices, "terms": one.terms, **({} if one.call is None else asdict(one.call)),
+            "token_prices": one.token_prices, "terms": one.terms, "cancel_after": one.cancel_after_s,
+            **({} if one.call is None else asdict(one.call)),
         }
         for org_id, job_id, one in batch
     ]  # fmt: skip

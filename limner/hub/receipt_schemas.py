@@ -89,6 +89,7 @@ class Receipt(BaseModel):
     events: list[Event]
     webhooks: list[ReceiptWebhook]
     request_id: str | None
+    deadline: datetime | None = None
     token_prices: TokenPrices | None = None
     provider_cost_micro_usd: int | None = None
     own_cost_micro_usd: int | None = None

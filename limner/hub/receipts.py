@@ -64,9 +64,11 @@ async def build(tx: Tx, job: Job, *, costs: bool | None = None) -> dict[str, Any
         "transfers": [_transfer(row) for row in transfers],
         "usage": [_usage(row, costs=costs) for row in usage],
         "events": [{"type": event.type, "at": event.created_at} for event in history],
-        "webhooks": [_webhook(delivery) for delivery in sent],
+        "webhooks": [webhook(delivery) for delivery in sent],
         "request_id": job.request_id,
     }
+    if job.deadline is not None:
+        receipt["deadline"] = job.deadline
     if job.token_prices is not None:
         receipt["token_prices"] = _prices(Rates(**job.token_prices))
     if job.terms and "tone" in job.terms:
@@ -135,7 +137,8 @@ def _usage(row: Row, *, costs: bool) -> dict[str, Any]:
     return usage | ({"cost_micro_usd": row["cost_micro_usd"]} if costs else {})
 
 
-def _webhook(delivery: Delivery) -> dict[str, Any]:
+def webhook(delivery: Delivery) -> dict[str, Any]:
+    """How a delivery stands on a receipt."""
     return {
         "delivery_id": delivery.id,
         "webhook_id": delivery.endpoint_id,

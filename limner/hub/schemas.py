@@ -53,6 +53,7 @@ class DryRun(BaseModel):
     user_balance: int
     routes: list[PlannedRoute]
     estimated_wait_seconds: int
+    deadline_seconds: int | None = Field(default=None, description="Where `Cancel-After` was sent.")
 
 
 class Output(BaseModel):
@@ -97,6 +98,7 @@ class JobBody(BaseModel):
     error: JobError | None = None
     cancel_requested: bool | None = None
     run_at: datetime | None = Field(default=None, description="Where the job was ordered for later: not before then.")
+    deadline: datetime | None = Field(default=None, description="Where `Cancel-After` was sent: given up then.")
     erased: bool | None = Field(default=None, description="`true`: it delivered, and its outputs were erased since.")
 
 
@@ -238,12 +240,14 @@ class Problem(BaseModel):
         Literal["user", "app", "organization", "open_jobs", "reads", "checks", "streams", "streams_per_app"] | None
     ) = None
     limit_size: int | None = None
+    limit_bytes: int | None = Field(default=None, description="Of a body that is too large.")
     request_id: UUID
 
 
 def dry_run_body(submission: Submission, foreseen: Foreseen) -> dict[str, Any]:
     """What a submit would do."""
-    return {
+    asked = {} if submission.cancel_after_s is None else {"deadline_seconds": submission.cancel_after_s}
+    return asked | {
         "dry_run": True,
         "model": submission.model,
         "tokens_charged": money.whole(submission.hold_mc),
@@ -272,6 +276,8 @@ def job_body(job: Job, urls: MediaUrls) -> dict[str, Any]:
     }
     if job.run_at is not None:
         body["run_at"] = job.run_at
+    if job.deadline is not None:
+        body["deadline"] = job.deadline
     if job.is_erased:
         body |= {"erased": True, "provider_used": job.provider_used}
     elif job.state == "succeeded":

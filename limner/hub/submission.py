@@ -30,7 +30,7 @@ from limner.hub.waits import Order, WaitEstimates
 from limner.kit import money
 from limner.ledger import refusals
 from limner.tenancy import end_users
-from limner.web import parsing
+from limner.web import parsing, preferences
 from limner.web.caller import Caller
 from limner.web.errors import ApiError, invalid, not_found
 
@@ -63,12 +63,12 @@ class Submitter:
         self._db = db
         self._destinations = destinations
         self._models = models
-        self._images = images
+        self.images = images
         self.limits = limits
         self._envelope = InputSchema(ENVELOPE)
         self._by_kind = InputSchema(BY_KIND)
         self._settings = ai_settings.SettingsCache()
-        self._waits = WaitEstimates(db)
+        self.waits = WaitEstimates(db)
         self.intake = Intake(db, limits.backlog)
         self.waker = Waker(db, "limner_api")
 
@@ -115,23 +115,25 @@ class Submitter:
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
         webhook_url = envelope.get("webhook_url")
         if webhook_url is not None:
-            self._checked(webhook_url)
+            self.check_webhook(webhook_url)
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
-        ahead_s = self._ahead_s(run_at)
+        ahead_s = self.ahead_s(run_at)
         model, tone = await self._ordered(caller.org_id, envelope)
         if model.row.kind in texts.BY_CALLS:
             raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]}, "model_not_supported")
         said = model.schema.parse(envelope["input"])
         parsed, agreed = terms.of_order(said, model, tone)
-        hold_mc = terms.hold_mc(_foreseen_mc(model.row, envelope["input"], parsed), agreed)
+        hold_mc = terms.hold_mc(foreseen_mc(model.row, envelope["input"], parsed), agreed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
-            recorded, blobs = await self._images.take(caller, parsed, files)
+            recorded, blobs = await self.images.take(caller, parsed, files)
+        asked_s = preferences.cancel_after_s(request)
+        deadline_s = model.row.deadline_s if asked_s is None else min(asked_s, model.row.deadline_s)
         # of an order by kind, what was said counts: neither the tone nor the model of this moment makes it another one
         what = model.row.name if tone is None else {"kind": envelope["kind"]}
         canonical = _canonical(
-            what, said if recorded is parsed else recorded, envelope["priority"], run_at, webhook_url
+            what, said if recorded is parsed else recorded, envelope["priority"], run_at, webhook_url, asked_s
         )
         bounds = self.limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
@@ -150,8 +152,9 @@ class Submitter:
             request_hash=hashlib.sha256(canonical).digest(),
             input=recorded,
             images=blobs,
-            wait_s=math.ceil(ahead_s) + await self._waits.get(order, model.row.expected_s),
-            deadline_s=model.row.deadline_s,
+            wait_s=math.ceil(ahead_s) + await self.waits.get(order, model.row.expected_s),
+            deadline_s=deadline_s,
+            cancel_after_s=None if asked_s is None else deadline_s,
             max_runs=self.limits.max_runs,
             request_id=request.state.request_id,
             traceparent=parsing.traceparent(request),
@@ -164,14 +167,14 @@ class Submitter:
         counted_alone = bounds.org_per_min is not None or bounds.max_open is not None
         return submission, not (blobs or counted_alone or len(canonical) > LARGEST_SHARED)
 
-    def _checked(self, webhook_url: str) -> None:
+    def check_webhook(self, webhook_url: str) -> None:
         """Raises ApiError 400 for a URL that nothing would ever be sent to."""
         try:
             self._destinations.check(webhook_url)
         except DestinationNotAllowed as error:
             raise invalid({"/webhook_url": [str(error)]}, error.code, "Nothing is sent to this URL.") from None
 
-    def _ahead_s(self, run_at: datetime | None) -> float:
+    def ahead_s(self, run_at: datetime | None) -> float:
         """Seconds until then by the database's clock, 0 for what is past. Raises ApiError 400 for what is too far."""
         if run_at is None:
             return 0
@@ -216,7 +219,7 @@ class Submitter:
         return await self.model(org_id, name), settings.tone
 
 
-def _foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:
+def foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:
     """What is held: the most that the request can cost. Raises ApiError 400 for a longer answer than the model gives."""
     if model.price_unit != "tokens":
         return pricing.quote_mc(model.price_mc, model.price_unit, parsed)
@@ -247,18 +250,17 @@ def for_its_user(caller: Caller, user: Any) -> Caller:
 
 
 def _canonical(
-    model: str | dict[str, str],
-    recorded: dict[str, Any],
-    priority: int,
-    run_at: datetime | None,
-    webhook_url: str | None,
-) -> bytes:
+    model: str | dict[str, str], recorded: dict[str, Any], priority: int, run_at: datetime | None, webhook_url: str | None,
+    cancel_after_s: int | None,
+) -> bytes:  # fmt: skip
     """What makes two requests the same. Of an image its SHA-256 goes in: the same bytes are the same request."""
     hashed: dict[str, Any] = {"model": model, "input": recorded, "priority": priority}
     if run_at is not None:
         hashed["run_at"] = run_at
     if webhook_url is not None:
         hashed["webhook_url"] = webhook_url
+    if cancel_after_s is not None:
+        hashed["cancel_after_s"] = cancel_after_s
     return orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
 
 

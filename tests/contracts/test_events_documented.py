@@ -11,7 +11,7 @@ REFERENCE = REPOSITORY / "docs" / "reference" / "events.md"
 def _written_by_sql() -> set[str]:
     """Types as literals, and those that the function closing a job puts together from its outcome."""
     sql = "\n".join(path.read_text() for path in sorted((PACKAGE / "db" / "migrations" / "sql").rglob("*.sql")))
-    found = set(re.findall(r"'((?:job|webhook)\.[a-z_]+)'", sql))
+    found = set(re.findall(r"'((?:job|batch|webhook)\.[a-z_]+)'", sql))
     assert "'job.' || p_outcome" in sql, (
         "the terminal events are no longer made from the outcome: read them another way"
     )

@@ -1,6 +1,6 @@
 """What somebody types who got an SQL console inside one organization's transaction. Each entry is one transaction's text.
 
-`{t}` is a tenant table; `{theirs}`, `{job}`, `{done}`, `{user}`, `{app}` are the victim's ids, which an attacker may know;
+`{t}` is a tenant table; `{theirs}`, `{job}`, `{done}` (a job, and a batch), `{user}`, `{app}` are ids of the victim, which may be known;
 `{mine}` is the attacker's own organization; `{forged}` a context for the victim signed with a wrong key. The mark that judges
 look for is always written in two pieces, so that a statement's own text can never be taken for a leak.
 """
@@ -106,6 +106,7 @@ WRITES = (
 )
 
 _SUBMIT = "SELECT * FROM limner.submit_job({ctx}, {job}, '{{app}}', {user}, gen_random_uuid(), 'r', '{{app}}', 'm', 'k', 0, {hold}, 50, 'can' || 'ary7c1fd0e2', decode(repeat('00', 32), 'hex'), '{{{{}}}}', 1, 60, 1, NULL, NULL)"  # noqa: E501
+_BATCH = 'SELECT * FROM limner.submit_batch({ctx}, \'{{done}}\', \'{{app}}\', NULL, gen_random_uuid(), NULL, decode(repeat(\'00\', 32), \'hex\'), \'[{{{{"job": "{job}", "model_id": "{{app}}", "model": "m", "kind": "k", "unit_price": 0, "hold": {hold}, "input": {{{{}}}}, "wait": 1, "deadline_s": 9}}}}]\', \'{{{{"priority": 5, "max_runs": 1}}}}\')'  # noqa: E501
 
 FUNCTIONS = (
     # a victim's ids under one's own context
@@ -115,6 +116,14 @@ FUNCTIONS = (
     _SUBMIT.format(ctx="''", job="gen_random_uuid()", user="NULL", hold=0),
     _SUBMIT.format(ctx="NULL", job="gen_random_uuid()", user="'can' || 'ary7c1fd0e2'", hold=1000),
     _SUBMIT.format(ctx="NULL", job="gen_random_uuid()", user="NULL", hold=-1000),
+    _BATCH.format(ctx="NULL", job="{done}", hold=0),
+    _BATCH.format(ctx="NULL", job="{job}", hold=-1000),
+    _BATCH.format(ctx="'{{forged}}'", job="{user}", hold=0),
+    "SELECT limner.cancel_batch(NULL, '{app}', NULL, '{done}', gen_random_uuid(), 100)",
+    "SELECT limner.cancel_batch(NULL, NULL, NULL, '{done}', gen_random_uuid(), 100)",
+    "SELECT limner.cancel_batch('{forged}', NULL, NULL, '{done}', gen_random_uuid(), 100)",
+    "SELECT limner.end_batch(NULL, '{done}', gen_random_uuid())",
+    "SELECT * FROM limner.due_batches(100)",
     "SELECT limner.cancel_job(NULL, '{app}', NULL, '{job}', gen_random_uuid(), gen_random_uuid())",
     "SELECT limner.cancel_job(NULL, NULL, NULL, '{job}', gen_random_uuid(), gen_random_uuid())",
     "SELECT limner.cancel_job('{forged}', '{app}', NULL, '{job}', gen_random_uuid(), gen_random_uuid())",

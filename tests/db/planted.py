@@ -126,7 +126,7 @@ def _mark_the_rest(superuser: psycopg.Connection, tenant: Tenant, queued: UUID, 
 def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amount_mc: int) -> None:
     """What holds no text at all: a spent lot and its draw, a closed day, a share of the queue, a bucket (by the ids they name)."""
     lot, subject = ids.new(), UUID(f"00000000-0000-4000-8000-{amount_mc:012d}")
-    for statement, values in (
+    planted: tuple[tuple[str, list[object]], ...] = (
         ("INSERT INTO limner.lot (org_id, id, wallet_id, transfer_id, kind, granted_mc, remaining_mc, expires_at)"
          " SELECT org_id, %s, credit_wallet, id, 'grant', %s, 0, now() FROM limner.transfer"
          " WHERE org_id = %s AND credit_wallet IS NOT NULL LIMIT 1", [lot, amount_mc, tenant.org_id]),
@@ -152,7 +152,15 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
          " WHERE org_id = %s LIMIT 1", [subject, subject, tenant.org_id]),
         ("INSERT INTO limner.webhook_attempt (org_id, delivery_id, n, outcome, latency_ms) VALUES (%s, %s, 1, 'timeout', 1)",
          [tenant.org_id, subject]),
-    ):  # fmt: skip
+        *(
+            ("INSERT INTO limner.batch (org_id, id, app_id, principal_id, idem_key, request_hash, items, hold_mc, available_mc, open_at)"
+             " VALUES (%s, %s, %s, %s, %s, sha256(''), 1, %s, 0, 0)",
+             [tenant.org_id, batch, tenant.app.id, batch, str(subject), amount_mc])
+            for batch in (subject, done)
+        ),
+        ("INSERT INTO limner.batch_item (org_id, batch_id, place, job_id) VALUES (%s, %s, 0, %s)", [tenant.org_id, subject, done]),
+    )  # fmt: skip
+    for statement, values in planted:
         superuser.execute(statement, values)
 
 

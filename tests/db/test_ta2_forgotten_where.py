@@ -31,6 +31,8 @@ WITHOUT_CONTEXT = {
     ("limner_dispatch", "provider"),  # ids and caps
     ("limner_dispatch", "event"),  # ids, types and transactions; where a request asked to be told
     ("limner_dispatch", "event_order"),
+    ("limner_dispatch", "batch"),  # ids, and whether one is open or being cancelled
+    ("limner_dispatch", "batch_item"),  # ids
     ("limner_dispatch", "upload"),  # ids and when they are due
     ("limner_dispatch", "webhook_endpoint"),  # ids and turns
     ("limner_dispatch", "webhook_delivery"),  # ids and leases

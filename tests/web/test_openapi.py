@@ -52,6 +52,9 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("post", "/v1/chat/completions"), ("post", "/v1/completions"), ("post", "/v1/embeddings"),
         ("post", "/v1/images/generations"), ("post", "/v1/images/edits"), ("post", "/v1/moderations"),
         ("get", "/v1/models"), ("get", "/v1/models/{name}"),
+        ("post", "/api/v1/batches"), ("get", "/api/v1/batches"), ("get", "/api/v1/batches/{batch_id}"),
+        ("get", "/api/v1/batches/{batch_id}/items"), ("post", "/api/v1/batches/{batch_id}/cancel"),
+        ("get", "/api/v1/batches/{batch_id}/receipt"),
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import pytest
 from limner.db import wake
 from limner.db.pools import Database
 from limner.events import deliveries, endpoints, log
-from limner.hub import catalog, runs
+from limner.hub import batches, catalog, runs
 from limner.kit import crypto
 from limner.kit.crypto import Sealer
 from limner.media import uploads
@@ -58,6 +58,7 @@ class Victim:
     delivery_id: str
     upload_id: str
     model: str
+    batch_id: str
     canaries: list[str] = field(default_factory=list)
 
     @property
@@ -71,6 +72,7 @@ class Victim:
             "delivery_id": self.delivery_id,
             "upload_id": self.upload_id,
             "name": self.model,
+            "batch_id": self.batch_id,
         }
 
 
@@ -91,7 +93,8 @@ class Probe:
         if (self.parameter == "cursor" and self.method == "GET") or (
             self.parameter == "job_id" and "{job_id}" not in self.template
         ):
-            path += f"?{self.parameter}={values['delivery_id' if 'webhook' in path else 'job_id']}"
+            named = {"webhooks": "delivery_id", "batches": "batch_id"}.get(path.split("/")[3], "job_id")
+            path += "?cursor=3" if path.endswith("/items") else f"?{self.parameter}={values[named]}"
         headers = {"X-User-ID": values["external_id"]} if self.parameter == "X-User-ID" else {}
         if self.parameter == "Idempotency-Key":
             headers = {"Idempotency-Key": values["key"], "X-User-ID": values["external_id"]}
@@ -128,6 +131,7 @@ def probes() -> list[Probe]:
                     "webhook_id",
                     "delivery_id",
                     "upload_id",
+                    "batch_id",
                     "name",
                     "model",
                 }
@@ -167,13 +171,14 @@ async def planted(
             })  # fmt: skip
     webhook_id, delivery_id = await hooked(db, server, tenant, app_id, submitted.job_id, canary)
     upload_id = str(await planted_upload(db, tenant, app_id, external_id, canary))
+    batch_id = str(await planted_batch(db, tenant, app_id, external_id, canary))
     known = [canary, str(submitted.job_id), str(queued.job_id), str(user.id), str(app_id), "7654320", "7654319"]
-    known += [webhook_id, delivery_id, upload_id]
+    known += [webhook_id, delivery_id, upload_id, batch_id]
     if key is None:
         known.append(str(tenant.org_id))
     return Victim(
         tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", webhook_id, delivery_id, upload_id,
-        f"own/{canary}", known,
+        f"own/{canary}", batch_id, known,
     )  # fmt: skip
 
 
@@ -216,6 +221,13 @@ async def planted_upload(db: Database, tenant: Tenant, app_id: UUID, external_id
     return upload.id
 
 
+async def planted_batch(db: Database, tenant: Tenant, app_id: UUID, external_id: str, canary: str) -> UUID:
+    """One of two open jobs, of the user's."""
+    items = [acts.request(tenant, user=external_id, body=f"item-{canary}", app_id=app_id) for _ in range(2)]
+    wanted = batches.Wanted(items, f"key-{canary}", crypto.sha256(canary.encode()), None)
+    return (await batches.submit(db, tenant.org_id, wanted)).batch_id
+
+
 def shown(answer: Answer, sent: dict[str, str]) -> tuple[int, str, dict[str, str]]:
     """What a caller can tell an answer by: status, body and headers, with the caller's own words taken out."""
     text = answer.body.decode()
@@ -236,6 +248,7 @@ def absent_like(victim: Victim) -> dict[str, str]:
         "webhook_id": str(UUID(int=UUID(victim.webhook_id).int + 1)),
         "delivery_id": str(UUID(int=UUID(victim.delivery_id).int + 1)),
         "upload_id": str(UUID(int=UUID(victim.upload_id).int + 1)),
+        "batch_id": str(UUID(int=UUID(victim.batch_id).int + 1)),
         "name": long[: len(victim.model)],
     }
 
@@ -357,6 +370,7 @@ async def test_ta1_the_crawler_would_notice(
                 showing.add(probe.template)
 
     assert showing == {
+        "/api/v1/batches", "/api/v1/batches/{batch_id}", "/api/v1/batches/{batch_id}/items", "/api/v1/batches/{batch_id}/receipt",
         "/api/v1/jobs", "/api/v1/jobs/{job_id}", "/api/v1/jobs/{job_id}/receipt", "/api/v1/models",
         "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions", "/api/v1/webhooks",
         "/api/v1/webhooks/{webhook_id}", "/api/v1/webhooks/{webhook_id}/deliveries",

@@ -94,6 +94,7 @@ CREATE TABLE limner.job (
   refunded_mc    bigint NOT NULL DEFAULT 0,
   wait_s         int NOT NULL,
   run_at         timestamptz,
+  cancel_after_s int,                   -- the request's own deadline, in seconds from when it is due; NULL: the model's
   drew_lots      boolean NOT NULL DEFAULT false,
   runs           int NOT NULL DEFAULT 0,
   provider_used  text,

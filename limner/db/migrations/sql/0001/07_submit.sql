@@ -58,7 +58,8 @@ END $$;
 CREATE FUNCTION limner._place(
   t uuid, p_job uuid, p_app uuid, p_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text, p_unit_price bigint, p_hold bigint,
   p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int, p_max_runs int, p_request_id text, p_traceparent text,
-  p_run_at timestamptz, p_user_rate int, p_webhook_url text, p_call jsonb, p_token_prices jsonb, p_terms jsonb, OUT available bigint, OUT full_at timestamptz)
+  p_run_at timestamptz, p_user_rate int, p_webhook_url text, p_call jsonb, p_token_prices jsonb, p_terms jsonb, p_cancel_after int,
+  OUT available bigint, OUT full_at timestamptz)
 LANGUAGE plpgsql AS $$
 DECLARE
   v_wallet uuid := coalesce(p_user, t);
@@ -85,11 +86,11 @@ BEGIN
   END IF;
   INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
                           request_hash, input, unit_price_mc, price_hold_mc, wait_s, run_at, drew_lots, request_id, traceparent, webhook_url,
-                          state, runs, started_at, token_prices, terms)
+                          state, runs, started_at, token_prices, terms, cancel_after_s)
   VALUES (t, p_job, p_app, p_user, coalesce(p_user, p_app), v_wallet, p_model_id, p_model, p_kind, p_priority, p_route, p_key,
           p_hash, p_input, p_unit_price, p_hold, p_wait, p_run_at, lots, p_request_id, p_traceparent, p_webhook_url,
           CASE WHEN p_call IS NULL THEN 'queued' ELSE 'running' END, (p_call IS NOT NULL)::int, CASE WHEN p_call IS NOT NULL THEN clock_timestamp() END, p_token_prices,
-          p_terms);
+          p_terms, p_cancel_after);
   INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
   VALUES (t, p_job, 'hold', v_wallet, v_version, available, 'revenue', p_hold, p_job);
   INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, wallet_id, hold_mc, phase, claimable_at, max_runs, deadline_at, created_at,
@@ -138,6 +139,7 @@ CREATE FUNCTION limner.submit_job(
   p_max_runs int, p_request_id text, p_traceparent text, p_again boolean DEFAULT false, p_run_at timestamptz DEFAULT NULL,
   p_user_rate int DEFAULT NULL, p_app_rate int DEFAULT NULL, p_org_rate int DEFAULT NULL, p_max_open int DEFAULT NULL,
   p_webhook_url text DEFAULT NULL, p_call jsonb DEFAULT NULL, p_token_prices jsonb DEFAULT NULL, p_terms jsonb DEFAULT NULL,
+  p_cancel_after int DEFAULT NULL,
   p_names text[] DEFAULT NULL, p_types text[] DEFAULT NULL, p_widths int[] DEFAULT NULL, p_heights int[] DEFAULT NULL, p_data bytea[] DEFAULT NULL)
 RETURNS TABLE (outcome text, job_id uuid, hold_mc bigint, available_mc bigint, wait_s int, user_full_at timestamptz, app_full_at timestamptz,
                org_full_at timestamptz)
@@ -190,7 +192,7 @@ BEGIN
   SELECT p.available, p.full_at INTO available_mc, user_full_at
     FROM limner._place(t, p_job, p_app, v_user, p_route, p_model_id, p_model, p_kind, p_unit_price, p_hold, p_priority, p_key, p_hash, p_input,
                        p_wait, p_deadline_s, p_max_runs, p_request_id, p_traceparent, p_run_at, CASE WHEN v_user IS NOT NULL THEN p_user_rate END,
-                       p_webhook_url, p_call, p_token_prices, p_terms) p;
+                       p_webhook_url, p_call, p_token_prices, p_terms, p_cancel_after) p;
   IF available_mc IS NULL THEN
     SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t);
     IF v_user IS NOT NULL AND NOT limner._has_token(w.rate_tat, limner._step(p_user_rate, 1)) THEN

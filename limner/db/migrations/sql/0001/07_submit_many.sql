@@ -27,7 +27,7 @@ BEGIN
     SELECT b.* FROM ROWS FROM (json_to_recordset(p_batch) AS (
       org uuid, job uuid, app uuid, external text, route text, model_id uuid, model text, kind text, unit_price bigint, hold bigint,
       priority int, key text, hash bytea, input jsonb, wait int, deadline_s int, max_runs int, request_id text, traceparent text,
-      run_at timestamptz, user_rate int, app_rate int, webhook_url text, token_prices jsonb, terms jsonb,
+      run_at timestamptz, user_rate int, app_rate int, webhook_url text, token_prices jsonb, terms jsonb, cancel_after int,
       -- of a call that answers at once: who has it for how long, and whom it asks first
       owner text, lease_s double precision, provider text, provider_model text, rule text, own_key boolean)) WITH ORDINALITY b),
   known AS MATERIALIZED (                      -- whose user is there and whose key is new, and whose wallet and bucket are free
@@ -70,11 +70,11 @@ BEGIN
   ordered AS (
     INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
                             request_hash, input, unit_price_mc, price_hold_mc, wait_s, run_at, request_id, traceparent, webhook_url,
-                            state, runs, started_at, token_prices, terms)
+                            state, runs, started_at, token_prices, terms, cancel_after_s)
     SELECT k.org, k.job, k.app, k.user_id, k.principal, k.payer, k.model_id, k.model, k.kind, k.priority, k.route, k.key,
            k.hash, k.input, k.unit_price, k.hold, k.wait, k.run_at, k.request_id, k.traceparent, k.webhook_url,
            CASE WHEN k.owner IS NULL THEN 'queued' ELSE 'running' END, (k.owner IS NOT NULL)::int,
-           CASE WHEN k.owner IS NOT NULL THEN clock_timestamp() END, k.token_prices, k.terms FROM taken k),
+           CASE WHEN k.owner IS NOT NULL THEN clock_timestamp() END, k.token_prices, k.terms, k.cancel_after FROM taken k),
   held AS (
     INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
     SELECT k.org, k.job, 'hold', k.payer, k.debit_version, k.left_mc, 'revenue', k.hold, k.job FROM taken k),
