@@ -111,7 +111,7 @@ class Run:
             if isinstance(answer, Kept):
                 return endings.success(work, answer)
             failures.append(answer)
-            if answer.kind in FINAL_KINDS or answer.stops:
+            if endings.ends(work.kind, answer):
                 break
         if self._remaining_s() <= 0:
             return Finish("failed", "deadline_exceeded", MESSAGES["deadline_exceeded"])
@@ -173,7 +173,7 @@ class Run:
         self._resources.news.committed()
         self._model = work.model
         images: dict[str, Blob] = {}
-        if any(field in work.input for field in ("images", "mask")):
+        if any(field in work.input for field in ("images", "mask", "audio")):
 
             async def load(tx: Tx) -> dict[str, Blob]:
                 return await runs.load_images(tx, self.lease.job_id)
@@ -258,13 +258,13 @@ class Run:
             provider_model=route.provider_model,
             input=prepared.work.input,
             images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named),
-            mask=named.get("mask"),
+            mask=named.get("mask"), audio=named.get("audio"),
             config=route.config,
             idempotency_key=idem_key,
             timeout_s=timeout_s,
             progress=self._report,
             base_url=route.base_url,
-        )
+        )  # fmt: skip
 
     async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
         """The provider's result; whatever else an adapter does becomes a failure, never the end of the worker."""

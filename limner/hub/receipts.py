@@ -62,7 +62,10 @@ async def build(tx: Tx, job: Job) -> dict[str, Any]:
         "webhooks": [_webhook(delivery) for delivery in sent],
         "request_id": job.request_id,
     }
-    if job.token_prices is not None:
+    if job.token_prices is not None and "unit" in job.token_prices:
+        sold = job.token_prices
+        receipt["time_price"] = {"credits": money.exact(sold["price_mc"]), "unit": sold["unit"]}
+    elif job.token_prices is not None:
         receipt["token_prices"] = _prices(Rates(**job.token_prices))
     if costs:
         receipt["provider_cost_micro_usd"] = sum(row["cost_micro_usd"] or 0 for row in attempts)

@@ -16,7 +16,7 @@ from limner.db.pools import Database
 from limner.db.wake import Waker
 from limner.egress.answers import DestinationNotAllowed
 from limner.egress.destinations import Destinations
-from limner.hub import catalog, dry_run, inputs, jobs, limits, pricing
+from limner.hub import audio_inputs, catalog, dry_run, inputs, jobs, limits, pricing
 from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
 from limner.hub.limits import SubmitLimits
@@ -117,12 +117,15 @@ class Submitter:
         model = await self.model(caller.org_id, envelope["model"])
         if model.row.kind in texts.BY_CALLS:
             raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]}, "model_not_supported")
-        parsed = model.schema.parse(envelope["input"])
+        parsed = _parsed(model, envelope["input"])
         hold_mc = _foreseen_mc(model.row, envelope["input"], parsed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await self._images.take(caller, parsed, files)
+        if model.row.price_unit in pricing.BY_TIME:
+            seconds = audio_inputs.seconds(recorded, self._images.recordings)
+            hold_mc = pricing.time_mc(model.row.price_mc, model.row.price_unit, seconds)
         canonical = _canonical(model.row.name, recorded, envelope["priority"], run_at, webhook_url)
         bounds = self.limits.of(caller.quotas, for_user=external_id is not None)
         order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
@@ -135,7 +138,7 @@ class Submitter:
             kind=model.row.kind,
             unit_price_mc=model.row.price_mc,
             hold_mc=hold_mc,
-            token_prices=pricing.rates(model.row) if model.row.price_unit == "tokens" else None,
+            token_prices=pricing.kept_with_orders(model.row),
             priority=envelope["priority"],
             idempotency_key=key,
             request_hash=hashlib.sha256(canonical).digest(),
@@ -186,6 +189,18 @@ class Submitter:
                 raise ApiError(404, "model_not_found", "There is no such model; GET /api/v1/models lists them.")
             compiled = self._models.put(org_id, row)
         return compiled
+
+
+def _parsed(model: catalog.CompiledModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The input with defaults. Raises ApiError 400, which says what the model can do where it was asked for something else."""
+    try:
+        return model.schema.parse(given)
+    except ApiError as error:
+        known = model.row.input_schema.get("properties", {})
+        if all(name in known for name in given):
+            raise
+        words = f"Invalid input: {model.row.name} is a model of {model.row.kind} and takes {', '.join(sorted(known))}."
+        raise ApiError(error.status, error.code, words, details=error.details) from None
 
 
 def _foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:

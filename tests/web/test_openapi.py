@@ -50,7 +50,8 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("get", "/api/v1/webhooks/{webhook_id}/deliveries"), ("post", "/api/v1/webhooks/{webhook_id}/redeliver"),
         ("post", "/api/v1/webhooks/deliveries/{delivery_id}/redeliver"),
         ("post", "/v1/chat/completions"), ("post", "/v1/completions"), ("post", "/v1/embeddings"),
-        ("post", "/v1/images/generations"), ("post", "/v1/images/edits"), ("post", "/v1/moderations"),
+        ("post", "/v1/images/generations"), ("post", "/v1/images/edits"), ("post", "/v1/images/variations"),
+        ("post", "/v1/audio/transcriptions"), ("post", "/v1/moderations"),
         ("get", "/v1/models"), ("get", "/v1/models/{name}"),
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
 from limner.hub.providers.base import CallClass, ConfigInvalid, ProviderCall, ProviderError, ProviderResult
-from limner.hub.providers.openai_compatible import answers, config, errors, exchange, requests
+from limner.hub.providers.openai_compatible import answers, config, costs, errors, exchange, requests, transcripts
 from limner.hub.providers.openai_compatible.requests import Request
 from limner.telemetry import logs
 
@@ -11,12 +11,16 @@ MAX_TEXT_BYTES = 8 * 1024 * 1024
 MAX_PICTURE_BYTES = 32 * 1024 * 1024  # base64 of a picture of the largest size that is kept, and its frame
 MAX_ANSWER_BYTES = 128 * 1024 * 1024
 HEAD_START_S = 0.25  # the door gives up a little before the run does, and so can tell whether the request was out
-READERS = {"texts": answers.read_texts, "pictures": answers.read_pictures, "vectors": answers.read_vectors}
+READERS = {
+    "texts": answers.read_texts, "pictures": answers.read_pictures, "vectors": answers.read_vectors,
+    "transcript": transcripts.read,
+}  # fmt: skip
 log = logs.get("openai")
 
 
 class OpenAICompatibleAdapter:
-    """Texts by chat/completions, vectors by embeddings, pictures by images/generations and images/edits.
+    """Texts by chat/completions, vectors by embeddings, pictures by images/generations, images/edits and images/variations,
+    transcripts by audio/transcriptions.
 
     Class C: the interface knows neither an idempotency key nor a look-up. The job's id goes out as X-Client-Request-Id,
     by which a provider's support finds a request; limner relies on nothing about it.
@@ -60,7 +64,10 @@ class OpenAICompatibleAdapter:
         if value.get("error"):  # some gateways had sent their headers when it went wrong
             said = errors.told(value)
             raise self._failure(call, request, answer, said.status or 502, said)
-        return READERS[request.answers](value, answer.headers)
+        result = READERS[request.answers](value, answer.headers)
+        if request.answers == "transcript":
+            result = transcripts.counted(result, call, configured)
+        return costs.stated(result, value) if configured.states_cost else result
 
     def _failure(
         self, call: ProviderCall, request: Request, answer: Answer, status: int, said: errors.Told

@@ -32,6 +32,7 @@ CONTEXT_WORDS = ("context length", "context window", "context size", "maximum co
 KNOWN_CODES = CONTENT_CODES | QUOTA_CODES | MODEL_CODES | UNSUPPORTED_CODES | CONTEXT_CODES
 PERHAPS_SERVED = frozenset({502, 504, 520, 524})
 """A gateway's own words: what stands behind it may have done the work."""
+MODERATED = "content_moderation"
 MAX_LOOKED_AT = 4096
 VERDICTS: dict[str, tuple[str, ErrorKind]] = {
     "content_refused": ("The provider's content policy refused the request.", "content"),
@@ -76,7 +77,9 @@ def told(value: Any) -> Told:
     if not isinstance(found, dict):
         return Told("", "", "", None)
     codes = [str(found.get(name)).lower() for name in ("code", "type")]
-    number = found.get("code")
+    number, more = found.get("code"), found.get("metadata")
+    if isinstance(more, dict) and ("flagged_input" in more or more.get("reasons")):
+        codes.append(MODERATED)  # a gateway that lets requests be judged first says so there
     param, words = found.get("param"), found.get("message")
     return Told(
         code=next((code for code in codes if code in KNOWN_CODES), ""),

@@ -10,7 +10,7 @@ from limner.hub import chat, routing
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
 from limner.hub.providers.base import ConfigInvalid, ProviderError
-from limner.hub.providers.openai_compatible import answers, config, errors, exchange
+from limner.hub.providers.openai_compatible import answers, config, errors, exchange, requests
 from limner.hub.providers.openai_compatible.config import Config
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -71,7 +71,8 @@ def _prepared(route: Route, asked: Asked, model: Model) -> tuple[Config, bytes]:
         configured = config.read(route.base_url, route.config)
     except ConfigInvalid as error:
         raise ProviderError("provider_misconfigured", f"The provider's {error}.", "fatal") from None
-    return configured, chat.payload(asked, model, route.provider_model, configured.max_tokens_field)
+    own = requests.gateway_fields(configured)
+    return configured, chat.payload(asked, model, route.provider_model, configured.max_tokens_field, own)
 
 
 def _timeout_s(route: Route) -> float:
