@@ -403,7 +403,7 @@ def _error(status: int, message: str, *, code: str | None = None, param: str | N
 
 def _say(says: Says) -> web.Response:
     body = says.body if isinstance(says.body, bytes) else orjson.dumps(says.body)
-    return web.Response(status=says.status, body=body, content_type="application/json", headers=dict(says.headers))
+    return web.Response(status=says.status, body=body, headers={"Content-Type": "application/json", **says.headers})
 
 
 def _hang_up(request: web.Request) -> web.Response:

@@ -1,5 +1,6 @@
 """What a gateway says that a call cost it: exact dollars in the answer's usage, in place of a list price."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
@@ -31,7 +32,7 @@ def micro_usd(usage: Any) -> int | None:
     if own is None:
         return None
     total = own + (behind or 0 if usage.get("is_byok") is True else 0)
-    return int(-(-total * MICRO // 1))
+    return math.ceil(total * MICRO)
 
 
 def _dollars(value: Any) -> Decimal | None:

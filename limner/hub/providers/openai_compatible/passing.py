@@ -35,6 +35,9 @@ class Passing:
         )  # fmt: skip
         if answer.status != 200:
             raise errors.failure(answer.status, answer.headers, errors.read_told(answer.body), ())
+        if b'"error"' in answer.body and (value := answers.read_object(answer.body)).get("error"):
+            said = errors.told(value)  # some gateways had sent their headers when it went wrong
+            raise errors.failure(said.status or 502, answer.headers, said, ())
         return answer.body
 
     @asynccontextmanager
