@@ -29,6 +29,7 @@ from limner.hub.progress import News
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderResult
 from limner.kit import crypto, ids
 from limner.kit.cpu import CpuPool
+from limner.media.audio import AudioLimits, Recordings
 from limner.media.sniffing import ImageLimits
 from limner.media.store import ObjectStore
 from limner.settings import Settings, load_root_key
@@ -113,7 +114,9 @@ async def drain(url: str, home: Path, slots: int, delay_s: float) -> None:
     herald = Herald(db, "limner_dispatch")
     relay = Relay(db, herald)
     news = News(relay.wake, herald.tell)
-    imports = Imports(UntrustedDoor(Destinations((), ())), pool, ImageLimits(1, 1, 1))
+    imports = Imports(
+        UntrustedDoor(Destinations((), ())), pool, ImageLimits(1, 1, 1), Recordings(pool, AudioLimits(1, 1))
+    )
     made = executor.resources(db, {NoOp.name: NoOp(delay_s)}, ObjectStore(None, home), pool, 3, 5.0, imports, news)
     loop = WorkerLoop(made, LoopSettings(slots=slots, lease_s=30.0, heartbeat_s=10.0, shutdown_s=10.0))
     asyncio.get_running_loop().add_signal_handler(15, loop.stop)

@@ -45,6 +45,7 @@ from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
 from limner.hub.live_api import StreamLimits
 from limner.hub.openai_answers import Desk
+from limner.hub.openai_audio import AudioApi
 from limner.hub.openai_images import ImagesApi
 from limner.hub.progress import News
 from limner.hub.providers import registry
@@ -56,6 +57,7 @@ from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.media import api as media_api
 from limner.media import presigning, receiving
+from limner.media.audio import AudioLimits, Recordings
 from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox
 from limner.media.sniffing import ImageLimits
@@ -102,7 +104,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         pool, checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
     )
     tokens = TokenTickets(root, settings.base_url)
-    brought = _uploads(settings, hub, store, tokens)
+    brought = _uploads(settings, hub, store, tokens, pool)
     own_keys = OwnKeys(root)
     door = doors.fixed(settings, own_keys)
     openai = _openai(settings, hub, store, pool, _answerers(Tools(door, pool, db.clock)))
@@ -129,6 +131,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )  # fmt: skip
     many = BatchSubmitter(db, submitter, settings.max_batch_items, settings.max_generate_body_bytes)
     pictures = ImagesApi(db, authenticate, submitter, board, store, urls, settings.max_image_bytes)
+    recordings = AudioApi(db, authenticate, submitter, board, settings.max_audio_bytes)
     media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))
     for router in (
         hub_api.router(hub),
@@ -141,7 +144,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, own_keys)),
         settings_api.router(settings_api.SettingsApi(db, authenticate)),
         uploads_api.router(brought),
-        openai_api.router(openai, pictures),
+        openai_api.router(openai, pictures, recordings),
         receiving.router(db, store, tokens),
         media_api.router(media),
         health.router(db, VERSION),
@@ -170,12 +173,13 @@ def _body_limits(settings: Settings) -> dict[str, int]:
         "/v1/": settings.max_generate_body_bytes,
         # every character may come as two escapes of six bytes
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
-        receiving.PREFIX: settings.max_image_bytes,
+        receiving.PREFIX: max(settings.max_image_bytes, settings.max_audio_bytes),
     }
 
 
 def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, allowed: Destinations) -> Submitter:
-    images = inputs.ImageInputs(db, store, pool, allowed, ImageLimits.of(settings))
+    recordings = Recordings(pool, AudioLimits.of(settings))
+    images = inputs.ImageInputs(db, store, pool, allowed, ImageLimits.of(settings), recordings)
     limits = SubmitLimits(
         settings.max_runs, settings.submit_backlog, settings.user_jobs_per_min, settings.app_jobs_per_min,
         settings.max_run_at_s,
@@ -190,7 +194,8 @@ def _openai(
     waker = hub.submitter.waker
     resources = executor.resources(
         hub.db, {}, store, pool, settings.max_runs, settings.retry_backoff_s,
-        Imports(doors.untrusted(settings), pool, ImageLimits.of(settings)), News(lambda: waker.wake(event=True)),
+        Imports(doors.untrusted(settings), pool, ImageLimits.of(settings), Recordings(pool, AudioLimits.of(settings))),
+        News(lambda: waker.wake(event=True)),
         breaker=gates.breaker(settings),
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
@@ -205,15 +210,17 @@ def _answerers(tools: Tools) -> dict[str, Answering]:
 
 
 def _uploads(
-    settings: Settings, hub: hub_api.HubApi, store: ObjectStore, tokens: TokenTickets
+    settings: Settings, hub: hub_api.HubApi, store: ObjectStore, tokens: TokenTickets, pool: CpuPool
 ) -> uploads_api.UploadsApi:
     """A bucket takes bytes by itself; else they come here, by limner's own tokens."""
     bucket = presigning.find_bucket(settings.store_url, os.environ)
     tickets = presigning.BucketTickets(*bucket, hub.db.clock) if bucket else tokens
     quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
-    processor = Processor(hub.db, "limner_api", store, Sandbox(), ImageLimits.of(settings), quota)
+    recordings = Recordings(pool, AudioLimits.of(settings))
+    processor = Processor(hub.db, "limner_api", store, Sandbox(), ImageLimits.of(settings), quota, recordings)
+    largest = {"image": settings.max_image_bytes, "audio": settings.max_audio_bytes}
     return uploads_api.UploadsApi(
-        hub.db, hub.authenticate, store, processor, tickets, hub.urls, quota, settings.max_image_bytes, hub.submitter
+        hub.db, hub.authenticate, store, processor, tickets, hub.urls, quota, largest, hub.submitter
     )
 
 

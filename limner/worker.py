@@ -27,6 +27,7 @@ from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.ledger import chores as ledger_chores
 from limner.media import tending
+from limner.media.audio import AudioLimits, Recordings
 from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox
 from limner.media.sniffing import ImageLimits
@@ -81,7 +82,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
             settings.org_max_running or None,
         ),
     )
-    duties = _duties(settings, db, store)
+    duties = _duties(settings, db, store, pool)
     if root.old:
         duties.append(chores.Chore("reseal_old", resealing.EVERY_S, resealing.Resealing(db, root).reseal_old))
 
@@ -122,7 +123,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         await db.close()
 
 
-def _duties(settings: Settings, db: Database, store: ObjectStore) -> list[chores.Chore]:
+def _duties(settings: Settings, db: Database, store: ObjectStore, pool: CpuPool) -> list[chores.Chore]:
     hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
     deliveries = forgetting.Forgetting(db, settings.keep_deliveries_days)
     kept = retention.Retention(db, store, settings.keep_days, settings.keep_jobs)
@@ -134,7 +135,7 @@ def _duties(settings: Settings, db: Database, store: ObjectStore) -> list[chores
         chores.Chore("roll_usage", usage_rolling.EVERY_S, usage_rolling.UsageRolling(db).roll),
         chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
         chores.Chore("forget_deliveries", forgetting.FORGET_EVERY_S, deliveries.forget_deliveries),
-        chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings).tend),
+        chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings, pool).tend),
     ]
 
 
@@ -148,12 +149,15 @@ def _delivering(settings: Settings, root: RootKey, db: Database) -> DeliveryLoop
 
 
 def _imports(settings: Settings, pool: CpuPool) -> Imports:
-    return Imports(doors.untrusted(settings), pool, ImageLimits.of(settings))
+    recordings = Recordings(pool, AudioLimits.of(settings))
+    return Imports(doors.untrusted(settings), pool, ImageLimits.of(settings), recordings)
 
 
-def _uploads(db: Database, store: ObjectStore, settings: Settings) -> tending.UploadTending:
+def _uploads(db: Database, store: ObjectStore, settings: Settings, pool: CpuPool) -> tending.UploadTending:
     quota = Quota(settings.upload_quota_bytes, settings.upload_quota_files)
-    processor = Processor(db, tending.ROLE, store, Sandbox(), ImageLimits.of(settings), quota)
+    processor = Processor(
+        db, tending.ROLE, store, Sandbox(), ImageLimits.of(settings), quota, Recordings(pool, AudioLimits.of(settings))
+    )
     return tending.UploadTending(db, store, processor)
 
 

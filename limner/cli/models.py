@@ -2,7 +2,7 @@
 
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -12,7 +12,7 @@ from limner.db.context import PLATFORM
 from limner.db.pools import Database
 from limner.hub import catalog
 from limner.hub.catalog import Model, Routing
-from limner.hub.pricing import OnDisconnect
+from limner.hub.pricing import BY_TIME, OnDisconnect
 from limner.hub.providers import texts
 from limner.hub.providers.base import ErrorKind
 from limner.hub.providers.openai_compatible import offers
@@ -29,7 +29,8 @@ OPTIONAL = (
     "family", "description", "capabilities", "price_unit", *BY_TOKENS, "price_source", "priced_on", "max_output_tokens",
     "on_disconnect", "expected_s", "deadline_s", "routing", "next_on",
 )  # fmt: skip
-UNITS = {"output": "an output", "job": "a job", "tokens": "a call"}
+UNITS = {"output": "an output", "job": "a job", "tokens": "a call", "second": "a second", "minute": "a minute"}
+Per = Literal["output", "job", "second", "minute"]
 MAX_DEADLINE_S = 604_800
 MAX_OUTPUT_TOKENS = 10_000_000
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name, e.g. local/canvas.")]
@@ -94,7 +95,7 @@ def read_model(path: Path) -> dict[str, Any]:
         if not isinstance(given.get(name, {}), dict):
             raise typer.BadParameter(f"{path}: {name} must be an object")
     if given.get("price_unit", "output") not in UNITS:
-        raise typer.BadParameter(f'{path}: price_unit must be "output", "job" or "tokens"')
+        raise typer.BadParameter(f'{path}: price_unit must be "output", "job", "tokens", "second" or "minute"')
     if given.get("on_disconnect", "drain") not in get_args(OnDisconnect):
         raise typer.BadParameter(f'{path}: on_disconnect must be "abort", "drain" or "estimate"')
     if given.get("routing", "priority") not in get_args(Routing):
@@ -124,6 +125,8 @@ def _check_unit(where: str, unit: str, kind: Any) -> None:
         raise typer.BadParameter(
             f"{where}: only models of {', '.join(sorted(texts.SOLD_BY_TOKENS))} are sold by tokens"
         )
+    if unit in BY_TIME and kind not in texts.SOLD_BY_TIME:
+        raise typer.BadParameter(f"{where}: only models of {', '.join(texts.SOLD_BY_TIME)} are sold by time")
 
 
 def _credits(path: Path, name: str, value: Any) -> int:
@@ -256,6 +259,9 @@ def add(
     provider: Annotated[str, typer.Option("--provider", metavar="NAME", help="Who runs it; limner providers add.")],
     provider_model: Annotated[str, typer.Option("--provider-model", metavar="TEXT", help="The provider's own name.")],
     price_mc: Price = None,
+    per: Annotated[
+        Per | None, typer.Option("--per", help="What the price is for: an output, unless another is named.")
+    ] = None,
     by_input_mc: InputPrice = None,
     by_cached_mc: CachedPrice = None,
     by_output_mc: OutputPrice = None,
@@ -273,11 +279,13 @@ def add(
     by_tokens = by_input_mc is not None or by_output_mc is not None or (kind in texts.BY_CALLS and price_mc is not None)
     if price_mc is None and not by_tokens:
         raise typer.BadParameter("say a price: --price, or --input-price and --output-price")
-    _check_unit(name, "tokens" if by_tokens else "output", kind)
+    if by_tokens and per is not None:
+        raise typer.BadParameter("a price by tokens is for a call: --per does not go with it")
+    _check_unit(name, "tokens" if by_tokens else per or "output", kind)
     facts = {
         "name": name, "display_name": called or name, "kind": kind, "family": provider, "price_mc": price_mc or 0,
         "input_schema": offers.SCHEMAS[kind], "capabilities": offers.capabilities(kind), "expected_s": offers.EXPECTED_S[kind],
-        "max_output_tokens": longest, "on_disconnect": on_disconnect,
+        "max_output_tokens": longest, "on_disconnect": on_disconnect, "price_unit": per or "output",
     }  # fmt: skip
     if by_tokens:
         read_mc = by_input_mc or 0

@@ -162,8 +162,8 @@ class BatchSubmitter:
         model = await self._submitter.model(caller.org_id, name)
         if model.row.kind in texts.BY_CALLS:
             raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]})
-        parsed = model.schema.parse(item["input"])
-        hold_mc = submission.foreseen_mc(model.row, item["input"], parsed)
+        parsed = submission.parsed_by(model, item["input"])
+        price_mc = submission.foreseen_mc(model.row, item["input"], parsed)
         _refuse_data(parsed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
@@ -179,8 +179,8 @@ class BatchSubmitter:
             model=model.row.name,
             kind=model.row.kind,
             unit_price_mc=model.row.price_mc,
-            hold_mc=hold_mc,
-            token_prices=pricing.rates(model.row) if model.row.price_unit == "tokens" else None,
+            hold_mc=self._submitter.timed_mc(model.row, recorded, price_mc),
+            token_prices=pricing.kept_with_orders(model.row),
             priority=common.priority,
             idempotency_key=None,
             request_hash=b"",

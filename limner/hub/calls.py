@@ -96,10 +96,14 @@ class Call(Run):
         reference: str | None,
         *,
         estimated: bool,
+        cost_micro_usd: int | None = None,
         outputs: list[dict[str, Any]],
     ) -> Finish:
-        """The ending of a call that delivered: its price, never above the hold, and what it consumed."""
-        cost = pricing.cost_micro_usd(route, used)
+        """The ending of a call that delivered: its price, never above the hold, and what it consumed.
+
+        `cost_micro_usd`: as the provider stated it; else by the route's own figures.
+        """
+        cost = pricing.cost_micro_usd(route, used) if cost_micro_usd is None else cost_micro_usd
         price_mc = pricing.part_mc(pricing.tokens_mc(model, used), terms.percent_of(route, None))
         self._resources.keys.tell(route.own_key, None)
         return Finish(

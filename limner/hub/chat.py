@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -22,6 +23,7 @@ PRICED = {"service_tier": ("auto", "default"), "modalities": (["text"],)}
 """Fields that change the price: only these values pass."""
 REFUSED = ("audio", "web_search_options", "prediction", "best_of")
 """Fields whose cost nobody could foresee."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 MAX_TOKENS = ("max_completion_tokens", "max_tokens")
 
 
@@ -121,9 +123,11 @@ def most(asked: Asked, model: Model) -> Tokens:
     return Tokens(asked.bound, 0, longest * asked.choices)
 
 
-def payload(asked: Asked, model: Model, provider_model: str, max_tokens_field: str) -> bytes:
-    """What a provider gets: the request as it came where nothing has to be changed."""
-    changes: dict[str, Any] = {}
+def payload(
+    asked: Asked, model: Model, provider_model: str, max_tokens_field: str, own: Mapping[str, Any] = NOTHING
+) -> bytes:
+    """What a provider gets: the request as it came where nothing has to be changed. `own`: fields that are the operator's to set."""
+    changes: dict[str, Any] = dict(own)
     if asked.value.get("model") != provider_model:
         changes["model"] = provider_model
     if asked.surface.writes and asked.max_output is None:

@@ -1,6 +1,7 @@
 """How a run may end, and what leads there: the words between the two halves of a run (hub.executor)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ REQUESTS_FAULT = frozenset(
         "content_refused", "provider_refused", "prompt_required", "image_required", "one_image_required", "mask_required",
         "mask_without_alpha", "mask_size_mismatch", "mask_empty", "mask_full", "output_too_large", "unsupported_media",
         "unreadable_image", "image_too_large", "unsupported_input", "text_too_long", "text_empty", "bad_message", "bad_dimensions",
+        "audio_too_large", "audio_too_long", "audio_required",
     }
 )  # fmt: skip
 """Codes of failed jobs: what another request would do better."""
@@ -106,6 +108,8 @@ class Failure:
     cost_micro_usd: int | None = None
 
 
+SECONDS = ("audio", "second")
+"""How an adapter names the seconds of a recording that it worked on."""
 FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True, passed="was full")
 
 
@@ -126,8 +130,15 @@ def without_result(failures: Sequence[Failure], backoff_s: float, *, is_last: bo
     return Release(backoff_s, counts=True, reason=last.code)
 
 
+def goes_on(kind: str, failure: Failure, next_on: Sequence[ErrorKind]) -> bool:
+    """Whether the next provider is asked. What one will not describe, another still may: the last one is limner's own."""
+    return (failure.full or failure.kind in next_on or kind == texts.PICTURE_KIND) and not failure.stops
+
+
 def success(work: Work, kept: Kept) -> Finish:
-    """Charged for what was stored, or by tokens; with usage records of what was sold and what the provider says it consumed."""
+    """Charged for what was stored, by tokens or by time; with usage records of what was sold and what the provider says it consumed."""
+    if work.token_prices is not None and "unit" in work.token_prices:
+        return _by_time(work, kept, work.token_prices)
     if work.token_prices is not None:
         return _by_tokens(work, kept, Rates(**work.token_prices))
     count, kind = len(kept.outputs), kept.outputs[0]["type"]
@@ -158,6 +169,19 @@ def _by_tokens(work: Work, kept: Kept, rates: Rates) -> Finish:
         used = Tokens(texts.likely(work.input), 0, written if work.kind in texts.WRITING else 0)
     charge_mc = min(pricing.part_mc(pricing.tokens_mc(rates, used), kept.percent), work.price_hold_mc)
     return _delivered(kept, charge_mc, token_usage(used, kept.platform_cost_micro_usd, estimated=estimated))
+
+
+def _by_time(work: Work, kept: Kept, sold: Mapping[str, Any]) -> Finish:
+    """By the seconds that the provider counted, else by those that were measured; never above the hold."""
+    told = next((use.quantity for use in kept.usage if (use.kind, use.unit) == SECONDS), None)
+    measured_ms = work.input.get("audio", {}).get("duration_ms", 0)
+    seconds = math.ceil(measured_ms / 1000) if told is None else told
+    price_mc = pricing.part_mc(pricing.time_mc(sold["price_mc"], sold["unit"], seconds), kept.percent)
+    charge_mc = min(price_mc, work.price_hold_mc)
+    usage = [{"kind": "audio", "quantity": seconds, "unit": "second", "cost_micro_usd": kept.platform_cost_micro_usd}]
+    others = [use for use in kept.usage if (use.kind, use.unit) != SECONDS]
+    usage += [{"kind": use.kind, "quantity": use.quantity, "unit": use.unit} for use in others]
+    return _delivered(kept, charge_mc, usage)
 
 
 def stated_tokens(usage: Sequence[Usage]) -> Tokens | None:

@@ -124,7 +124,7 @@ class Run:
                 return endings.success(work, terms.applied(answer, candidate.route, work.terms))
             failures.append(answer)
             before.append((candidate.route.provider, answer.passed))
-            if not (answer.full or answer.kind in candidate.route.next_on) or answer.stops:
+            if not endings.goes_on(work.kind, answer, candidate.route.next_on):
                 break
         if self._remaining_s() <= 0:
             return Finish("failed", "deadline_exceeded", MESSAGES["deadline_exceeded"])
@@ -186,7 +186,7 @@ class Run:
         self._resources.news.committed()
         self._model = work.model
         images: dict[str, Blob] = {}
-        if any(field in work.input for field in ("images", "mask")):
+        if any(field in work.input for field in ("images", "mask", "audio")):
 
             async def load(tx: Tx) -> dict[str, Blob]:
                 return await runs.load_images(tx, self.lease.job_id)
@@ -281,6 +281,7 @@ class Run:
             input=prepared.work.input,
             images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named),
             mask=named.get("mask"),
+            audio=named.get("audio"),
             config=route.config,
             idempotency_key=idem_key,
             timeout_s=timeout_s,

@@ -1,6 +1,6 @@
-"""Input images, described in the job's record: data URIs are taken out of the request, measured and decoded once; `upload:<id>` is
-a picture that was uploaded before, as limner encoded it; an https URL is read strictly, and fetched when the job is worked on
-(hub.imports).
+"""Input images, and recordings (hub.audio_inputs), described in the job's record: data URIs are taken out of the request, measured and
+decoded once; `upload:<id>` is what was uploaded before, as limner keeps it; an https URL is read strictly, and fetched when the job is
+worked on (hub.imports).
 """
 
 import binascii
@@ -12,10 +12,12 @@ from typing import Any
 from limner.db.pools import Database
 from limner.egress.answers import DestinationNotAllowed
 from limner.egress.destinations import Destinations
+from limner.hub import audio_inputs
 from limner.hub.providers.base import Blob
 from limner.kit import ids
 from limner.kit.cpu import CpuError, CpuPool
 from limner.media import sniffing, uploads
+from limner.media.audio import Recordings
 from limner.media.sniffing import ImageLimits, ImageRejected
 from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
 from limner.media.uploads import Upload
@@ -24,33 +26,44 @@ from limner.web.errors import ApiError, invalid
 
 UPLOAD = "upload:"
 DATA_URI = re.compile(r"data:(image/[a-z+.-]{1,40});base64,", re.ASCII)
-FIELDS = ("images", "mask")
+FIELDS = ("images", "mask", audio_inputs.FIELD)
 
 
 class ImageInputs:
-    """Takes pictures out of requests."""
+    """Takes pictures and recordings out of requests."""
 
     def __init__(
-        self, db: Database, store: ObjectStore, pool: CpuPool, destinations: Destinations, limits: ImageLimits
-    ) -> None:
+        self, db: Database, store: ObjectStore, pool: CpuPool, destinations: Destinations, limits: ImageLimits,
+        recordings: Recordings,
+    ) -> None:  # fmt: skip
         self._db = db
         self._destinations = destinations
         self._store = store
         self._pool = pool
         self._limits = limits
+        self.recordings = recordings
 
     async def take(
         self, caller: Caller, parsed: dict[str, Any], files: Mapping[str, bytes]
     ) -> tuple[dict[str, Any], list[tuple[str, Blob]]]:
-        """The input with each image replaced by its description, or its URL, and those that came by name (image_0 …, mask).
+        """The input with each image, and the recording, replaced by its description, or its URL, and those that came by name
+        (image_0 …, mask, audio).
 
-        `files`: pictures by the text that stands for each in the input.
+        `files`: what came beside it by the text that stands for each in the input.
 
         Raises ApiError 400: `destination_not_allowed`, `unreadable_image`, `unsupported_media`, `image_too_large`,
-        `mask_size_mismatch`, `upload_not_found`, `upload_not_ready`; 503 where the store does not answer.
+        `mask_size_mismatch`, `audio_too_large`, `audio_too_long`, `upload_not_found`, `upload_not_ready`; 503 where the store
+        does not answer.
         """
         recorded = dict(parsed)
         blobs: list[tuple[str, Blob]] = []
+        if isinstance(text := parsed.get(audio_inputs.FIELD), str):
+            if self._is_url(text, audio_inputs.AT):
+                recorded[audio_inputs.FIELD] = {"url": text}
+            else:
+                recording = await self._take_recording(caller, text, files)
+                blobs.append((audio_inputs.FIELD, recording))
+                recorded[audio_inputs.FIELD] = audio_inputs.described(recording)
         if isinstance(images := parsed.get("images"), list):
             recorded["images"] = []
             for index, text in enumerate(images):
@@ -85,11 +98,22 @@ class ImageInputs:
 
     async def _take_one(self, caller: Caller, text: str, at: str, files: Mapping[str, bytes]) -> Blob:
         if isinstance(text, str) and text.startswith(UPLOAD):
-            return await self._uploaded(caller, text, at)
+            return await self._read(*await self._uploaded(caller, text, at, "image"), at)
         data = files.get(text) if isinstance(text, str) else None
         return await _measured(_decode(text, at, self._limits) if data is None else data, at, self._limits, self._pool)
 
-    async def _uploaded(self, caller: Caller, text: str, at: str) -> Blob:
+    async def _take_recording(self, caller: Caller, text: str, files: Mapping[str, bytes]) -> Blob:
+        if not text.startswith(UPLOAD):
+            return await audio_inputs.take(text, files.get(text), self.recordings)
+        upload, key = await self._uploaded(caller, text, audio_inputs.AT, "audio")
+        assert upload.media_type is not None
+        if (upload.duration_ms or 0) > self.recordings.limits.max_s * 1000:
+            words = f"lasts longer than {self.recordings.limits.max_s} s"
+            raise invalid({audio_inputs.AT: [words]}, "audio_too_long", "The recording cannot be used.")
+        data = await self._bytes(key, audio_inputs.AT)
+        return Blob(upload.media_type, data, 0, 0, upload.duration_ms or 0)
+
+    async def _uploaded(self, caller: Caller, text: str, at: str, kind: str) -> tuple[Upload, str]:
         """Its own upload of the user's, or the app's: what is absent and what is somebody else's is the same 400."""
         upload_id = ids.parse(text.removeprefix(UPLOAD))
         missing = invalid({at: ["is no upload of yours"]}, "upload_not_found", "There is no such upload.")
@@ -102,7 +126,10 @@ class ImageInputs:
             raise missing from None
         if upload.object_key is None or upload.state != "ready":
             raise invalid({at: [f"is {upload.state}"]}, "upload_not_ready", "The upload is not ready.")
-        return await self._read(upload, upload.object_key, at)
+        if upload.kind != kind:
+            is_one = "a recording" if upload.kind == "audio" else "a picture"
+            raise invalid({at: [f"is {is_one}"]}, "unsupported_media", "The upload is of another kind.")
+        return upload, upload.object_key
 
     async def _read(self, upload: Upload, object_key: str, at: str) -> Blob:
         assert upload.width is not None
@@ -111,13 +138,15 @@ class ImageInputs:
         limits = self._limits
         if upload.width * upload.height > limits.max_pixels or max(upload.width, upload.height) > limits.max_side:
             raise _too_large(at, f"is {upload.width} × {upload.height} pixels", limits)
+        return Blob(upload.media_type, await self._bytes(object_key, at), upload.width, upload.height)
+
+    async def _bytes(self, object_key: str, at: str) -> bytes:
         try:
-            data = await self._store.read(object_key)
+            return await self._store.read(object_key)
         except ObjectMissing:  # deleted a moment ago
             raise invalid({at: ["is no upload of yours"]}, "upload_not_found", "There is no such upload.") from None
         except StoreUnavailable:
             raise ApiError(503, "unavailable", "The store does not answer.", headers={"retry-after": "2"}) from None
-        return Blob(upload.media_type, data, upload.width, upload.height)
 
 
 def _described(blob: Blob) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Submission:
     limits: Limits = NO_LIMITS
     webhook_url: str | None = None
     call: "FirstCall | None" = None
-    token_prices: Mapping[str, int] | None = None
+    token_prices: Mapping[str, Any] | None = None
     job_id: UUID | None = None
     terms: Mapping[str, Any] | None = None
     cancel_after_s: int | None = None
@@ -132,7 +132,7 @@ class Job:
     input: dict[str, Any]
     outputs: list[dict[str, Any]] | None
     unit_price_mc: int
-    token_prices: dict[str, int] | None
+    token_prices: dict[str, Any] | None
     price_hold_mc: int
     price_final_mc: int | None
     refunded_mc: int

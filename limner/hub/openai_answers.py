@@ -19,7 +19,7 @@ from limner.hub.endings import MESSAGES, REQUESTS_FAULT, STATUSES, Failure, Fini
 from limner.hub.pricing import Tokens
 from limner.hub.providers import asking
 from limner.hub.providers.base import ProviderError
-from limner.hub.providers.openai_compatible import answers
+from limner.hub.providers.openai_compatible import answers, costs, errors
 from limner.hub.routing import Candidate
 from limner.kit import money
 from limner.telemetry import logs, metrics
@@ -115,6 +115,7 @@ class _Answering:
         keeps = order.keeps and heard.body is not None
         return order.call.charged(
             order.model, candidate.route, used or heard.otherwise, heard.reference or None, estimated=used is None,
+            cost_micro_usd=costs.micro_usd(heard.usage) if candidate.route.config.get("states_cost") else None,
             outputs=openai_replays.kept(heard.body or b"", heard.media_type) if keeps else [],
         )  # fmt: skip
 
@@ -279,6 +280,9 @@ class StreamedAnswer(_Answering, Response):
             )
         finally:
             self._heard()
+        if frames.failed is not None and not frames.pieces:
+            said = errors.told(frames.failed)
+            return errors.failure(said.status or 502, {}, said, ())
         if frames.failed is not None or not (frames.pieces or frames.done):
             return ProviderError("provider_failed", "The provider's answer broke off.", "retryable")
         return None

@@ -34,6 +34,7 @@ from limner.hub.chat import Asked, Surface
 from limner.hub.endings import MESSAGES
 from limner.hub.gates import Passage
 from limner.hub.openai_answers import Desk, Order, StreamedAnswer, WholeAnswer, whole_estimate
+from limner.hub.openai_audio import AudioApi, AudioEndpoints
 from limner.hub.openai_images import ImageEndpoints, ImagesApi
 from limner.hub.pricing import Tokens
 from limner.hub.remembered import RouteCache
@@ -46,7 +47,9 @@ from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
 from limner.web.errors import ApiError, invalid, openai_limits
 
-KINDS = ("text.generate", "text.embed", "text.moderate", "image.generate", "image.edit")
+KINDS = (
+    "text.generate", "text.embed", "text.moderate", "image.generate", "image.edit", "image.variations", "audio.transcribe",
+)  # fmt: skip
 DEADLINE_S = 3600
 
 
@@ -190,7 +193,7 @@ def _facts(asked: Asked, model: Model, most: Tokens, agreed: Terms | None) -> di
     return facts
 
 
-def router(api: OpenAIApi, images: ImagesApi) -> APIRouter:
+def router(api: OpenAIApi, images: ImagesApi, audio: AudioApi) -> APIRouter:
     """The router over these resources."""
     routes = APIRouter(prefix="/v1", tags=["openai"])
     endpoints = ChatEndpoints(api)
@@ -201,6 +204,14 @@ def router(api: OpenAIApi, images: ImagesApi) -> APIRouter:
         ("POST", "/moderations", endpoints.moderate, "create_moderation", openai_docs.MODERATE),
         ("POST", "/images/generations", ImageEndpoints(images).generate, "create_images", openai_docs.GENERATE_IMAGE),
         ("POST", "/images/edits", ImageEndpoints(images).edit, "edit_images", openai_docs.EDIT_IMAGE),
+        ("POST", "/images/variations", ImageEndpoints(images).vary, "vary_images", openai_docs.VARY_IMAGE),
+        (
+            "POST",
+            "/audio/transcriptions",
+            AudioEndpoints(audio).transcribe,
+            "create_transcription",
+            openai_docs.TRANSCRIBE,
+        ),
         ("GET", "/models", endpoints.list_models, "list_model_names", openai_docs.LIST_MODELS),
         ("GET", "/models/{name:path}", endpoints.get_model, "get_model_name", openai_docs.GET_MODEL),
     ):

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from limner.hub import chat, openai_images
+from limner.hub import chat, openai_audio, openai_images, openai_orders
 from limner.hub.docs import IDEMPOTENCY_KEY, LIMITS, USER_ID, header
 
 Schema = dict[str, Any]
@@ -63,6 +63,24 @@ class Picture(BaseModel):
 class Pictures(BaseModel):
     created: int = Field(description="Seconds since 1970.")
     data: list[Picture]
+
+
+class Heard(BaseModel):
+    """How long the recording was: what is counted where it is sold by time."""
+
+    type: Literal["duration"]
+    seconds: int
+
+
+class Transcript(BaseModel):
+    """What was said. `task`, `language`, `duration` and `segments` with `verbose_json`, the last where the provider tells them."""
+
+    text: str
+    usage: Heard
+    task: Literal["transcribe"] | None = None
+    language: str | None = None
+    duration: float | None = Field(default=None, description="Seconds.")
+    segments: list[dict[str, Any]] | None = None
 
 
 class ModelEntry(BaseModel):
@@ -129,7 +147,7 @@ REASONS = {
     429: "`rate_limit_exceeded`: `limit`, `limit_size`, `retry_after`; `Retry-After`. Or the provider's own limit.",
     502: "No provider answered. Nothing is charged.",
     503: "Busy, or no provider serves the model: `Retry-After` says when to come back.",
-    504: "The picture took too long; its job was cancelled.",
+    504: "It took too long; its job was cancelled.",
 }
 TELLS = {
     "x-limner-job": header("The job: its receipt is at `/api/v1/jobs/{job_id}/receipt`."),
@@ -254,7 +272,7 @@ EMBED = operation(
 )
 GENERATE_IMAGE = operation(
     "Pictures",
-    f"A job that workers do, waited for: at most {openai_images.WAIT_S:g} s, then it is cancelled. Fields that are not named here have"
+    f"A job that workers do, waited for: at most {openai_orders.WAIT_S:g} s, then it is cancelled. Fields that are not named here have"
     " to be among the model's own.",
     Pictures,
     {
@@ -277,7 +295,7 @@ _FILE: Schema = {
 }
 EDIT_IMAGE = operation(
     "Edit a picture",
-    f"A form with files. A job that workers do, waited for: at most {openai_images.WAIT_S:g} s, then it is cancelled. Pictures are decoded"
+    f"A form with files. A job that workers do, waited for: at most {openai_orders.WAIT_S:g} s, then it is cancelled. Pictures are decoded"
     " and encoded afresh before anybody sees them. Fields that are not named here have to be among the model's own.",
     Pictures,
     {
@@ -297,6 +315,47 @@ EDIT_IMAGE = operation(
     tells=_PICTURE_TELLS,
     sent="multipart/form-data",
 )  # fmt: skip
+VARY_IMAGE = operation(
+    "Others like a picture",
+    f"A form with one file. A job that workers do, waited for: at most {openai_orders.WAIT_S:g} s, then it is cancelled.",
+    Pictures,
+    {
+        "model": MODEL,
+        "image": _FILE,
+        "n": {"description": "How many, as many as the model makes at once; each is priced."},
+        "size": {"description": "`auto`, or width x height: one that the model knows."},
+        "response_format": {"type": "string", "enum": list(openai_images.FORMATS), "default": "b64_json"},
+        "user": USER,
+    },
+    {"model": "acme/variations", "image": "(the file)"},
+    required=("model",),
+    statuses=(504,),
+    tells=_PICTURE_TELLS,
+    sent="multipart/form-data",
+)
+TRANSCRIBE = operation(
+    "Transcribe a recording",
+    "A form with one file: MP3, WAV, FLAC, Ogg, WebM or M4A. A job that workers do, waited for: at most"
+    f" {openai_orders.WAIT_S:g} s, then it is cancelled. There is no built-in model. `text` answers text/plain.",
+    Transcript,
+    {
+        "model": MODEL,
+        "file": {**_FILE, "description": "The recording, as a file of the form: its bytes say what it is."},
+        "language": {"type": "string", "description": "What is spoken, such as `en`."},
+        "prompt": {"type": "string", "description": "Words that the recording is likely to hold."},
+        "temperature": {"description": "0 to 1."},
+        "response_format": {"type": "string", "enum": list(openai_audio.FORMATS), "default": "json"},
+        "user": USER,
+    },
+    {"model": "acme/transcripts", "file": "(the file)", "response_format": "json"},
+    required=("model",),
+    statuses=(504,),
+    tells=_PICTURE_TELLS,
+    sent="multipart/form-data",
+)
+TRANSCRIBE["responses"][200]["content"] = {
+    "text/plain": {"schema": {"type": "string"}, "example": "A quiet harbour at sunset."}
+}
 MODERATE = operation(
     "Judge texts or pictures",
     f"Handed on to a provider that judges; there is no built-in one. Without a `model` it is `{chat.MODERATIONS.model}`.",
@@ -307,7 +366,7 @@ MODERATE = operation(
 )
 LIST_MODELS: dict[str, Any] = {
     "summary": "List models as OpenAI's clients read them",
-    "description": "Those that answer here: texts, vectors, pictures.",
+    "description": "Those that answer here: texts, vectors, pictures, transcripts.",
     "response_model": ModelEntries,
     "responses": errors(),
 }

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-PriceUnit = Literal["output", "job", "tokens"]
+PriceUnit = Literal["output", "job", "tokens", "second", "minute"]
 OnDisconnect = Literal["abort", "drain", "estimate"]
 """When nobody listens any more: end the provider's answer and charge what was written; read it to its end and charge what the
 provider counted; or end it and charge the estimate of a whole answer, for providers that go on, and bill, all the same."""
 MILLION = 1_000_000
+BY_TIME: Mapping[str, int] = {"second": 1, "minute": 60}
+"""Units of recordings, in seconds. Seconds that have begun are counted, of a minute the part that was used."""
 MAX_OUTPUTS_FIELD = "num_outputs"
 
 
@@ -33,6 +35,11 @@ def charge_mc(unit_price_mc: int, delivered: int, hold_mc: int) -> int:
 def part_mc(price_mc: int, percent: int) -> int:
     """A part of a price, rounded up to a whole milli-credit."""
     return -(-price_mc * percent // 100)
+
+
+def time_mc(price_mc: int, unit: str, seconds: int) -> int:
+    """What so many seconds of a recording cost, rounded up to a whole milli-credit. `unit`: of BY_TIME."""
+    return -(-price_mc * seconds // BY_TIME[unit])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,20 @@ class TokenCosts(Protocol):
 def rates(model: TokenPrices) -> dict[str, int]:
     """The prices of this moment, to be kept with an order."""
     return {name: getattr(model, name) for name in ("price_mc", "input_price_mc", "cached_price_mc", "output_price_mc")}
+
+
+class Sold(TokenPrices, Protocol):
+    """A model and its unit."""
+
+    @property
+    def price_unit(self) -> PriceUnit: ...
+
+
+def kept_with_orders(model: Sold) -> dict[str, Any] | None:
+    """The prices that a job remembers: of what is sold by tokens, or by time. None: the price of an output says all."""
+    if model.price_unit == "tokens":
+        return dict(rates(model))
+    return {"unit": model.price_unit, "price_mc": model.price_mc} if model.price_unit in BY_TIME else None
 
 
 def cost_micro_usd(costs: TokenCosts, used: Tokens) -> int:

@@ -64,6 +64,13 @@ class Usage(BaseModel):
     cost_micro_usd: int | None = None
 
 
+class TimePrice(BaseModel):
+    """Of a model that is sold by time: what a second or a minute cost when the job was ordered."""
+
+    credits: str
+    unit: Literal["second", "minute"]
+
+
 class Event(BaseModel):
     type: str
     at: datetime
@@ -91,6 +98,7 @@ class Receipt(BaseModel):
     request_id: str | None
     deadline: datetime | None = None
     token_prices: TokenPrices | None = None
+    time_price: TimePrice | None = None
     provider_cost_micro_usd: int | None = None
     own_cost_micro_usd: int | None = None
     tone: str | None = None

@@ -69,7 +69,10 @@ async def build(tx: Tx, job: Job, *, costs: bool | None = None) -> dict[str, Any
     }
     if job.deadline is not None:
         receipt["deadline"] = job.deadline
-    if job.token_prices is not None:
+    if job.token_prices is not None and "unit" in job.token_prices:
+        sold = job.token_prices
+        receipt["time_price"] = {"credits": money.exact(sold["price_mc"]), "unit": sold["unit"]}
+    elif job.token_prices is not None:
         receipt["token_prices"] = _prices(Rates(**job.token_prices))
     if job.terms and "tone" in job.terms:
         receipt["tone"] = job.terms["tone"]

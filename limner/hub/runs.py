@@ -45,7 +45,7 @@ class Work:
     kind: str
     input: dict[str, Any]
     unit_price_mc: int
-    token_prices: dict[str, int] | None
+    token_prices: dict[str, Any] | None
     price_hold_mc: int
     request_id: str | None
     traceparent: str | None

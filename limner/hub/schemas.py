@@ -188,7 +188,9 @@ def transaction_body(line: Line) -> dict[str, Any]:
 
 class Price(BaseModel):
     credits: str = Field(description="Exact decimal, at most three places.")
-    unit: Literal["output", "job", "tokens"] = Field(description="`tokens`: `credits` are for a call.")
+    unit: Literal["output", "job", "tokens", "second", "minute"] = Field(
+        description="`tokens`: `credits` are for a call. `second`, `minute`: of a recording."
+    )
     input: str | None = Field(default=None, description="By tokens: credits for a million tokens read.")
     cached: str | None = Field(default=None, description="For a million of them that came from a cache.")
     output: str | None = Field(default=None, description="For a million tokens written.")

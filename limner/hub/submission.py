@@ -16,7 +16,7 @@ from limner.db.pools import Database
 from limner.db.wake import Waker
 from limner.egress.answers import DestinationNotAllowed
 from limner.egress.destinations import Destinations
-from limner.hub import ai_settings, catalog, dry_run, inputs, jobs, limits, pricing, terms
+from limner.hub import ai_settings, audio_inputs, catalog, dry_run, inputs, jobs, limits, pricing, terms
 from limner.hub.ai_settings import AiSettings
 from limner.hub.inputs import ImageInputs
 from limner.hub.intake import Intake
@@ -121,13 +121,14 @@ class Submitter:
         model, tone = await self._ordered(caller.org_id, envelope)
         if model.row.kind in texts.BY_CALLS:
             raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]}, "model_not_supported")
-        said = model.schema.parse(envelope["input"])
+        said = parsed_by(model, envelope["input"])
         parsed, agreed = terms.of_order(said, model, tone)
-        hold_mc = terms.hold_mc(foreseen_mc(model.row, envelope["input"], parsed), agreed)
+        price_mc = foreseen_mc(model.row, envelope["input"], parsed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
             recorded, blobs = await self.images.take(caller, parsed, files)
+        hold_mc = terms.hold_mc(self.timed_mc(model.row, recorded, price_mc), agreed)
         asked_s = preferences.cancel_after_s(request)
         deadline_s = model.row.deadline_s if asked_s is None else min(asked_s, model.row.deadline_s)
         # of an order by kind, what was said counts: neither the tone nor the model of this moment makes it another one
@@ -146,7 +147,7 @@ class Submitter:
             kind=model.row.kind,
             unit_price_mc=model.row.price_mc,
             hold_mc=hold_mc,
-            token_prices=pricing.rates(model.row) if model.row.price_unit == "tokens" else None,
+            token_prices=pricing.kept_with_orders(model.row),
             priority=envelope["priority"],
             idempotency_key=key,
             request_hash=hashlib.sha256(canonical).digest(),
@@ -217,6 +218,25 @@ class Submitter:
         if name is None:
             raise invalid({"/kind": ["has no default model here: name a model"]}, "no_default_model")
         return await self.model(org_id, name), settings.tone
+
+    def timed_mc(self, model: catalog.Model, recorded: Mapping[str, Any], price_mc: int) -> int:
+        """What is held for a model that is sold by time; `price_mc` for every other."""
+        if model.price_unit not in pricing.BY_TIME:
+            return price_mc
+        seconds = audio_inputs.seconds(recorded, self.images.recordings)
+        return pricing.time_mc(model.price_mc, model.price_unit, seconds)
+
+
+def parsed_by(model: CompiledModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The input with defaults. Raises ApiError 400, which says what the model can do where it was asked for something else."""
+    try:
+        return model.schema.parse(given)
+    except ApiError as error:
+        known = model.row.input_schema.get("properties", {})
+        if all(name in known for name in given):
+            raise
+        words = f"Invalid input: {model.row.name} is a model of {model.row.kind} and takes {', '.join(sorted(known))}."
+        raise ApiError(error.status, error.code, words, details=error.details) from None
 
 
 def foreseen_mc(model: catalog.Model, given: Mapping[str, Any], parsed: dict[str, Any]) -> int:

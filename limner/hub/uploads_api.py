@@ -1,7 +1,8 @@
-"""`/api/v1/uploads`: pictures that an app brings, from a reserved place to a URL of the picture as limner encoded it."""
+"""`/api/v1/uploads`: pictures and recordings that an app brings, from a reserved place to what jobs can use."""
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -38,7 +39,7 @@ log = logs.get("uploads")
 
 @dataclass(frozen=True, slots=True)
 class UploadsApi:
-    """What the endpoints need. `max_bytes`: of one file."""
+    """What the endpoints need. `max_bytes`: of one file, by its kind."""
 
     db: Database
     authenticate: Authenticate
@@ -47,7 +48,7 @@ class UploadsApi:
     tickets: Tickets
     urls: MediaUrls
     quota: Quota
-    max_bytes: int
+    max_bytes: Mapping[str, int]
     submitter: Submitter
 
 
@@ -128,6 +129,8 @@ class UploadEndpoints:
         upload = await self._load(caller, upload_id)
         if upload.state != "ready":
             raise ApiError(409, "upload_not_ready", f"The upload is {upload.state}.")
+        if upload.kind != "image":
+            raise ApiError(409, "not_a_picture", "Only pictures are described.")
         if upload.description_state in {None, "failed"}:
             body = {
                 "model": DESCRIBER,
@@ -153,9 +156,12 @@ class UploadEndpoints:
 
     def _wanted(self, caller: Caller, body: dict[str, Any], key: str | None) -> uploads.Wanted:
         """Raises ApiError 400."""
-        if body["size_bytes"] > self._api.max_bytes:
-            words = f"must not be more than {self._api.max_bytes}"
-            raise invalid({"/size_bytes": [words]}, "image_too_large", "The image is too large.")
+        most, kind = self._api.max_bytes[body["kind"]], body["kind"]
+        if body["size_bytes"] > most:
+            words = {"/size_bytes": [f"must not be more than {most}"]}
+            raise invalid(
+                words, f"{kind}_too_large", f"The {'image' if kind == 'image' else 'recording'} is too large."
+            )
         if body["name"] and not body["name"].isprintable():
             raise invalid({"/name": ["must be printable characters"]})
         return uploads.Wanted(
@@ -174,7 +180,7 @@ class UploadEndpoints:
             return await self._api.processor.process(org_id, upload)
         except (StoreUnavailable, SandboxBusy):
             raise ApiError(
-                503, "unavailable", "The picture cannot be looked at now; ask again.", headers={"retry-after": "2"}
+                503, "unavailable", "The file cannot be looked at now; ask again.", headers={"retry-after": "2"}
             ) from None
 
     async def _caller(self, request: Request) -> Caller:
@@ -197,7 +203,13 @@ class UploadEndpoints:
             "sha256": upload.sha256.hex(),
             "created_at": upload.created_at,
         }
-        if upload.state == "ready":
+        if upload.state == "ready" and upload.kind == "audio":
+            shown |= {
+                "media_type": upload.media_type,
+                "duration_s": (upload.duration_ms or 0) / 1000,
+                "bytes": upload.stored_bytes,
+            }
+        elif upload.state == "ready":
             assert upload.object_key is not None
             assert upload.thumbhash is not None
             shown |= {

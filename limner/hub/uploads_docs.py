@@ -17,7 +17,7 @@ UPLOAD: dict[str, Any] = {
         "sha256": {
             "type": "string", "pattern": "^[0-9a-f]{64}$", "description": "Of the file, in lower-case hexadecimal digits.",
         },
-        "kind": {"type": "string", "enum": ["image"], "description": "What the file is to be."},
+        "kind": {"type": "string", "enum": ["image", "audio"], "description": "What the file is to be: a picture, or a recording."},
         "name": {"type": "string", "maxLength": 255, "default": "", "description": "For display only."},
         "idempotency_key": {
             "type": "string", "minLength": 1, "maxLength": 255,
@@ -54,7 +54,7 @@ class Description(BaseModel):
 
 
 class UploadBody(BaseModel):
-    """An upload. What describes the picture is there once it is `ready`; `error` when it is `rejected` or `expired`."""
+    """An upload. What describes it is there once it is `ready`; `error` when it is `rejected` or `expired`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -71,20 +71,21 @@ class UploadBody(BaseModel):
     )  # fmt: skip
     id: UUID
     status: Literal["pending", "processing", "ready", "rejected", "expired"]
-    kind: Literal["image"]
+    kind: Literal["image", "audio"]
     name: str
     user_id: str | None
     size_bytes: int
     sha256: str = Field(description="Of the file as it was announced.")
     created_at: datetime
     upload: PutTicket | None = Field(default=None, description="While it is pending, in the answer that made it.")
-    url: str | None = Field(default=None, description="Of the picture; `&w=` and `&f=` ask for a smaller copy.")
+    url: str | None = Field(
+        default=None, description="Of a picture; `&w=` and `&f=` ask for a smaller copy. Recordings are for jobs alone."
+    )
     media_type: str | None = None
+    duration_s: float | None = Field(default=None, description="Of a recording, in seconds, as its container says.")
     width: int | None = None
     height: int | None = None
-    bytes: int | None = Field(
-        default=None, description="Of the picture as it is stored: what counts against the quota."
-    )
+    bytes: int | None = Field(default=None, description="Of the file as it is stored: what counts against the quota.")
     has_alpha: bool | None = None
     thumbhash: str | None = Field(default=None, description="ThumbHash, base64.")
     dominant_color: str | None = Field(default=None, description="#rrggbb")
@@ -99,7 +100,8 @@ class UploadPage(BaseModel):
 
 OWN = {
     404: REASONS[404],
-    409: "`not_uploaded`: nothing was put there yet. `upload_expired`: create it again. `quota_exceeded`. `upload_not_ready`.",
+    409: "`not_uploaded`: nothing was put there yet. `upload_expired`: create it again. `quota_exceeded`. `upload_not_ready`."
+    " `not_a_picture`: of a recording there is nothing to see.",
     422: "The upload is rejected, and the code says why; or `idempotency_key_reused`.",
 }
 
@@ -112,7 +114,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 CREATE_UPLOAD: dict[str, Any] = {
-    "summary": "Reserve a place for a picture",
+    "summary": "Reserve a place for a picture or a recording",
     "description": "Answers where to put the bytes, for five minutes. They count against the organization's quota from now on.",
     "response_model": UploadBody,
     "responses": {
@@ -126,7 +128,8 @@ CREATE_UPLOAD: dict[str, Any] = {
 }  # fmt: skip
 COMPLETE_UPLOAD: dict[str, Any] = {
     "summary": "Say that the bytes are there",
-    "description": "They are checked, decoded and encoded afresh; 200 when the picture is ready. Asking again changes nothing.",
+    "description": "A picture is checked, decoded and encoded afresh, a recording checked and measured; 200 when it is ready."
+    " Asking again changes nothing.",
     "response_model": UploadBody,
     "responses": {
         202: {"model": UploadBody, "description": "Another request is at it already: ask again in a second."},

@@ -1,4 +1,5 @@
-"""From the bytes that came to a picture that can be used: looked at, encoded afresh, stored, counted.
+"""From the bytes that came to what can be used: a picture is looked at and encoded afresh, a recording walked through and measured;
+either is stored and counted.
 
 Whoever works on an upload has claimed it for three minutes. If that process dies, a worker takes the upload again (`media.tending`): no
 state is left in which nobody is responsible.
@@ -9,9 +10,10 @@ from typing import Literal
 from uuid import UUID
 
 from limner.db.pools import Database
-from limner.media import sniffing, uploads
+from limner.media import audio, sniffing, uploads
+from limner.media.audio import Recordings
 from limner.media.sandbox import Prepared, Sandbox, SandboxBusy, SandboxFailed
-from limner.media.sniffing import ImageLimits, ImageRejected
+from limner.media.sniffing import ImageLimits, ImageRejected, MediaRejected
 from limner.media.store import ObjectMissing, ObjectStore, StoreUnavailable
 from limner.media.uploads import Quota, Stored, Upload
 from limner.telemetry import logs, metrics
@@ -27,14 +29,16 @@ class Processor:
     """Works on uploads under one of the database's roles."""
 
     def __init__(
-        self, db: Database, role: str, store: ObjectStore, sandbox: Sandbox, limits: ImageLimits, quota: Quota
-    ) -> None:
+        self, db: Database, role: str, store: ObjectStore, sandbox: Sandbox, limits: ImageLimits, quota: Quota,
+        recordings: Recordings,
+    ) -> None:  # fmt: skip
         self._db = db
         self._role = role
         self._store = store
         self._sandbox = sandbox
         self._limits = limits
         self._quota = quota
+        self._recordings = recordings
 
     async def process(self, org_id: UUID, upload: Upload) -> Outcome:
         """Bring an upload whose bytes have come to its end: ready or rejected.
@@ -54,7 +58,7 @@ class Processor:
                 return "busy"
             try:
                 ended = await self._work(org_id, upload, number)
-            except ImageRejected as error:
+            except MediaRejected as error:
                 ended = await self._reject(org_id, upload, number, error)
             except (StoreUnavailable, SandboxBusy) as error:
                 log.warning("upload.postponed", upload=upload.id, org=org_id, error=str(error))
@@ -67,23 +71,36 @@ class Processor:
         return "done"
 
     async def _work(self, org_id: UUID, upload: Upload, number: int) -> bool:
-        """Whether it is ready now; False: the claim was over by then. Raises ImageRejected, StoreUnavailable, SandboxBusy."""
+        """Whether it is ready now; False: the claim was over by then. Raises MediaRejected, StoreUnavailable, SandboxBusy."""
         if number - upload.given_back > MAX_CRASHES:
-            raise ImageRejected("unreadable_image", "The picture could not be decoded, repeatedly.")
-        prepared = await self._prepare(await self._bytes(org_id, upload))
-        stored = _stored(org_id, upload.id, prepared)
-        await self._store.put(stored.key, prepared.data, prepared.media_type)
+            code = "unreadable_image" if upload.kind == "image" else "unsupported_media"
+            raise MediaRejected(code, "It could not be read, repeatedly.")
+        data = await self._bytes(org_id, upload)
+        stored, kept = await (self._measured if upload.kind == "audio" else self._encoded)(org_id, upload, data)
+        await self._store.put(stored.key, kept, stored.media_type)
         async with self._db.tenant_tx(org_id, self._role) as tx:
             outcome = await uploads.settle(tx, upload.id, number, stored, self._quota)
         if outcome == "ready":
             metrics.UPLOADS.labels("ready").inc()
         if outcome == "full":
-            raise ImageRejected(
+            raise MediaRejected(
                 "quota_exceeded", "Encoded afresh the picture does not fit into what is left of the quota."
             )
         if outcome == "lost":
             await self._forget_if_gone(org_id, upload.id)
         return outcome == "ready"
+
+    async def _encoded(self, org_id: UUID, upload: Upload, data: bytes) -> tuple[Stored, bytes]:
+        """A picture, encoded afresh. Raises ImageRejected, SandboxBusy."""
+        self._look_at_head(data)
+        prepared = await self._prepare(data)
+        return _stored(org_id, upload.id, prepared), prepared.data
+
+    async def _measured(self, org_id: UUID, upload: Upload, data: bytes) -> tuple[Stored, bytes]:
+        """A recording, as it came. Raises AudioRejected."""
+        facts = await self._recordings.measure(data)
+        key = f"{uploads.picture_prefix(org_id, upload.id)}{upload.sha256.hex()}.{audio.EXTENSIONS[facts.media_type]}"
+        return Stored(key, facts.media_type, len(data), duration_ms=facts.duration_ms), data
 
     async def _prepare(self, data: bytes) -> Prepared:
         """Twice, where the decoder dies: the first time somebody may have killed it. Raises ImageRejected, SandboxBusy."""
@@ -96,17 +113,16 @@ class Processor:
         raise ImageRejected("unreadable_image", "The picture cannot be decoded.")
 
     async def _bytes(self, org_id: UUID, upload: Upload) -> bytes:
-        """What came, if it is what was announced. Raises ImageRejected, StoreUnavailable."""
+        """What came, if it is what was announced. Raises MediaRejected, StoreUnavailable."""
         key = uploads.raw_key(org_id, upload.id)
         try:
             if await self._store.size(key) != upload.size_bytes:  # asked first: nothing larger is read
-                raise ImageRejected("checksum_mismatch", "What came has another size than was announced.")
+                raise MediaRejected("checksum_mismatch", "What came has another size than was announced.")
             data = await self._store.read(key)
         except ObjectMissing:
-            raise ImageRejected("not_uploaded", "What came is gone.") from None
+            raise MediaRejected("not_uploaded", "What came is gone.") from None
         if hashlib.sha256(data).digest() != upload.sha256:
-            raise ImageRejected("checksum_mismatch", "What came is not what was announced: its SHA-256 differs.")
-        self._look_at_head(data)
+            raise MediaRejected("checksum_mismatch", "What came is not what was announced: its SHA-256 differs.")
         return data
 
     def _look_at_head(self, data: bytes) -> None:
@@ -117,7 +133,7 @@ class Processor:
         if (size := sniffing.header_size(data)) is not None:
             sniffing.check_bounds(media_type, *size, self._limits.max_pixels, self._limits.max_side)
 
-    async def _reject(self, org_id: UUID, upload: Upload, number: int, error: ImageRejected) -> bool:
+    async def _reject(self, org_id: UUID, upload: Upload, number: int, error: MediaRejected) -> bool:
         async with self._db.tenant_tx(org_id, self._role) as tx:
             ended = await uploads.reject(tx, upload.id, number, error.code, error.message)
         if ended:

@@ -46,12 +46,8 @@ class ImageLimits:
         return cls(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_side)
 
 
-class ImageRejected(Exception):
-    """A picture that is not taken, for a reason its sender can act on.
-
-    `code` is stable: unsupported_media, image_too_large or unreadable_image here; the local provider adds its
-    own.
-    """
+class MediaRejected(Exception):
+    """A file that is not taken, for a reason its sender can act on. `code` is stable."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)  # both, so that pickle can rebuild it in the parent
@@ -60,6 +56,10 @@ class ImageRejected(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class ImageRejected(MediaRejected):
+    """A picture: unsupported_media, image_too_large or unreadable_image here; the local provider adds its own codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +101,12 @@ def sniff(data: bytes) -> str | None:
 def unsupported(data: bytes) -> ImageRejected:
     """The refusal of what is none of the five formats; it says what it seems to be instead."""
     accepted = "Only PNG, JPEG, WebP, GIF and AVIF pictures are accepted"
-    seen = _foreign(data)
+    seen = foreign(data)
     return ImageRejected("unsupported_media", f"{accepted}; this is {seen}." if seen else f"{accepted}.")
 
 
-def _foreign(data: bytes) -> str | None:
+def foreign(data: bytes) -> str | None:
+    """What a file that is no picture seems to be, in words, or None."""
     if data[4:8] == b"ftyp":
         return "a HEIC picture" if data[8:12] in {b"heic", b"heix", b"mif1", b"msf1"} else "a video"
     for magic, words in FOREIGN:

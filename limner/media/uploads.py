@@ -20,11 +20,11 @@ KEEP_S = 7 * 86_400
 """How long a refused or expired upload can still be read about."""
 COLUMNS = """
 u.id, u.app_id, u.external_id, u.kind, u.name, u.state, u.size_bytes, u.sha256, u.tries, u.given_back, u.expires_at, u.due_at,
-u.error_code, u.error_message, u.object_key, u.media_type, u.width, u.height, u.bytes AS stored_bytes, u.has_alpha, u.thumbhash,
-u.colour, u.description_job, u.description_state, u.description, u.descriptions, u.created_at, u.ready_at
+u.error_code, u.error_message, u.object_key, u.media_type, u.width, u.height, u.duration_ms, u.bytes AS stored_bytes, u.has_alpha,
+u.thumbhash, u.colour, u.description_job, u.description_state, u.description, u.descriptions, u.created_at, u.ready_at
 """
 RESERVE = "SELECT * FROM limner.reserve_upload(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-SETTLE = "SELECT limner.settle_upload(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) AS outcome"
+SETTLE = "SELECT limner.settle_upload(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) AS outcome"
 END = "SELECT limner.end_upload(%s, %s, %s, %s, %s, %s, %s) AS ended"
 
 Settled = Literal["ready", "lost", "full"]
@@ -72,7 +72,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A row. From `object_key` to `colour`: None until the picture is ready, and then of the picture as limner encoded it.
+    """A row. From `object_key` to `colour`: None until it is ready, and then of the picture as limner encoded it, or of the recording,
+    which has no more than an object, a type, its bytes and `duration_ms`.
 
     `description` ({"text", "tags"}) is there when `description_state` is "ready"; `descriptions` counts those that failed.
     """
@@ -95,6 +96,7 @@ class Upload:
     media_type: str | None
     width: int | None
     height: int | None
+    duration_ms: int | None
     stored_bytes: int | None
     has_alpha: bool | None
     thumbhash: bytes | None
@@ -109,16 +111,17 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The picture as limner encoded it, and where it lies. `colour`: "#rrggbb"."""
+    """What is kept, and where it lies: a picture as limner encoded it (`colour`: "#rrggbb"), or a recording as it came."""
 
     key: str
     media_type: str
-    width: int
-    height: int
     size_bytes: int
-    has_alpha: bool
-    thumbhash: bytes
-    colour: str
+    width: int | None = None
+    height: int | None = None
+    has_alpha: bool | None = None
+    thumbhash: bytes | None = None
+    colour: str | None = None
+    duration_ms: int | None = None
 
 
 def raw_key(org_id: UUID, upload_id: UUID) -> str:
@@ -127,7 +130,7 @@ def raw_key(org_id: UUID, upload_id: UUID) -> str:
 
 
 def picture_prefix(org_id: UUID, upload_id: UUID) -> str:
-    """Where the picture as limner encoded it lies, alone."""
+    """Where the picture as limner encoded it lies, or the recording, alone."""
     return f"u/{org_id}/{upload_id}/"
 
 
@@ -227,7 +230,7 @@ async def settle(tx: Tx, upload_id: UUID, number: int, stored: Stored, quota: Qu
     row = await tx.get(
         SETTLE,
         [tx.ctx, upload_id, number, quota.max_bytes, stored.key, stored.media_type, stored.width, stored.height, stored.size_bytes,
-         stored.has_alpha, stored.thumbhash, stored.colour],
+         stored.has_alpha, stored.thumbhash, stored.colour, stored.duration_ms],
     )  # fmt: skip
     outcome: Settled = row["outcome"]
     return outcome

@@ -161,7 +161,7 @@ async def test_a_server_is_asked_for_its_models(limner: Limner, org: str) -> Non
         said = await _checked(limner, org, server.url, server.environment)
 
     assert said.code == 0, said.err
-    assert said.json["models"] == ["painter", "tiny", "vectors"]
+    assert said.json["models"] == ["listener", "painter", "tiny", "vectors"]
 
 
 async def test_what_is_wrong_with_a_server_is_said_without_its_key(limner: Limner, org: str) -> None:

@@ -13,7 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 from aiohttp import BodyPartReader, web
@@ -22,7 +22,7 @@ from tests.emulators.provider import KILL
 from tests.hub.doubles import png
 
 STALL_S = 60.0
-MODELS = ("tiny", "painter", "vectors")
+MODELS = ("tiny", "painter", "vectors", "listener")
 CHAT = {
     "model": str, "messages": list, "n": int, "temperature": (int, float), "top_p": (int, float), "max_tokens": int,
     "max_completion_tokens": int, "stop": (str, list), "seed": int, "presence_penalty": (int, float),
@@ -73,6 +73,8 @@ class Asked:
 class OpenAIServer:
     """`keys`: what came, in order, and `drawn`: pictures or texts that cost money; both by job. `key`: the one it accepts."""
 
+    root = "/v1"
+
     def __init__(self, key: str | None = None, models: tuple[str, ...] = MODELS) -> None:
         self.origin = ""
         self.key = key
@@ -86,13 +88,14 @@ class OpenAIServer:
         self.token_s = 0.0
         """Of a stream: how many pieces it has, and the pause before each."""
         self.changes: Callable[[dict[str, Any]], Any] = lambda answer: answer
+        self.fields = FIELDS
         self._turns: deque[Turn] = deque()
         self._always: Turn = None
 
     @property
     def url(self) -> str:
         """What a provider's base_url is."""
-        return f"{self.origin}/v1"
+        return f"{self.origin}{self.root}"
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -159,7 +162,7 @@ class OpenAIServer:
     def _refusal(self, request: web.Request, asked: Asked) -> Says | None:
         if (wrong := self._unauthorized(request)) is not None:
             return wrong
-        known = FIELDS.get(asked.path.removeprefix("/v1"))
+        known = self.fields.get(asked.path.removeprefix(self.root))
         if known is None:
             return Says(404, {"detail": "Not Found"})
         for name, value in asked.body.items():
@@ -203,29 +206,24 @@ class OpenAIServer:
         await response.write(_event({**frame, "choices": [last], **({"usage": None} if counts else {})}))
         self.drawn[job] += 1
         if counts:
-            usage = {
-                "prompt_tokens": 12,
-                "completion_tokens": self.written[job],
-                "total_tokens": 12 + self.written[job],
-            }
-            await response.write(_event({**frame, "choices": [], "usage": usage}))
+            await response.write(_event({**frame, "choices": [], "usage": self._counted(self.written[job])}))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
+    def _counted(self, tokens: int) -> dict[str, Any]:
+        """What a stream ends with."""
+        return {"prompt_tokens": 12, "completion_tokens": tokens, "total_tokens": 12 + tokens}
+
     def _work(self, asked: Asked) -> dict[str, Any]:
-        if asked.path == "/v1/chat/completions":
-            return _completion(asked.body)
-        if asked.path == "/v1/completions":
-            return _ghost_text(asked.body)
-        if asked.path == "/v1/embeddings":
-            return _embedding(asked.body)
-        if asked.path == "/v1/moderations":
-            return _judgement(asked.body)
+        made = ANSWERS.get(asked.path.removeprefix(self.root))
+        if made is not None:
+            return made(asked.body)
         pictures = [png(8, grey=20 + n) for n in range(int(asked.body.get("n", 1)))]
         return {"created": 1, "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]}
 
 
+Served = TypeVar("Served", bound=OpenAIServer)
 FIELDS: dict[str, dict[str, Any]] = {
     "/chat/completions": CHAT,
     "/completions": COMPLETIONS,
@@ -233,15 +231,30 @@ FIELDS: dict[str, dict[str, Any]] = {
     "/moderations": MODERATIONS,
     "/images/generations": PICTURES,
     "/images/edits": {**PICTURES, "n": str, "image": bytes, "image[]": list, "mask": bytes},
+    "/images/variations": {"model": str, "image": bytes, "n": str, "size": str, "response_format": str},
+    "/audio/transcriptions": {
+        "model": str,
+        "file": bytes,
+        "response_format": str,
+        "language": str,
+        "prompt": str,
+        "temperature": str,
+    },
 }
 
 
 @asynccontextmanager
 async def running(key: str | None = None, *models: str) -> AsyncIterator[OpenAIServer]:
     """A server on a port of its own, with these models besides its own."""
-    server = OpenAIServer(key, (*MODELS, *models))
+    async with serving(OpenAIServer(key, (*MODELS, *models))) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving(server: Served) -> AsyncIterator[Served]:
+    """This server on a port of its own."""
     application = web.Application(client_max_size=64 * 2**20)
-    application.add_routes([web.get("/v1/models", server.list_models), web.post("/{path:.*}", server.serve)])
+    application.add_routes([web.get(f"{server.root}/models", server.list_models), web.post("/{path:.*}", server.serve)])
     runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -251,6 +264,11 @@ async def running(key: str | None = None, *models: str) -> AsyncIterator[OpenAIS
         yield server
     finally:
         await runner.cleanup()
+
+
+def heard_in(recording: bytes) -> str:
+    """What the model of recordings answers."""
+    return f"A recording of {len(recording)} bytes."
 
 
 def text_of(prompt: str) -> str:
@@ -329,6 +347,26 @@ def _ghost_text(body: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _transcript(body: Mapping[str, Any]) -> dict[str, Any]:
+    """As whisper-1 does: in JSON a text and the seconds that are billed, in the longer form language, duration and parts, too."""
+    text = heard_in(body["file"])
+    usage = {"type": "duration", "seconds": 3}
+    if body.get("response_format") != "verbose_json":
+        return {"text": text, "usage": usage}
+    part = {
+        "id": 0,
+        "seek": 0,
+        "start": 0.0,
+        "end": 2.9,
+        "text": text,
+        "tokens": [1],
+        "temperature": 0.0,
+        "avg_logprob": -0.2,
+    }
+    spoken = body.get("language", "english")
+    return {"task": "transcribe", "language": spoken, "duration": 2.9, "text": text, "segments": [part], "usage": usage}
+
+
 def _embedding(body: Mapping[str, Any]) -> dict[str, Any]:
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     vectors: list[Any] = [vector_of(text) for text in texts]
@@ -353,13 +391,19 @@ def _judgement(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": "modr-1", "model": body["model"], "results": results}
 
 
+ANSWERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "/chat/completions": _completion, "/completions": _ghost_text, "/embeddings": _embedding, "/moderations": _judgement,
+    "/audio/transcriptions": _transcript,
+}  # fmt: skip
+
+
 def _error(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Says:
     return Says(status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
 
 
 def _say(says: Says) -> web.Response:
     body = says.body if isinstance(says.body, bytes) else orjson.dumps(says.body)
-    return web.Response(status=says.status, body=body, content_type="application/json", headers=dict(says.headers))
+    return web.Response(status=says.status, body=body, headers={"Content-Type": "application/json", **says.headers})
 
 
 def _hang_up(request: web.Request) -> web.Response:

@@ -22,6 +22,7 @@ from limner.hub.providers.base import Adapter, Blob, CallClass, Output, Provider
 from limner.kit import ids
 from limner.kit.cpu import CpuPool
 from limner.kit.money import MC
+from limner.media.audio import AudioLimits, Recordings
 from limner.media.sniffing import ImageLimits
 from limner.media.store import ObjectStore
 from tests import acts
@@ -172,7 +173,8 @@ class Shop:
 def imports(pool: CpuPool, *allowed: str) -> Imports:
     """Pictures by URL, from these origins and from public addresses."""
     limits = ImageLimits(20 << 20, 40_000_000, 16_384)
-    return Imports(UntrustedDoor(Destinations(allowed, ())), pool, limits)
+    recordings = Recordings(pool, AudioLimits(25 << 20, 7200))
+    return Imports(UntrustedDoor(Destinations(allowed, ())), pool, limits, recordings)
 
 
 async def open_shop(

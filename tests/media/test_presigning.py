@@ -58,7 +58,7 @@ def test_the_published_example_of_a_presigned_url() -> None:
 def _upload() -> Upload:
     gone = dict.fromkeys(
         ("due_at", "error_code", "error_message", "object_key", "media_type", "width", "height", "stored_bytes", "has_alpha", "thumbhash",
-         "colour", "ready_at", "external_id", "description_job", "description_state", "description")
+         "colour", "ready_at", "external_id", "description_job", "description_state", "description", "duration_ms")
     )  # fmt: skip
     now = datetime.now(UTC)
     return Upload(

@@ -10,7 +10,9 @@ from uuid import UUID
 import pytest
 
 from limner.db.pools import Database
+from limner.kit.cpu import CpuPool
 from limner.media import uploads
+from limner.media.audio import AudioLimits, Recordings
 from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox, SandboxFailed
 from limner.media.sniffing import MAX_BYTES, MAX_PIXELS, MAX_SIDE, ImageLimits
@@ -57,7 +59,8 @@ def store(server: Server) -> ObjectStore:
 
 
 def tending(db: Database, store: ObjectStore, sandbox: Sandbox | None = None, quota: Quota = PLENTY) -> UploadTending:
-    processor = Processor(db, ROLE, store, sandbox or Sandbox(), BOUNDS, quota)
+    recordings = Recordings(CpuPool(1, 2 << 30, 30.0), AudioLimits(MAX_BYTES, 60))
+    processor = Processor(db, ROLE, store, sandbox or Sandbox(), BOUNDS, quota, recordings)
     return UploadTending(db, store, processor)
 
 

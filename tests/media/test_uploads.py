@@ -190,7 +190,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"size_bytes": 0}, "/size_bytes"), ({"size_bytes": -1}, "/size_bytes"), ({"size_bytes": "9"}, "/size_bytes"),
     ({"size_bytes": 1.5}, "/size_bytes"), ({"size_bytes": None}, "/size_bytes"), ({"size_bytes": 20 * 1024 * 1024 + 1}, "/size_bytes"),
     ({"size_bytes": 2**63}, "/size_bytes"), ({"sha256": "x"}, "/sha256"), ({"sha256": "A" * 64}, "/sha256"),
-    ({"sha256": "a" * 63}, "/sha256"), ({"sha256": "a" * 64 + "\n"}, "/sha256"), ({"kind": "audio"}, "/kind"), ({"kind": 1}, "/kind"),
+    ({"sha256": "a" * 63}, "/sha256"), ({"sha256": "a" * 64 + "\n"}, "/sha256"), ({"kind": "video"}, "/kind"), ({"kind": 1}, "/kind"),
     ({"name": "n" * 256}, "/name"), ({"name": "a\nb"}, "/name"), ({"name": None}, "/name"), ({"key": "q/x"}, "/key"),
     ({"idempotency_key": ""}, "/idempotency_key"), ({"idempotency_key": "a b"}, "/idempotency_key"),
 ]  # fmt: skip

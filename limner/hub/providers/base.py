@@ -30,12 +30,16 @@ Progress = Callable[[int, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """An input image: the bytes as the client sent them, already sniffed and decoded once (media.images)."""
+    """An input image: the bytes as the client sent them, already sniffed and decoded once (media.images).
+
+    Or a recording, of no width and height: sniffed, walked through and measured (media.audio); 0 ms where its length stands in the input.
+    """
 
     media_type: str
     data: bytes
     width: int
     height: int
+    duration_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,14 @@ class ProviderCall:
     progress: Progress
     base_url: str | None = None
     own_key: SealedKey | None = None
+    audio: Blob | None = None
+
+    @property
+    def audio_ms(self) -> int:
+        """How long the recording lasts by its own container, rounded up; 0 without one."""
+        described = self.input.get("audio")
+        stated = described.get("duration_ms") if isinstance(described, Mapping) else None
+        return int(stated or (self.audio.duration_ms if self.audio is not None else 0))
 
 
 @dataclass(frozen=True, slots=True)

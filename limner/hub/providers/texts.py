@@ -11,6 +11,8 @@ PICTURE_KIND = "image.describe"
 WRITING = ("text.generate", PICTURE_KIND)
 SOLD_BY_TOKENS = frozenset({"text.generate", "text.embed", "text.moderate", PICTURE_KIND})
 """Kinds of models whose work can be bounded in tokens before it is done."""
+SOLD_BY_TIME = frozenset({"audio.transcribe"})
+"""Kinds of models that work on something which lasts."""
 BY_CALLS = frozenset({"text.moderate"})
 """No jobs: answered at once by /v1 only, and sold as what is sold by tokens is."""
 TASKS = {

@@ -267,7 +267,8 @@ def _plant(superuser: psycopg.Connection, shop: Brought, old: OwnKeys, count: in
     org_id: UUID = shop.tenant.org_id
     providers = superuser.execute(
         "INSERT INTO limner.provider (org_id, id, name, display_name, adapter, base_url)"
-        " SELECT %s, gen_random_uuid(), 'planted-' || n, 'P', 'openai', 'https://api.openai.com/v1' FROM generate_series(1, %s) n RETURNING id, gen_random_uuid()",
+        " SELECT %s, gen_random_uuid(), 'planted-' || n, 'P', 'openai', 'https://api.openai.com/v1'"
+        " FROM generate_series(1, %s) n RETURNING id, gen_random_uuid()",
         [org_id, count],
     ).fetchall()
     origin = "https://api.openai.com"

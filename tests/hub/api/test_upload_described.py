@@ -9,6 +9,8 @@ import pytest
 
 from limner.db.pools import Database
 from limner.hub.retention import Retention
+from limner.kit.cpu import CpuPool
+from limner.media.audio import AudioLimits, Recordings
 from limner.media.processing import Processor
 from limner.media.sandbox import Sandbox
 from limner.media.sniffing import ImageLimits
@@ -71,7 +73,8 @@ async def test_it_stays_when_the_jobs_outputs_are_erased(
     sender.age(upload["id"], 400)
     store = ObjectStore(None, server.home)
     bounds, quota = ImageLimits(2**20, 10**6, 1000), Quota(2**30, 100)
-    await UploadTending(db, store, Processor(db, ROLE, store, Sandbox(), bounds, quota)).tend(NOW)
+    recordings = Recordings(CpuPool(1, 2 << 30, 30.0), AudioLimits(2**20, 60))
+    await UploadTending(db, store, Processor(db, ROLE, store, Sandbox(), bounds, quota, recordings)).tend(NOW)
     superuser.execute("UPDATE limner.app SET keep_days = 1 WHERE org_id = %s", [sender.tenant.org_id])
     superuser.execute("ALTER TABLE limner.job DISABLE TRIGGER job_transition")
     superuser.execute(

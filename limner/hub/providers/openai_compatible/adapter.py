@@ -8,7 +8,17 @@ from limner.egress.fixed import FixedDoor
 from limner.hub.providers import asking, verdicts
 from limner.hub.providers.base import CallClass, ConfigInvalid, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.kinds import AdapterKind
-from limner.hub.providers.openai_compatible import answers, config, errors, exchange, listing, offers, requests
+from limner.hub.providers.openai_compatible import (
+    answers,
+    config,
+    costs,
+    errors,
+    exchange,
+    listing,
+    offers,
+    requests,
+    transcripts,
+)  # fmt: skip
 from limner.hub.providers.openai_compatible.passing import Passing
 from limner.hub.providers.openai_compatible.requests import Request
 from limner.telemetry import logs
@@ -17,12 +27,16 @@ MAX_TEXT_BYTES = 8 * 1024 * 1024
 MAX_PICTURE_BYTES = 32 * 1024 * 1024  # base64 of a picture of the largest size that is kept, and its frame
 MAX_ANSWER_BYTES = 128 * 1024 * 1024
 HEAD_START_S = 0.25  # the door gives up a little before the run does, and so can tell whether the request was out
-READERS = {"texts": answers.read_texts, "pictures": answers.read_pictures, "vectors": answers.read_vectors}
+READERS = {
+    "texts": answers.read_texts, "pictures": answers.read_pictures, "vectors": answers.read_vectors,
+    "transcript": transcripts.read,
+}  # fmt: skip
 log = logs.get("openai")
 
 
 class OpenAICompatibleAdapter:
-    """Texts by chat/completions, vectors by embeddings, pictures by images/generations and images/edits.
+    """Texts by chat/completions, vectors by embeddings, pictures by images/generations, images/edits and images/variations,
+    transcripts by audio/transcriptions.
 
     Class C: the interface knows neither an idempotency key nor a look-up. The job's id goes out as X-Client-Request-Id,
     by which a provider's support finds a request; limner relies on nothing about it.
@@ -68,10 +82,13 @@ class OpenAICompatibleAdapter:
             said = errors.told(value)
             raise self._failure(call, request, answer, said.status or 502, said)
         try:
-            return READERS[request.answers](value, answer.headers)
+            result = READERS[request.answers](value, answer.headers)
         except ProviderError as error:
             error.usage = answers.read_usage(value)  # it is billed all the same
             raise
+        if request.answers == "transcript":
+            result = transcripts.counted(result, call, configured)
+        return costs.stated(result, value) if configured.states_cost else result
 
     def _failure(
         self, call: ProviderCall, request: Request, answer: Answer, status: int, said: errors.Told

@@ -36,7 +36,7 @@ def read_texts(value: Mapping[str, Any], headers: Mapping[str, str]) -> Provider
             outputs.append(Output(len(outputs), "text", text=text, facts=facts))
     if not outputs:
         raise _nothing(reasons)
-    return ProviderResult(tuple(outputs), _text_usage(value), task_id=_reference(value, headers))
+    return ProviderResult(tuple(outputs), _text_usage(value), task_id=reference(value, headers))
 
 
 def read_pictures(value: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderResult:
@@ -55,7 +55,7 @@ def read_pictures(value: Mapping[str, Any], headers: Mapping[str, str]) -> Provi
     if not found:
         raise verdicts.empty()
     outputs = tuple(Output(index, "image", data=data) for index, data in enumerate(found))
-    return ProviderResult(outputs, _picture_usage(value), task_id=_reference(value, headers))
+    return ProviderResult(outputs, _picture_usage(value), task_id=reference(value, headers))
 
 
 def read_vectors(value: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderResult:
@@ -68,7 +68,7 @@ def read_vectors(value: Mapping[str, Any], headers: Mapping[str, str]) -> Provid
         raise verdicts.empty()
     outputs = tuple(Output(index, "vector", vector=vector) for index, vector in enumerate(vectors))
     read = _number(_dict(value, "usage"), "prompt_tokens")
-    return ProviderResult(outputs, (Usage("input_tokens", read, "token"),), task_id=_reference(value, headers))
+    return ProviderResult(outputs, (Usage("input_tokens", read, "token"),), task_id=reference(value, headers))
 
 
 def _is_vector(value: Any) -> bool:
@@ -146,7 +146,8 @@ def _dict(value: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _reference(value: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
+def reference(value: Mapping[str, Any], headers: Mapping[str, str]) -> str | None:
+    """The name by which a provider's support finds the call, or None."""
     for found in (headers.get("x-request-id"), value.get("id")):
         if isinstance(found, str) and REFERENCE.fullmatch(found):
             return found

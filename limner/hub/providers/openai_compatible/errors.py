@@ -28,6 +28,7 @@ UNSUPPORTED_CODES = frozenset({"unsupported_parameter", "unsupported_value", "un
 CONTEXT_CODES = frozenset({"context_length_exceeded", "string_above_max_length", "max_tokens_exceeded"})
 CONTEXT_WORDS = ("context length", "context window", "context size", "maximum context", "too many tokens")
 KNOWN_CODES = CONTENT_CODES | QUOTA_CODES | MODEL_CODES | UNSUPPORTED_CODES | CONTEXT_CODES
+MODERATED = "content_moderation"
 MAX_LOOKED_AT = 4096
 
 
@@ -58,7 +59,9 @@ def told(value: Any) -> Told:
     if not isinstance(found, dict):
         return Told("", "", "", None)
     codes = [str(found.get(name)).lower() for name in ("code", "type")]
-    number = found.get("code")
+    number, more = found.get("code"), found.get("metadata")
+    if isinstance(more, dict) and ("flagged_input" in more or more.get("reasons")):
+        codes.append(MODERATED)  # a gateway that lets requests be judged first says so there
     param, words = found.get("param"), found.get("message")
     return Told(
         code=next((code for code in codes if code in KNOWN_CODES), ""),

@@ -25,7 +25,7 @@ async def send(
 
 def headers_of(config: Config, given: Mapping[str, str]) -> dict[str, str]:
     """What is sent with every request of a provider, on top of what this one needs."""
-    sent = {"Accept": "application/json", **given}
+    sent = {"Accept": "application/json", **dict(config.headers), **given}
     if config.organization is not None:
         sent["OpenAI-Organization"] = config.organization
     return sent

@@ -7,11 +7,16 @@ from typing import Any, Literal
 
 from limner.hub.providers.schemas import needs, strict
 
-Kind = Literal["text.generate", "text.embed", "text.moderate", "image.describe", "image.generate", "image.edit"]
+Kind = Literal[
+    "text.generate", "text.embed", "text.moderate", "image.describe", "image.generate", "image.edit", "image.variations",
+    "audio.transcribe",
+]  # fmt: skip
 MAX_PROMPT_CHARS = 100_000
 MAX_PICTURE_PROMPT_CHARS = 4_000
 MAX_PICTURES = 16
 MAX_DATA_URI_CHARS = 28_000_000  # 20 MiB in base64, and the words before it
+MAX_AUDIO_URI_CHARS = 40_000_000  # 25 MiB in base64, and some
+SQUARES = ("256x256", "512x512", "1024x1024")
 SIZES = ("1024x1024", "1536x1024", "1024x1536")
 
 
@@ -120,6 +125,32 @@ SCHEMAS: dict[Kind, dict[str, Any]] = {
         num_outputs=_COUNT,
         size=_SIZE,
     ),
+    "image.variations": strict(
+        ["images"],
+        [{"images": ["data:image/png;base64,iVBORw0KGgo="], "num_outputs": 2}],
+        images=_PICTURES,
+        num_outputs=_COUNT,
+        size={**_SIZE, "enum": list(SQUARES)},
+    ),
+    "audio.transcribe": strict(
+        ["audio"],
+        [{"audio": "upload:019a1f85-126f-701c-b732-d9e071145302", "language": "en"}],
+        audio={
+            "type": "string",
+            "description": "The recording (MP3, WAV, FLAC, Ogg, WebM or M4A): upload:<id>, a data URI, or an https URL.",
+            "minLength": 1,
+            "maxLength": MAX_AUDIO_URI_CHARS,
+        },
+        language={
+            "type": "string",
+            "description": "What is spoken, by its code in ISO 639-1, such as en; the provider listens for itself when absent.",
+            "pattern": "^[a-z]{2,3}$",
+        },
+        prompt=_text(
+            "Words that the recording is likely to hold: names, or what was said before it.", MAX_PICTURE_PROMPT_CHARS
+        ),
+        temperature={**_TEMPERATURE, "maximum": 1},
+    ),
 }
 """By the kind of model; what the adapter makes of each stands in requests.py."""
 EXPECTED_S: dict[Kind, float] = {
@@ -129,6 +160,8 @@ EXPECTED_S: dict[Kind, float] = {
     "image.describe": 5.0,
     "image.generate": 20.0,
     "image.edit": 20.0,
+    "image.variations": 20.0,
+    "audio.transcribe": 15.0,
 }
 """A typical time of each, until an operator says better."""
 
@@ -138,6 +171,7 @@ def capabilities(kind: Kind) -> dict[str, Any]:
     fields = SCHEMAS[kind]["properties"]
     return {
         "images": "images" in fields,
+        "audio": "audio" in fields,
         "prompt": "prompt" in fields,
         "max_input_images": fields.get("images", {}).get("maxItems", 0),
         "mask": "mask" in fields,

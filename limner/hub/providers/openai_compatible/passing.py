@@ -11,7 +11,7 @@ from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
 from limner.hub.providers import asking, verdicts
 from limner.hub.providers.base import ConfigInvalid, ProviderError
-from limner.hub.providers.openai_compatible import config, errors, exchange
+from limner.hub.providers.openai_compatible import config, errors, exchange, requests
 from limner.hub.providers.openai_compatible.config import Config
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -32,6 +32,9 @@ class Passing:
         )  # fmt: skip
         if answer.status != 200:
             raise errors.failure(answer.status, answer.headers, errors.read_told(answer.body), ())
+        if b'"error"' in answer.body and (value := asking.read_object(answer.body)).get("error"):
+            said = errors.told(value)  # some gateways had sent their headers when it went wrong
+            raise errors.failure(said.status or 502, answer.headers, said, ())
         return answer.body
 
     @asynccontextmanager
@@ -71,7 +74,8 @@ def _prepared(route: Route, asked: Asked, model: Model) -> tuple[Config, bytes]:
         configured = config.read(route.base_url, route.config)
     except ConfigInvalid as error:
         raise verdicts.misconfigured(error) from None
-    return configured, chat.payload(asked, model, route.provider_model, configured.max_tokens_field)
+    own = requests.gateway_fields(configured)
+    return configured, chat.payload(asked, model, route.provider_model, configured.max_tokens_field, own)
 
 
 def _timeout_s(route: Route) -> float:

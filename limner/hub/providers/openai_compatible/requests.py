@@ -12,13 +12,16 @@ from limner.hub.pricing import MAX_OUTPUTS_FIELD
 from limner.hub.providers import texts
 from limner.hub.providers.base import Blob, ProviderCall, ProviderError
 from limner.hub.providers.openai_compatible.config import Config
+from limner.media.audio import EXTENSIONS
 
-OURS = frozenset({"prompt", "system", "images", "mask", MAX_OUTPUTS_FIELD})
-Answers = Literal["texts", "pictures", "vectors"]
+OURS = frozenset({"prompt", "system", "images", "mask", "audio", MAX_OUTPUTS_FIELD})
+Answers = Literal["texts", "pictures", "vectors", "transcript"]
 CHAT_FIELDS = frozenset(
     {"temperature", "top_p", "max_tokens", "stop", "seed", "presence_penalty", "frequency_penalty", "reasoning_effort"}
 )
 EMBEDDING_FIELDS = frozenset({"text", "dimensions"})
+TRANSCRIPTION_FIELDS = frozenset({"language", "prompt", "temperature"})
+VARIATION_FIELDS = frozenset({"size"})
 IMAGE_FIELDS = frozenset({"size", "quality", "style", "background"})
 
 
@@ -63,7 +66,8 @@ def _chat(call: ProviderCall, config: Config) -> Request:
         given[config.max_tokens_field] = given.pop("max_tokens")
     if (count := _count(call)) > 1:
         given["n"] = count
-    return _json("/chat/completions", {"model": call.provider_model, "messages": messages} | given, "texts")
+    asked = {"model": call.provider_model, "messages": messages} | given
+    return _json("/chat/completions", asked | gateway_fields(config), "texts")
 
 
 def _embed(call: ProviderCall, _: Config) -> Request:
@@ -84,16 +88,49 @@ def _generate(call: ProviderCall, config: Config) -> Request:
 
 
 def _edit(call: ProviderCall, config: Config) -> Request:
-    """multipart/form-data (RFC 7578), as the interface wants it: `image` for one, `image[]` for several."""
+    """`image` for one, `image[]` for several, as the interface wants it."""
     if not call.images:
         raise ProviderError("image_required", "This model needs a picture.", "bad_request")
     fields = _picture_fields(call, config)
     name = "image" if len(call.images) == 1 else "image[]"
     files = [(name, image) for image in call.images] + ([("mask", call.mask)] if call.mask is not None else [])
+    return _as_form("/images/edits", fields, files, "pictures", _count(call))
+
+
+def _vary(call: ProviderCall, config: Config) -> Request:
+    """Others like a picture: no words go with it."""
+    if len(call.images) != 1 or call.mask is not None:
+        raise ProviderError("one_image_required", "This model takes exactly one image.", "bad_request")
+    given = _given(call, VARIATION_FIELDS)
+    fields = {"model": call.provider_model, "n": _count(call)} | given
+    fields |= {"response_format": "b64_json"} if config.asks_base64 else {}
+    return _as_form("/images/variations", fields, [("image", call.images[0])], "pictures", _count(call))
+
+
+def _transcribe(call: ProviderCall, config: Config) -> Request:
+    if call.audio is None:
+        raise ProviderError("audio_required", "This model needs a recording.", "bad_request")
+    given = {name: value for name, value in call.input.items() if value is not None and name != "audio"}
+    if unknown := sorted(set(given) - TRANSCRIPTION_FIELDS):
+        raise _unsupported(unknown[0])
+    fields = {"model": call.provider_model, "response_format": config.transcription_format} | given
+    return _as_form("/audio/transcriptions", fields, [("file", call.audio)], "transcript")
+
+
+def gateway_fields(config: Config) -> dict[str, Any]:
+    """What a gateway is told beside the request: whom it may ask, and to say what it cost."""
+    fields: dict[str, Any] = {"provider": dict(config.routing)} if config.routing else {}
+    return fields | ({"usage": {"include": True}} if config.states_cost else {})
+
+
+def _as_form(
+    path: str, fields: Mapping[str, Any], files: list[tuple[str, Blob]], answers: Answers, pictures: int = 0
+) -> Request:
+    """multipart/form-data (RFC 7578)."""
     boundary = secrets.token_hex(16)
-    body = _form(boundary, {field: str(value) for field, value in fields.items()}, files)
-    named = frozenset({*fields, "image", "mask"})
-    return Request("/images/edits", f"multipart/form-data; boundary={boundary}", body, named, "pictures", _count(call))
+    body = _form(boundary, {name: str(value) for name, value in fields.items()}, files)
+    named = frozenset({*fields, *(name.removesuffix("[]") for name, _ in files)})
+    return Request(path, f"multipart/form-data; boundary={boundary}", body, named, answers, pictures)
 
 
 def _picture_fields(call: ProviderCall, config: Config) -> dict[str, Any]:
@@ -146,7 +183,7 @@ def _form(boundary: str, fields: Mapping[str, str], files: list[tuple[str, Blob]
         for name, value in fields.items()
     ]
     for number, (name, blob) in enumerate(files):
-        kind = blob.media_type.partition("/")[2]
+        kind = EXTENSIONS.get(blob.media_type) or blob.media_type.partition("/")[2]
         head = f'Content-Disposition: form-data; name="{name}"; filename="{number}.{kind}"\r\nContent-Type: {blob.media_type}'
         parts.append(f"--{boundary}\r\n{head}\r\n\r\n".encode() + blob.data + b"\r\n")
     return b"".join(parts) + f"--{boundary}--\r\n".encode()
@@ -158,4 +195,6 @@ _BUILDERS: dict[str, Callable[[ProviderCall, Config], Request]] = {
     "image.describe": _chat,
     "image.generate": _generate,
     "image.edit": _edit,
+    "image.variations": _vary,
+    "audio.transcribe": _transcribe,
 }

@@ -12,7 +12,7 @@ CREATE TABLE limner.model (
   capabilities jsonb NOT NULL DEFAULT '{}',
   input_schema jsonb NOT NULL,
   price_mc     bigint NOT NULL CHECK (price_mc BETWEEN 0 AND 1000000000000),
-  price_unit   text NOT NULL DEFAULT 'output' CHECK (price_unit IN ('output', 'job', 'tokens')),
+  price_unit   text NOT NULL DEFAULT 'output' CHECK (price_unit IN ('output', 'job', 'tokens', 'second', 'minute')),
   -- of a model sold by tokens: milli-credits for a million of them, where and when the prices were read; the longest answer
   input_price_mc  bigint NOT NULL DEFAULT 0 CHECK (input_price_mc BETWEEN 0 AND 1000000000000),
   cached_price_mc bigint NOT NULL DEFAULT 0 CHECK (cached_price_mc BETWEEN 0 AND 1000000000000),
@@ -88,7 +88,7 @@ CREATE TABLE limner.job (
   input          jsonb NOT NULL,
   outputs        jsonb,
   unit_price_mc  bigint NOT NULL,
-  token_prices   jsonb,                 -- of a model that is sold by tokens: what it cost when this was ordered
+  token_prices   jsonb,                 -- of a model that is sold by tokens or by time: what it cost when this was ordered
   price_hold_mc  bigint NOT NULL,
   price_final_mc bigint,
   refunded_mc    bigint NOT NULL DEFAULT 0,
@@ -163,9 +163,9 @@ CREATE TRIGGER never_deleted BEFORE DELETE ON limner.job FOR EACH ROW EXECUTE FU
 CREATE TABLE limner.job_input (
   org_id     uuid NOT NULL,
   job_id     uuid NOT NULL,
-  name       text NOT NULL CHECK (name ~ '^(image_[0-9]+|mask)$'),
+  name       text NOT NULL CHECK (name ~ '^(image_[0-9]+|mask|audio)$'),
   media_type text NOT NULL,
-  width      int NOT NULL,
+  width      int NOT NULL,              -- in pixels; 0, and so is the height, of a recording
   height     int NOT NULL,
   data       bytea NOT NULL,
   PRIMARY KEY (org_id, job_id, name),

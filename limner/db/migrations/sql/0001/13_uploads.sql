@@ -1,4 +1,4 @@
--- Uploads: pictures that apps bring, from a reserved place to the picture as limner encoded it, and what of the quota they take.
+-- Uploads: pictures and recordings that apps bring, from a reserved place to what limner keeps of them, and what of the quota they take.
 SET ROLE limner_owner;
 
 -- state: pending (a place is reserved, bytes may come), processing (they came; a process works on them until due_at), ready, rejected,
@@ -9,7 +9,7 @@ CREATE TABLE limner.upload (
   id            uuid NOT NULL,
   app_id        uuid NOT NULL,
   external_id   text CHECK (length(external_id) BETWEEN 1 AND 255),
-  kind          text NOT NULL CHECK (kind = 'image'),
+  kind          text NOT NULL CHECK (kind IN ('image', 'audio')),
   name          text NOT NULL CHECK (length(name) <= 255),
   state         text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'processing', 'ready', 'rejected', 'expired', 'deleted')),
   size_bytes    bigint NOT NULL CHECK (size_bytes > 0),
@@ -27,6 +27,7 @@ CREATE TABLE limner.upload (
   media_type    text,
   width         int,
   height        int,
+  duration_ms   bigint,                                 -- of a recording
   bytes         bigint,
   has_alpha     boolean,
   thumbhash     bytea CHECK (length(thumbhash) <= 32),
@@ -42,7 +43,8 @@ CREATE TABLE limner.upload (
   CONSTRAINT upload_counts_while_it_lasts CHECK ((counted_bytes > 0) = (state IN ('pending', 'processing', 'ready'))),
   FOREIGN KEY (org_id, description_job) REFERENCES limner.job (org_id, id),
   CONSTRAINT upload_ready_is_whole CHECK (state <> 'ready' OR (object_key IS NOT NULL AND media_type IS NOT NULL AND bytes = counted_bytes
-                                          AND width > 0 AND height > 0 AND ready_at IS NOT NULL))
+                                          AND CASE kind WHEN 'image' THEN width > 0 AND height > 0 ELSE duration_ms > 0 END
+                                          AND ready_at IS NOT NULL))
 );
 CREATE INDEX upload_of_app ON limner.upload (org_id, app_id, id);
 CREATE INDEX upload_of_user ON limner.upload (org_id, app_id, external_id, id) WHERE external_id IS NOT NULL;
@@ -117,10 +119,10 @@ BEGIN
   RETURN FOUND;
 END $$;
 
--- The picture is stored: ready, lost (somebody else has the upload, or it was deleted), or full (its encoding passes the quota).
+-- The picture, or the recording, is stored: ready, lost (somebody else has the upload, or it was deleted), or full (its encoding passes the quota).
 CREATE FUNCTION limner.settle_upload(
   p_ctx text, p_id uuid, p_try int, p_max_bytes bigint, p_object_key text, p_media_type text, p_width int, p_height int, p_bytes bigint,
-  p_alpha boolean, p_thumbhash bytea, p_colour text)
+  p_alpha boolean, p_thumbhash bytea, p_colour text, p_duration_ms bigint)
 RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   t uuid := limner.enter(p_ctx);
@@ -134,7 +136,7 @@ BEGIN
   IF NOT FOUND THEN RETURN 'full'; END IF;
   UPDATE limner.upload u
      SET state = 'ready', counted_bytes = p_bytes, bytes = p_bytes, object_key = p_object_key, media_type = p_media_type, width = p_width,
-         height = p_height, has_alpha = p_alpha, thumbhash = p_thumbhash, colour = p_colour, ready_at = clock_timestamp(),
+         height = p_height, has_alpha = p_alpha, thumbhash = p_thumbhash, colour = p_colour, duration_ms = p_duration_ms, ready_at = clock_timestamp(),
          due_at = greatest(u.expires_at + interval '1 minute', clock_timestamp())
    WHERE u.org_id = t AND u.id = p_id;
   RETURN 'ready';
@@ -225,7 +227,7 @@ GRANT EXECUTE ON FUNCTION
   limner.reserve_upload(text, uuid, uuid, text, text, text, bigint, bytea, int, text, bytea, bigint, bigint) TO limner_api;
 GRANT EXECUTE ON FUNCTION
   limner.claim_upload(text, uuid, int), limner.give_upload_back(text, uuid, int),
-  limner.settle_upload(text, uuid, int, bigint, text, text, int, int, bigint, boolean, bytea, text) TO limner_api, limner_worker;
+  limner.settle_upload(text, uuid, int, bigint, text, text, int, int, bigint, boolean, bytea, text, bigint) TO limner_api, limner_worker;
 GRANT EXECUTE ON FUNCTION limner.end_upload(text, uuid, uuid, text, int, text, text) TO limner_api, limner_worker, limner_operator;
 GRANT EXECUTE ON FUNCTION limner.describe_upload(text, uuid, uuid) TO limner_api;
 GRANT EXECUTE ON FUNCTION limner.note_description(text, uuid) TO limner_api, limner_worker;
