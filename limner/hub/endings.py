@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limner.hub import pricing, runs
+from limner.hub import outputs, pricing, runs
 from limner.hub.pricing import Rates, Tokens
 from limner.hub.providers import texts
 from limner.hub.providers.base import ErrorKind, Usage
@@ -87,7 +87,25 @@ class Failure:
     full: bool = False  # it was not asked: there was no place
 
 
+MAX_DEFERRAL_S = 3600.0
 FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True)
+
+
+def without_result(failures: Sequence[Failure], backoff_s: float, remaining_s: float, *, last_run: bool) -> Ending:
+    """How a run ends that no provider delivered to. Not given back for later than the deadline: an overdue job is closed by
+    whoever claims it, and must be claimable."""
+    last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
+    pause_s = max(min(backoff_s, remaining_s), 0.0)
+    if any(failure.full for failure in failures) and last.kind not in FINAL_KINDS and not last.stops:
+        return Release(pause_s, counts=False, reason="provider_full")
+    if failures and all(failure.kind == "rate" for failure in failures):
+        asked_s = min(failure.retry_after_s for failure in failures)
+        wait_s = max(backoff_s, min(asked_s, MAX_DEFERRAL_S))
+        return Release(max(min(wait_s, remaining_s), 0.0), counts=False, reason="rate_limited")
+    hopeless = bool(failures) and all(failure.kind == "fatal" for failure in failures)
+    if hopeless or last.kind in FINAL_KINDS or last_run:
+        return Finish("failed", outputs.plain(last.code, 100), outputs.plain(last.message, 2000))
+    return Release(pause_s, counts=True, reason=last.code)
 
 
 def success(work: Work, kept: Kept) -> Finish:

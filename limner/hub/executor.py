@@ -15,11 +15,11 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.hub import catalog, endings, outputs, pricing, routing, runs, stated
+from limner.hub import accepted, catalog, endings, outputs, pricing, routing, runs, stated
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
 from limner.hub.imports import ImportFailed, Imports
 from limner.hub.progress import NOBODY, News, ProgressBoard
-from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult
+from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult, TaskAdapter
 from limner.hub.runs import Delivery, Lease, Work
 from limner.hub.sharing import SharedWrites
 from limner.kit.cpu import CpuPool
@@ -32,7 +32,6 @@ ROLE = "limner_worker"
 PATIENCE_S = 60.0  # how long a write that must not be lost waits for the database
 MAX_SENDS = 2  # class C: once, and once more after an unknown outcome
 MAX_OUTPUTS = 16  # kept of a call whose request names no number
-MAX_DEFERRAL_S = 3600.0
 EXPIRED_CONTEXT = "LM001"
 Phase = Literal["preparing", "calling", "keeping", "ending"]
 T = TypeVar("T")
@@ -83,6 +82,7 @@ class Run:
         self._resources = resources
         self._db = resources.db
         self._model = "unknown"
+        self._tasks = False  # a provider that works on tasks was asked
         self._began = time.monotonic()
         self._deadline = self._began + lease.deadline_in_s
         self._facts = {"job": lease.job_id, "org": lease.org_id, "app": lease.app_id, "run": lease.run}
@@ -127,8 +127,10 @@ class Run:
         self._resources.progress.forget(self.lease)
         if isinstance(ending, Release):
             await self._release(ending)
-        else:
-            await self._finish(ending)
+            return
+        await self._finish(ending)
+        if ending.outcome != "succeeded" and (self.lease.fence > 1 or self._tasks):
+            await accepted.call_off(self._db, self._resources.adapters, self.lease)
 
     def stopped(self, why: str) -> Ending | None:
         """How a run ends that was told to stop: cancel, shutdown, silent (no heartbeat got through), or lost.
@@ -191,6 +193,7 @@ class Run:
                 self.lease.org_id, work.model_id, await self._insist("read", read, single=False)
             )
         candidates, skipped = routing.order(routes, self._resources.adapters)
+        candidates = await accepted.first(self._insist, self.lease, candidates)
         for skip in skipped:
             log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
         return Prepared(work, images, candidates)
@@ -202,13 +205,16 @@ class Run:
         timeout_s = routing.timeout_s(route)
         if timeout_s is None:
             return Failure("provider_misconfigured", MESSAGES["provider_misconfigured"], "fatal")
-        intent = await self._intend(candidate, adapter.call_class)
+        resumes = isinstance(adapter, TaskAdapter)
+        intent = await self._intend(candidate, adapter.call_class, resumes=resumes)
         if isinstance(intent, Failure):
             metrics.ATTEMPTS.labels(route.provider, intent.code).inc()
             return intent
         if intent.decision == "reuse":
             return Kept(intent.outputs or [], route.provider, intent.cost_micro_usd)
-        call = self._call(prepared, route, intent.idem_key, min(timeout_s, max(self._remaining_s(), 0.001)))
+        task = accepted.Record(self._insist, self.lease, STEP, route.provider, intent)
+        call = self._call(prepared, route, min(timeout_s, max(self._remaining_s(), 0.001)), task)
+        self._tasks |= resumes
         began = time.monotonic()
         self.phase = "calling"
         result = await self._ask(adapter, call)
@@ -217,15 +223,16 @@ class Run:
         answer = result if isinstance(result, Failure) else await self._keep(prepared.work, route, call, result)
         metrics.ATTEMPTS.labels(route.provider, answer.code if isinstance(answer, Failure) else "done").inc()
         if isinstance(answer, Failure):
-            await self._record(route.provider, intent.send_no, answer, latency_ms)
+            await self._record(route.provider, intent.send_no, answer, latency_ms, task.stands(answer))
             self.phase = "preparing"
             return answer
-        task_id = getattr(result, "task_id", None)
-        reference = None if task_id is None else outputs.plain(str(task_id), 500)
+        reference = task.reference(result)
         delivery = Delivery(STEP, route.provider, intent.send_no, reference, answer.cost_micro_usd, latency_ms)
         return replace(answer, delivery=delivery)
 
-    async def _intend(self, candidate: routing.Candidate, call_class: CallClass) -> runs.Intent | Failure:
+    async def _intend(
+        self, candidate: routing.Candidate, call_class: CallClass, *, resumes: bool = False
+    ) -> runs.Intent | Failure:
         """The committed intent, or a failure: no place there, or another send forbidden after an unknown outcome."""
         route = candidate.route
         shared = await self._resources.shared.intend(
@@ -241,7 +248,7 @@ class Run:
                 )  # fmt: skip
             if intent.decision == "full":
                 return endings.FULL
-            if intent.decision in {"send", "reuse"}:
+            if intent.decision in {"send", "reuse"} or (resumes and intent.decision == "resume"):
                 if resend:
                     metrics.RESENDS.labels(route.provider, call_class).inc()
                     log.warning("provider.resent", provider=route.provider, call_class=call_class, **self._facts)
@@ -250,7 +257,7 @@ class Run:
                 break
         return Failure("outcome_unknown", MESSAGES["outcome_unknown"], "fatal", known=False)
 
-    def _call(self, prepared: Prepared, route: catalog.Route, idem_key: str, timeout_s: float) -> ProviderCall:
+    def _call(self, prepared: Prepared, route: catalog.Route, timeout_s: float, task: accepted.Record) -> ProviderCall:
         named = prepared.images
         return ProviderCall(
             job_id=self.lease.job_id,
@@ -260,10 +267,12 @@ class Run:
             images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named),
             mask=named.get("mask"),
             config=route.config,
-            idempotency_key=idem_key,
+            idempotency_key=task.idem_key,
             timeout_s=timeout_s,
             progress=self._report,
             base_url=route.base_url,
+            task_id=task.id,
+            accepted=task.accept,
         )
 
     async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
@@ -277,6 +286,8 @@ class Run:
         except TimeoutError:
             words = f"The provider did not answer within {call.timeout_s:g} s."
             return Failure("provider_timeout", words, "retryable", known=False)
+        except (refusals.StaleLease, psycopg.Error, DatabaseUnavailable):
+            raise  # while its task was written down
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -304,30 +315,23 @@ class Run:
         used = stated.usage(result, route, self._facts)
         return Kept(kept, route.provider, stated.cost_micro_usd(result, route, used, self._facts), usage=used)
 
-    async def _record(self, provider: str, send_no: int, failure: Failure, latency_ms: int) -> None:
+    async def _record(
+        self, provider: str, send_no: int, failure: Failure, latency_ms: int, stands: bool = False
+    ) -> None:
         """Write how a call failed. An answer lost on the way is no loss: the fence is compared again at the end."""
 
         async def write(tx: Tx) -> bool:
             await runs.record_error(tx, self.lease, STEP, provider, send_no, code=outputs.plain(failure.code, 100),
                                     message=outputs.plain(failure.message, 2000), latency_ms=latency_ms,
-                                    known=failure.known)  # fmt: skip
+                                    known=failure.known, stands=stands)  # fmt: skip
             return True
 
         await self._insist("record", write, arrived=True)
         self._resources.news.committed()
 
     def _without_result(self, failures: Sequence[Failure]) -> Ending:
-        last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
-        if any(failure.full for failure in failures) and last.kind not in FINAL_KINDS and not last.stops:
-            return Release(self._before_deadline(self._backoff_s()), counts=False, reason="provider_full")
-        if failures and all(failure.kind == "rate" for failure in failures):
-            asked_s = min(failure.retry_after_s for failure in failures)
-            wait_s = max(self._backoff_s(), min(asked_s, MAX_DEFERRAL_S))
-            return Release(self._before_deadline(wait_s), counts=False, reason="rate_limited")
-        hopeless = bool(failures) and all(failure.kind == "fatal" for failure in failures)
-        if hopeless or last.kind in FINAL_KINDS or self.lease.run >= self._resources.max_runs:
-            return Finish("failed", outputs.plain(last.code, 100), outputs.plain(last.message, 2000))
-        return Release(self._before_deadline(self._backoff_s()), counts=True, reason=last.code)
+        last_run = self.lease.run >= self._resources.max_runs
+        return endings.without_result(failures, self._backoff_s(), self._remaining_s(), last_run=last_run)
 
     async def _finish(self, ending: Finish) -> None:
         if not await self._resources.shared.finish(self.lease, ending):
@@ -389,10 +393,6 @@ class Run:
 
     def _remaining_s(self) -> float:
         return self._deadline - time.monotonic()
-
-    def _before_deadline(self, delay_s: float) -> float:
-        """Not later than the deadline: an overdue job is closed by whoever claims it, and must be claimable."""
-        return max(min(delay_s, self._remaining_s()), 0.0)
 
     def _backoff_s(self) -> float:
         """Doubles with each run, 0.8 to 1.2 times that: the clock's low digits keep retries apart."""

@@ -25,6 +25,9 @@ RESENDS = Counter(
     "limner_provider_resends", "Calls sent again after an unknown outcome; those of class C may be paid twice",
     ["provider", "call_class"],
 )  # fmt: skip
+RESUMES = Counter(
+    "limner_provider_resumes", "Tasks of an earlier run that were asked after instead of sent again", ["provider"]
+)
 ABSURD_COSTS = Counter("limner_provider_absurd_costs", "Costs a provider stated that cannot be true", ["provider"])
 UPLOADS = Counter("limner_uploads_ended", "Uploads that became ready, or why they were rejected", ["outcome"])
 ABSURD_USAGE = Counter(
