@@ -41,8 +41,8 @@ from limner.hub.live_api import StreamLimits
 from limner.hub.openai_answers import Desk
 from limner.hub.openai_images import ImagesApi
 from limner.hub.progress import News
-from limner.hub.providers.local.answering import Reader
-from limner.hub.providers.openai_compatible.passing import Passing
+from limner.hub.providers import registry
+from limner.hub.providers.kinds import Tools
 from limner.hub.submission import Submitter
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
@@ -95,7 +95,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens)
     door = doors.fixed(settings)
-    openai = _openai(settings, hub, store, pool, {"openai": Passing(door), "local": Reader(pool, db.clock)})
+    openai = _openai(settings, hub, store, pool, _answerers(Tools(door, pool, db.clock)))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -178,6 +178,11 @@ def _openai(
     return openai_api.OpenAIApi(
         hub.db, hub.authenticate, hub.submitter, Desk(calls, providers, settings.stream_heartbeat_s), resources.routes
     )
+
+
+def _answerers(tools: Tools) -> dict[str, Answering]:
+    """Who answers calls of /v1, by the name of the adapter."""
+    return {name: kind.answering(tools) for name, kind in registry.all_kinds().items() if kind.answering is not None}
 
 
 def _uploads(

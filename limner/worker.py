@@ -19,9 +19,8 @@ from limner.hub import executor, retention, webhook_bodies
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
-from limner.hub.providers.base import Adapter
-from limner.hub.providers.local.adapter import LocalAdapter
-from limner.hub.providers.openai_compatible.adapter import OpenAICompatibleAdapter
+from limner.hub.providers import registry
+from limner.hub.providers.kinds import Tools
 from limner.kit.cpu import CpuPool
 from limner.kit.crypto import RootKey, Sealer
 from limner.ledger import chores as ledger_chores
@@ -47,9 +46,8 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     pool = CpuPool(settings.cpu_processes, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
     door = doors.fixed(settings)
-    known: tuple[Adapter, ...] = (LocalAdapter(pool), OpenAICompatibleAdapter(door))
-    adapters = {adapter.name: adapter for adapter in known}
     db = Database(address, root, ROLES, size=settings.database_pool_size)
+    adapters = registry.adapters(Tools(door, pool, db.clock))
     await db.open()
     herald = Herald(db, "limner_dispatch")
     delivering = _delivering(settings, root, db)

@@ -25,10 +25,8 @@ from limner.db.pools import Database
 from limner.egress import doors
 from limner.hub import catalog, seed
 from limner.hub.catalog import Provider
-from limner.hub.providers import configuration
+from limner.hub.providers import configuration, registry
 from limner.hub.providers.base import ConfigInvalid, ProviderError
-from limner.hub.providers.openai_compatible import config as openai_config
-from limner.hub.providers.openai_compatible import listing
 from limner.settings import Settings
 from limner.tenancy import audit
 
@@ -36,7 +34,6 @@ app = group("Providers: who runs the models.")
 
 REQUIRED = ("name", "display_name", "adapter")
 OPTIONAL = ("base_url", "config", "max_running")
-ADAPTERS = ", ".join(configuration.ADAPTERS)
 PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The provider's name.")]
 HINTS = {
@@ -116,8 +113,9 @@ def put(
             return next(p for p in await catalog.list_providers(tx) if p.id == provider_id)
 
     provider = session.run(work)
-    if provider.adapter not in configuration.ADAPTERS:
-        printing.note(f"no worker of this release has an adapter {provider.adapter}; there are {ADAPTERS}")
+    known = registry.all_kinds()
+    if provider.adapter not in known:
+        printing.note(f"no worker of this release has an adapter {provider.adapter}; there are {', '.join(known)}")
     if as_json:
         printing.document(shape(provider))
     else:
@@ -129,7 +127,13 @@ def add(
     name: Annotated[
         str, typer.Argument(parser=read_provider_name, metavar="NAME", help="Lower-case letters, digits, -.")
     ],
-    url: Annotated[str, typer.Argument(metavar="URL", help="Its address, e.g. http://127.0.0.1:11434/v1.")],
+    url: Annotated[
+        str | None,
+        typer.Argument(metavar="URL", help="Its address, e.g. http://127.0.0.1:11434/v1; its adapter's own otherwise."),
+    ] = None,
+    adapter: Annotated[
+        str, typer.Option("--adapter", metavar="NAME", help="What it speaks: limner providers adapters.")
+    ] = "openai",
     called: Annotated[
         str | None,
         typer.Option("--called", parser=read_name, metavar="TEXT", help="How people see it; its name otherwise."),
@@ -140,8 +144,10 @@ def add(
     org: OrgOrPlatform = None,
     as_json: Json = False,
 ) -> None:
-    """Add a server that speaks OpenAI's interface: OpenAI itself, Ollama, vLLM, a gateway."""
-    facts = {"name": name, "display_name": called or name, "adapter": "openai", "base_url": url, "config": config or {}}
+    """Add a server that speaks OpenAI's interface (OpenAI itself, Ollama, vLLM, a gateway), or what another adapter speaks."""
+    if adapter not in registry.all_kinds():
+        raise typer.BadParameter(f"there is no adapter {adapter}; there are {', '.join(registry.all_kinds())}")
+    facts = {"name": name, "display_name": called or name, "adapter": adapter, "base_url": url, "config": config or {}}
 
     async def work(db: Database) -> Provider:
         async with session.operator_tx(db, org) as tx:
@@ -155,14 +161,16 @@ def add(
     if as_json:
         printing.document(shape(provider))
     else:
-        printing.say(f"provider {name} is at {url}; limner providers check {name} asks for its models")
+        where = configuration.address(adapter, url)
+        printing.say(f"provider {name} is at {where}; limner providers check {name} asks for its models")
 
 
 @app.command("check")
 def check(name: Name, org: OrgOrPlatform = None, as_json: Json = False) -> None:
-    """Ask a server that speaks OpenAI's interface for its models, as workers with these settings would."""
+    """Ask a server for its models, as workers with these settings would."""
     provider = session.run(lambda db: _find(db, org, name))
-    if provider.adapter != "openai":
+    kind = registry.all_kinds().get(provider.adapter)
+    if kind is None or kind.list_models is None:
         printing.fail(f"provider {name} works by the adapter {provider.adapter}: there is nothing to ask")
     try:
         found = asyncio.run(_models_of(provider, session.settings()))
@@ -186,11 +194,31 @@ async def _find(db: Database, org: str | None, name: str) -> Provider:
 
 
 async def _models_of(provider: Provider, config: Settings) -> list[str]:
-    door = doors.fixed(config)
+    kind, door = registry.all_kinds()[provider.adapter], doors.fixed(config)
+    assert kind.list_models is not None
+    address = configuration.address(provider.adapter, provider.base_url)
     try:
-        return await listing.list_models(door, openai_config.read(provider.base_url, provider.config))
+        return await kind.list_models(door, address, provider.config)
     finally:
         await door.aclose()
+
+
+@app.command("adapters")
+def list_adapters(as_json: Json = False) -> None:
+    """What limner can speak to: its own adapters, and those of installed packages."""
+    kinds = sorted(registry.all_kinds().values(), key=lambda kind: kind.name)
+    if as_json:
+        printing.document({"adapters": [
+            {"name": kind.name, "call_class": kind.call_class, "kinds": sorted(kind.kinds), "default_base_url": kind.default_base_url,
+             "key_header": kind.auth.header, "answers_at_once": kind.answering is not None}
+            for kind in kinds
+        ]})  # fmt: skip
+        return
+    rows = [
+        (kind.name, kind.call_class, kind.default_base_url, kind.answering is not None, " ".join(sorted(kind.kinds)))
+        for kind in kinds
+    ]
+    printing.table(("name", "class", "address", "answers /v1", "serves"), rows, empty="There is no adapter.")
 
 
 @app.command("seed")

@@ -20,6 +20,7 @@ from limner import app as api_app
 from limner import worker as worker_app
 from limner.cli import listening, printing, session
 from limner.db.pools import DatabaseUnavailable
+from limner.hub.providers import registry
 from limner.settings import Settings
 from limner.telemetry import logs
 from limner.web import wire
@@ -43,6 +44,7 @@ def api(
     root = session.root_key(config)
     logs.configure(config.log_level, process="api")
     _leave_with_supervisor(config)
+    _load_adapters()
     with _listener(config) as listener, session.postgres(config) as url:
         config = config.model_copy(update={"port": listener.getsockname()[1]})
         session.refuse_unsafe(url, root, api_app.ROLES)
@@ -77,12 +79,21 @@ def worker() -> None:
     root = session.root_key(config)
     logs.configure(config.log_level, process="worker")
     _leave_with_supervisor(config)
+    _load_adapters()
     with session.postgres(config) as url:
         session.refuse_unsafe(url, root, worker_app.ROLES)
         try:
             uvloop.run(worker_app.run(config, root, session.address(config, url)))
         except (DatabaseUnavailable, psycopg.OperationalError) as error:
             printing.fail(f"the database cannot be reached: {error}")
+
+
+def _load_adapters() -> None:
+    """Leave where one cannot be used: its jobs would wait for a worker that never comes."""
+    try:
+        registry.all_kinds()
+    except registry.AdapterInvalid as error:
+        printing.fail(f"refusing to start: {error}", code=3)
 
 
 class _Server(uvicorn.Server):

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from limner.egress import exchange, fields, urls
 from limner.egress.answers import Answer, AnswerTooLarge, DestinationNotAllowed
+from limner.egress.credentials import BEARER, KeyForm
 from limner.egress.exchange import Sending
 from limner.egress.urls import Target
 from limner.kit import origins
@@ -56,12 +57,13 @@ class _Request:
     target: Target
     headers: Mapping[str, str]
     body: bytes | None
+    auth: KeyForm
 
 
 class FixedDoor:
     """Calls over https to `hosts`, on port 443, and to the exact origins of `plain_origins`, over whatever they name.
 
-    `keys`: exact origin → secret, sent as `Authorization: Bearer …` to that origin alone. Redirects are answers, never
+    `keys`: exact origin → secret, sent to that origin alone, in the form that a call's `auth` says. Redirects are answers, never
     followed. Connections are kept for the next call to the same origin. One door serves a process; it belongs to the event
     loop that first uses it.
     """
@@ -83,24 +85,25 @@ class FixedDoor:
 
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
-        timeout_s: float, max_bytes: int,
+        timeout_s: float, max_bytes: int, auth: KeyForm = BEARER,
     ) -> Answer:  # fmt: skip
         """The answer, within `timeout_s` from now and with a body of at most `max_bytes`.
 
-        Raises the EgressErrors, and ValueError for a header that is not the caller's to set (`authorization` above all).
+        Raises the EgressErrors, and ValueError for a header that is not the caller's to set (`authorization` and
+        the header of `auth` above all).
         """
-        request = self._request(method, url, headers, body)
+        request = self._request(method, url, headers, body, auth)
         sending = Sending()
         return await exchange.settled(self._whole(request, sending, timeout_s, max_bytes), sending)
 
     @asynccontextmanager
     async def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
-        timeout_s: float, idle_s: float,
+        timeout_s: float, idle_s: float, auth: KeyForm = BEARER,
     ) -> AsyncIterator[Stream]:  # fmt: skip
         """As `request`, open from the answer's headers on. `timeout_s` bounds the whole, body included, and `idle_s` each
         wait: for the headers and for the next piece. Leaving early ends the connection."""
-        request = self._request(method, url, headers, body)
+        request = self._request(method, url, headers, body, auth)
         sending = Sending()
         ends_at = asyncio.get_running_loop().time() + timeout_s
         answer = await exchange.settled(self._opened(request, sending, min(timeout_s, idle_s)), sending)
@@ -109,12 +112,17 @@ class FixedDoor:
         finally:
             answer.close()
 
-    def _request(self, method: str, url: str, given: Mapping[str, str] | None, body: bytes | None) -> _Request:
+    def _request(
+        self, method: str, url: str, given: Mapping[str, str] | None, body: bytes | None, auth: KeyForm
+    ) -> _Request:
         target = urls.read(url)
         known = target.scheme == "https" and target.port == origins.PORTS["https"] and target.host in self._hosts
         if not known and target.origin not in self._origins:
             raise DestinationNotAllowed
-        return _Request(method, target, fields.outgoing(given), body)
+        headers = fields.outgoing(given)
+        if auth.header in headers:
+            raise ValueError(f"the header {auth.header} is not the caller's to set")
+        return _Request(method, target, headers, body, auth)
 
     async def _whole(self, request: _Request, sending: Sending, timeout_s: float, max_bytes: int) -> Answer:
         async with asyncio.timeout(timeout_s):
@@ -135,14 +143,14 @@ class FixedDoor:
             self._client(),
             request.method,
             request.target,
-            {**request.headers, **self._credentials(request.target.origin)},
+            {**request.headers, **self._credentials(request.target.origin, request.auth)},
             request.body,
             sending,
         )
 
-    def _credentials(self, origin: str) -> dict[str, str]:
+    def _credentials(self, origin: str, auth: KeyForm) -> dict[str, str]:
         key = self._keys.get(origin)
-        return {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
+        return {} if key is None else {auth.header: f"{auth.prefix}{key.get_secret_value()}"}
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -159,7 +159,7 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
         " ORDER BY r.priority, p.name",
         {"org": tx.org_id, "platform": PLATFORM, "model": model_id},
     )
-    return [Route(**row) for row in rows]
+    return [Route(**{**row, "base_url": configuration.address(row["adapter"], row["base_url"])}) for row in rows]
 
 
 async def list_providers(tx: Tx, limit: int = 500) -> list[Provider]:
@@ -221,9 +221,10 @@ async def put_route(
 
     `token_costs`: micro-USD a million tokens read, read from a cache, and written.
 
-    Raises ModelNotFound, ProviderNotFound, and ConfigInvalid where `config` on top of the provider's own cannot work.
+    Raises ModelNotFound, ProviderNotFound, and ConfigInvalid where `config` on top of the provider's own cannot work
+    or the provider's adapter serves no such models.
     """
-    found = await tx.find("SELECT id FROM limner.model WHERE org_id = %s AND name = %s", [tx.org_id, model])
+    found = await tx.find("SELECT id, kind FROM limner.model WHERE org_id = %s AND name = %s", [tx.org_id, model])
     if found is None:
         raise ModelNotFound(f"there is no model {model} here")
     server = await tx.find(
@@ -234,6 +235,7 @@ async def put_route(
     if server is None:
         raise ProviderNotFound(f"there is no provider {provider}")
     configuration.check(server["adapter"], server["base_url"], {**server["config"], **(config or {})})
+    configuration.check_kind(server["adapter"], found["kind"])
     await tx.execute(
         "INSERT INTO limner.route (org_id, id, model_id, provider_org, provider_id, provider_model, priority,"
         " cost_micro_usd, config, input_cost_micro_usd, cached_cost_micro_usd, output_cost_micro_usd)"

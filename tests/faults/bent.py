@@ -12,10 +12,10 @@ import sys
 import time
 from typing import Any
 
-from limner import worker
 from limner.cli import serve
 from limner.cli.main import main
 from limner.hub.providers.base import ProviderCall, ProviderResult
+from limner.hub.providers.local import adapter as local
 from limner.hub.providers.local.adapter import LocalAdapter
 
 SKEW_S = float(os.environ.pop("SKEW_S", "0"))
@@ -65,5 +65,5 @@ if __name__ == "__main__":
     if SKEW_S:
         bend_the_clock()
     if SLOW_S or BLOCK_S:
-        vars(worker)["LocalAdapter"] = FarAdapter
+        vars(local)["LocalAdapter"] = FarAdapter
     main()

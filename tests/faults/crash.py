@@ -27,6 +27,7 @@ from limner.events.delivering import DeliveryLoop
 from limner.events.relay import Relay
 from limner.hub import loop
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
+from limner.hub.providers.local import adapter as local
 from limner.hub.providers.local.adapter import LocalAdapter
 from limner.kit.cpu import CpuPool
 from limner.media.sniffing import Encoded
@@ -217,7 +218,8 @@ class _Bent:
         async def counted_put(store: ObjectStore, key: str, data: bytes, media_type: str) -> None:
             await at("store: put", lambda: put(store, key, data, media_type), lambda _: StoreUnavailable("cut"))
 
-        vars_of(worker, LocalAdapter=Provider, CpuPool=NoPool)
+        vars_of(local, LocalAdapter=Provider)
+        vars_of(worker, CpuPool=NoPool)
         vars_of(ObjectStore, put=counted_put)
 
     def _answers(self) -> None:

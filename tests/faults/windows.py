@@ -22,6 +22,7 @@ from limner.hub import runs
 from limner.hub.endings import Finish
 from limner.hub.executor import Run
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
+from limner.hub.providers.local import adapter as local
 from limner.hub.providers.local.adapter import LocalAdapter
 from tests.emulators import provider
 from tests.faults import crash
@@ -85,7 +86,7 @@ def _main(plan: Plan) -> None:
     if plan.far == "openai":
         crash.vars_of(doors, FixedDoor=_door_of(plan))
     else:
-        crash.vars_of(worker, LocalAdapter=_adapter_of(plan))
+        crash.vars_of(local, LocalAdapter=_adapter_of(plan))
     serve.worker()
 
 
@@ -151,15 +152,12 @@ def _door_of(plan: Plan) -> type[FixedDoor]:
         """The real one, with a death before or behind it."""
 
         async def request(
-            self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
-            timeout_s: float, max_bytes: int,
-        ) -> Answer:  # fmt: skip
+            self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **rest: Any
+        ) -> Answer:
             if plan.window == "intended":
                 _die()
             marked = {**(headers or {}), **({provider.KILL: str(os.getpid())} if plan.window == "asked" else {})}
-            answer = await super().request(
-                method, url, headers=marked, body=body, timeout_s=timeout_s, max_bytes=max_bytes
-            )
+            answer = await super().request(method, url, headers=marked, **rest)
             if plan.window == "answered":
                 _die()
             return answer

@@ -1,38 +1,30 @@
-"""Which adapters there are, and what each says of a provider's address and configuration before anybody depends on them.
+"""What adapters say of a provider's row before anybody depends on it: its address, its configuration, the kinds of models it serves.
 
-The same is read again at each call: rows may be older than this release.
+The same is read again at each call: rows may be older than this release. An adapter that this release does not know has no say.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from limner.hub.providers import registry
 from limner.hub.providers.base import ConfigInvalid
-from limner.hub.providers.openai_compatible import config as openai_compatible
-
-LOCAL_NUMBERS = ("time_limit_ms", "max_pixels", "timeout_s")
 
 
 def check(adapter: str, base_url: str | None, config: Mapping[str, Any]) -> None:
-    """Raises ConfigInvalid with the field that is wrong. An adapter that this release does not know has no say."""
-    checker = ADAPTERS.get(adapter)
-    if checker is not None:
-        checker(base_url, config)
+    """Raises ConfigInvalid with the field that is wrong."""
+    kind = registry.all_kinds().get(adapter)
+    if kind is not None:
+        kind.check(base_url or kind.default_base_url, config)
 
 
-def _local(base_url: str | None, config: Mapping[str, Any]) -> None:
-    if base_url is not None:
-        raise ConfigInvalid("base_url: the local provider has no address")
-    for name, value in config.items():
-        if name not in LOCAL_NUMBERS:
-            raise ConfigInvalid(f"config has unknown {name[:100]}; there are {', '.join(LOCAL_NUMBERS)}")
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole or (name == "timeout_s" and isinstance(value, float))) or value <= 0:
-            raise ConfigInvalid(f"config.{name} must be a positive number")
+def check_kind(adapter: str, model_kind: str) -> None:
+    """Raises ConfigInvalid for a kind of models that no server of this adapter serves."""
+    kind = registry.all_kinds().get(adapter)
+    if kind is not None and model_kind not in kind.kinds:
+        raise ConfigInvalid(f"the adapter {adapter} serves no {model_kind}; it serves {', '.join(sorted(kind.kinds))}")
 
 
-def _openai(base_url: str | None, config: Mapping[str, Any]) -> None:
-    openai_compatible.read(base_url, config)
-
-
-ADAPTERS: dict[str, Callable[[str | None, Mapping[str, Any]], None]] = {"local": _local, "openai": _openai}
-"""By the name that a provider's row gives its adapter; limner/worker.py makes them."""
+def address(adapter: str, base_url: str | None) -> str | None:
+    """Where a provider is: as its row says, else where its adapter's servers are."""
+    kind = registry.all_kinds().get(adapter)
+    return base_url if base_url or kind is None else kind.default_base_url

@@ -3,14 +3,25 @@
 Imports nothing heavy: the parent process that runs this never loads NumPy, OpenCV or libvips (kit.cpu).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
 from typing import Any, cast
 
 import orjson
 
 from limner.hub.providers import texts
-from limner.hub.providers.base import Blob, CallClass, Output, ProviderCall, ProviderError, ProviderResult, Usage
+from limner.hub.providers.base import (
+    Blob,
+    CallClass,
+    ConfigInvalid,
+    Output,
+    ProviderCall,
+    ProviderError,
+    ProviderResult,
+    Usage,
+)
+from limner.hub.providers.kinds import AdapterKind
+from limner.hub.providers.local.answering import Reader
 from limner.hub.providers.local.models import canvas_size
 from limner.hub.providers.local.reading import pieces
 from limner.hub.providers.local.reading.shapes import DIMENSIONS, DO, EMBED, READ, Reading, TextRejected
@@ -20,6 +31,8 @@ from limner.kit.cpu import CpuCrashed, CpuError, CpuMemory, CpuPool, CpuTimeout
 from limner.media.sniffing import ImageRejected
 
 HERE = "limner.hub.providers.local"
+NUMBERS = ("time_limit_ms", "max_pixels", "timeout_s")
+"""What a configuration may say."""
 
 
 class LocalAdapter:
@@ -197,3 +210,24 @@ _HANDLERS: dict[str, Callable[[LocalAdapter, ProviderCall, _Limits], Awaitable[P
     "text.generate": LocalAdapter._write,
     "text.embed": LocalAdapter._embed,
 }
+
+
+def _check_row(base_url: str | None, config: Mapping[str, Any]) -> None:
+    if base_url is not None:
+        raise ConfigInvalid("base_url: the local provider has no address")
+    for name, value in config.items():
+        if name not in NUMBERS:
+            raise ConfigInvalid(f"config has unknown {name[:100]}; there are {', '.join(NUMBERS)}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (name == "timeout_s" and isinstance(value, float))) or value <= 0:
+            raise ConfigInvalid(f"config.{name} must be a positive number")
+
+
+ADAPTER = AdapterKind(
+    name=LocalAdapter.name,
+    call_class=LocalAdapter.call_class,
+    kinds=frozenset(_HANDLERS),
+    check=_check_row,
+    make=lambda tools: LocalAdapter(tools.pool),
+    answering=lambda tools: Reader(tools.pool, tools.clock),
+)

@@ -1,9 +1,14 @@
 """The adapter of every server that speaks OpenAI's interface: one call, one request, and its answer classified."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
 from limner.hub.providers.base import CallClass, ConfigInvalid, ProviderCall, ProviderError, ProviderResult
-from limner.hub.providers.openai_compatible import answers, config, errors, exchange, requests
+from limner.hub.providers.kinds import AdapterKind
+from limner.hub.providers.openai_compatible import answers, config, errors, exchange, listing, offers, requests
+from limner.hub.providers.openai_compatible.passing import Passing
 from limner.hub.providers.openai_compatible.requests import Request
 from limner.telemetry import logs
 
@@ -67,3 +72,22 @@ class OpenAICompatibleAdapter:
     ) -> ProviderError:
         log.info("provider.said", job=call.job_id, status=answer.status, code=said.code or None)
         return errors.failure(status, answer.headers, said, request.fields)
+
+
+def _check(base_url: str | None, given: Mapping[str, Any]) -> None:
+    config.read(base_url, given)
+
+
+async def _list_models(door: FixedDoor, base_url: str | None, given: Mapping[str, Any]) -> list[str]:
+    return await listing.list_models(door, config.read(base_url, given))
+
+
+ADAPTER = AdapterKind(
+    name=OpenAICompatibleAdapter.name,
+    call_class=OpenAICompatibleAdapter.call_class,
+    kinds=frozenset(offers.SCHEMAS),
+    check=_check,
+    make=lambda tools: OpenAICompatibleAdapter(tools.door),
+    answering=lambda tools: Passing(tools.door),
+    list_models=_list_models,
+)
