@@ -15,10 +15,10 @@ from limner.hub.calls import Call, Calls
 from limner.hub.catalog import Model
 from limner.hub.chat import Answering, Asked
 from limner.hub.chat_stream import DONE, Frames, NotAStream
-from limner.hub.endings import FINAL_KINDS, MESSAGES, STATUSES, Failure, Finish
+from limner.hub.endings import FINAL_KINDS, MESSAGES, REQUESTS_FAULT, STATUSES, Failure, Finish
 from limner.hub.pricing import Tokens
+from limner.hub.providers import asking
 from limner.hub.providers.base import ProviderError
-from limner.hub.providers.openai_compatible import answers
 from limner.hub.routing import Candidate
 from limner.kit import money
 from limner.telemetry import logs, metrics
@@ -87,7 +87,8 @@ class _Answering:
         last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
         await self._desk.calls.end(self._order.call, Finish("failed", last.code, last.message))
         wait = {"Retry-After": str(math.ceil(last.retry_after_s))} if last.retry_after_s else {}
-        return ApiError(STATUSES[last.kind], last.code, last.message, headers=wait)
+        status = 400 if last.code in REQUESTS_FAULT else STATUSES[last.kind]
+        return ApiError(status, last.code, last.message, headers=wait)
 
     async def _failed(self, candidate: Candidate, error: ProviderError) -> Failure:
         metrics.ATTEMPTS.labels(candidate.route.provider, error.code).inc()
@@ -140,7 +141,7 @@ class WholeAnswer(_Answering):
         route, order = candidate.route, self._order
         provider = self._desk.providers[route.adapter]
         body = await provider.whole(route, order.asked, order.model, order.call.lease.job_id)
-        value = answers.read_object(body)
+        value = asking.read_object(body)
         if not isinstance(value.get(order.asked.surface.made), list):
             raise ProviderError("provider_answer_invalid", "The provider's answer is not understood.", "retryable")
         return body, value

@@ -8,7 +8,7 @@ from limner.db.pools import Database
 from limner.hub import jobs
 from limner.hub.endings import REQUESTS_FAULT, STATUSES
 from limner.hub.jobs import Submitted
-from limner.hub.providers.openai_compatible.errors import VERDICTS
+from limner.hub.providers.verdicts import VERDICTS
 from limner.kit import money
 from limner.web.caller import Caller
 from limner.web.errors import ApiError

@@ -44,6 +44,7 @@ OPENAI_CODES = {
     "insufficient_tokens": "insufficient_quota",
     "insufficient_organization_tokens": "insufficient_quota",
     "rate_limited": "rate_limit_exceeded",
+    "unsupported_input": "unsupported_parameter",
 }
 
 

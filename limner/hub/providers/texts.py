@@ -22,6 +22,8 @@ TASKS = {
     "answer": "Answer from the text below only.",
 }
 """By the task of a request; one to write has the prompt's words alone."""
+DESCRIBE = "Describe this picture in one or two plain sentences, as an alternative text for people who cannot see it."
+"""Asked of a picture where the request asks nothing."""
 FIELDS = frozenset({"task", "text", "language", "prompt", "system"})
 
 

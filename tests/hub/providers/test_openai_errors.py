@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from limner.egress.fixed import FixedDoor
+from limner.hub.providers import verdicts
 from limner.hub.providers.openai_compatible import adapter as adapter_module
-from limner.hub.providers.openai_compatible import errors
 from limner.hub.providers.openai_compatible.adapter import OpenAICompatibleAdapter
 from tests.emulators.openai_server import Misfortune, Says
 from tests.hub.doubles import png
@@ -125,12 +125,12 @@ async def test_an_error_names_a_field_that_was_sent_and_no_other_word(desk: Desk
      ("Wed, 21 Oct 2099 07:28:00 GMT", 30.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Wed, 99 Oct 2015", None)],
 )  # fmt: skip
 def test_retry_after_is_a_number_or_a_date_by_the_answers_own_clock(given: str, seconds: float | None) -> None:
-    assert errors.retry_after_s({"retry-after": given, "date": "Wed, 21 Oct 2099 07:27:30 GMT"}) == seconds
+    assert verdicts.retry_after_s({"retry-after": given, "date": "Wed, 21 Oct 2099 07:27:30 GMT"}) == seconds
 
 
 def test_retry_after_as_a_date_without_the_answers_own_date_says_nothing() -> None:
     """This machine's clock decides nothing."""
-    assert errors.retry_after_s({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}) is None
+    assert verdicts.retry_after_s({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}) is None
 
 
 async def test_a_server_that_is_busy_says_for_how_long(desk: Desk) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from limner.hub.providers.base import CallClass, ConfigInvalid, Output, Usage
 from limner.hub.providers.openai_compatible import config as openai_config
-from limner.hub.providers.openai_compatible.requests import DESCRIBE
+from limner.hub.providers.texts import DESCRIBE
 from tests.emulators.openai_server import text_of, vector_of
 from tests.hub.doubles import png
 from tests.hub.providers.openai_calls import JOB, KEY, Desk, open_desk, picture

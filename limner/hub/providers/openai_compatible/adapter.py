@@ -5,6 +5,7 @@ from typing import Any
 
 from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
+from limner.hub.providers import asking, verdicts
 from limner.hub.providers.base import CallClass, ConfigInvalid, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.kinds import AdapterKind
 from limner.hub.providers.openai_compatible import answers, config, errors, exchange, listing, offers, requests
@@ -36,7 +37,7 @@ class OpenAICompatibleAdapter:
     async def run(self, call: ProviderCall) -> ProviderResult:
         """Ask once. Cancelling closes the connection.
 
-        Raises ProviderError with the codes of requests.build, answers, errors.VERDICTS and exchange.CODES, and
+        Raises ProviderError with the codes of requests.build, answers, verdicts.VERDICTS and asking.CODES, and
         provider_misconfigured (fatal) for an address or a configuration that cannot work.
         """
         try:
@@ -50,7 +51,7 @@ class OpenAICompatibleAdapter:
         try:
             configured = config.read(call.base_url, call.config)
         except ConfigInvalid as error:
-            raise ProviderError("provider_misconfigured", f"The provider's {error}.", "fatal") from None
+            raise verdicts.misconfigured(error) from None
         request = requests.build(call, configured)
         await call.progress(10, "asking")
         answer = await exchange.send(
@@ -61,7 +62,7 @@ class OpenAICompatibleAdapter:
         )  # fmt: skip
         if answer.status != 200:
             raise self._failure(call, request, answer, answer.status, errors.read_told(answer.body))
-        value = answers.read_object(answer.body)
+        value = asking.read_object(answer.body)
         if value.get("error"):  # some gateways had sent their headers when it went wrong
             said = errors.told(value)
             raise self._failure(call, request, answer, said.status or 502, said)

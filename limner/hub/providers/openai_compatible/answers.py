@@ -5,8 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
+from limner.hub.providers import verdicts
 from limner.hub.providers.base import Output, ProviderError, ProviderResult, Usage
 
 REFERENCE = re.compile(r"[!-~]{1,200}", re.ASCII)
@@ -15,17 +14,6 @@ FILTERED = "content_filter"
 MAX_CHOICES = 128
 MAX_DIMENSIONS = 16_384
 MAX_NUMBER = 1e30
-
-
-def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object (RFC 8259) of a body. Raises ProviderError provider_answer_invalid."""
-    try:
-        value = orjson.loads(body)
-    except ValueError:
-        raise _invalid("no JSON") from None
-    if not isinstance(value, dict):
-        raise _invalid("no JSON object")
-    return value
 
 
 def read_texts(value: Mapping[str, Any], headers: Mapping[str, str]) -> ProviderResult:
@@ -39,7 +27,7 @@ def read_texts(value: Mapping[str, Any], headers: Mapping[str, str]) -> Provider
     for choice in _objects(value, "choices"):
         message = choice.get("message")
         if not isinstance(message, dict) or not isinstance(message.get("content", ""), str | None):
-            raise _invalid("a choice without a message")
+            raise verdicts.invalid("a choice without a message")
         reason, text = choice.get("finish_reason"), message.get("content") or ""
         refused = bool(message.get("refusal")) and not text.strip()
         reasons.append(FILTERED if refused else reason)
@@ -63,9 +51,9 @@ def read_pictures(value: Mapping[str, Any], headers: Mapping[str, str]) -> Provi
         words = "The provider answers with addresses of pictures instead of pictures."
         raise ProviderError("provider_answer_by_address", words, "fatal")
     if not found and items:
-        raise _invalid("a picture that is no base64")
+        raise verdicts.invalid("a picture that is no base64")
     if not found:
-        raise _empty()
+        raise verdicts.empty()
     outputs = tuple(Output(index, "image", data=data) for index, data in enumerate(found))
     return ProviderResult(outputs, _picture_usage(value), task_id=_reference(value, headers))
 
@@ -75,9 +63,9 @@ def read_vectors(value: Mapping[str, Any], headers: Mapping[str, str]) -> Provid
     items = _objects(value, "data")
     vectors = [item.get("embedding") for item in items]
     if not all(_is_vector(vector) for vector in vectors):
-        raise _invalid("an embedding that is no list of numbers")
+        raise verdicts.invalid("an embedding that is no list of numbers")
     if not vectors:
-        raise _empty()
+        raise verdicts.empty()
     outputs = tuple(Output(index, "vector", vector=vector) for index, vector in enumerate(vectors))
     read = _number(_dict(value, "usage"), "prompt_tokens")
     return ProviderResult(outputs, (Usage("input_tokens", read, "token"),), task_id=_reference(value, headers))
@@ -94,7 +82,7 @@ def _is_vector(value: Any) -> bool:
 def _objects(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     found = value.get(name)
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise _invalid(f"no {name}")
+        raise verdicts.invalid(f"no {name}")
     return found[:MAX_CHOICES]
 
 
@@ -111,11 +99,10 @@ def _picture(item: Mapping[str, Any]) -> bytes | None:
 def _nothing(reasons: list[Any]) -> ProviderError:
     """Why no choice had a text."""
     if FILTERED in reasons:
-        return ProviderError("content_refused", "The provider's content policy refused the answer.", "content")
+        return verdicts.refused()
     if "length" in reasons:
-        words = "The answer had no room: max_tokens was used up before its first word."
-        return ProviderError("answer_cut_off", words, "fatal")
-    return _empty()
+        return verdicts.cut_off()
+    return verdicts.empty()
 
 
 def _text_usage(value: Mapping[str, Any]) -> tuple[Usage, ...]:
@@ -157,12 +144,3 @@ def _reference(value: Mapping[str, Any], headers: Mapping[str, str]) -> str | No
         if isinstance(found, str) and REFERENCE.fullmatch(found):
             return found
     return None
-
-
-def _invalid(what: str) -> ProviderError:
-    words = f"The provider's answer is not understood: {what}."
-    return ProviderError("provider_answer_invalid", words, "retryable")
-
-
-def _empty() -> ProviderError:
-    return ProviderError("provider_answer_empty", "The provider's answer was empty.", "retryable")

@@ -5,19 +5,16 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from limner.egress.answers import EgressError
-from limner.egress.fixed import FixedDoor, Stream
+from limner.egress.fixed import FixedDoor
 from limner.hub import chat, routing
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
+from limner.hub.providers import asking, verdicts
 from limner.hub.providers.base import ConfigInvalid, ProviderError
-from limner.hub.providers.openai_compatible import answers, config, errors, exchange
+from limner.hub.providers.openai_compatible import config, errors, exchange
 from limner.hub.providers.openai_compatible.config import Config
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-MAX_ERROR_BYTES = 64 * 1024
-IDLE_S = 120.0
-"""How long a stream may say nothing."""
-NOT_STREAMED = "The provider answers at once where a stream was asked for."
 
 
 class Passing:
@@ -27,7 +24,7 @@ class Passing:
         self._door = door
 
     async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
-        """The body of an answer of status 200, as it came. Raises ProviderError with the codes of errors.VERDICTS and exchange.CODES."""
+        """The body of an answer of status 200, as it came. Raises ProviderError with the codes of verdicts.VERDICTS and asking.CODES."""
         configured, body = _prepared(route, asked, model)
         answer = await exchange.send(
             self._door, configured, "POST", asked.surface.path, body=body, headers=_headers(job_id),
@@ -51,18 +48,20 @@ class Passing:
                 headers=sent,
                 body=body,
                 timeout_s=_timeout_s(route),
-                idle_s=IDLE_S,
+                idle_s=asking.IDLE_S,
             ) as stream:
                 if stream.status != 200:
-                    raise errors.failure(stream.status, stream.headers, errors.read_told(await _begin(stream)), ())
+                    raise errors.failure(
+                        stream.status, stream.headers, errors.read_told(await asking.beginning(stream)), ()
+                    )
                 if not stream.headers.get("content-type", "").startswith("text/event-stream"):
-                    said = errors.told(answers.read_object(await _begin(stream)))
+                    said = errors.told(asking.read_object(await asking.beginning(stream)))
                     if said.words or said.code:
                         raise errors.failure(said.status or 502, stream.headers, said, ())
-                    raise ProviderError("provider_answer_invalid", NOT_STREAMED, "retryable")
+                    raise ProviderError("provider_answer_invalid", asking.NOT_STREAMED, "retryable")
                 yield stream.chunks()
         except EgressError as error:
-            raise exchange.failure(error) from None
+            raise asking.failure(error) from None
 
 
 def _prepared(route: Route, asked: Asked, model: Model) -> tuple[Config, bytes]:
@@ -70,7 +69,7 @@ def _prepared(route: Route, asked: Asked, model: Model) -> tuple[Config, bytes]:
     try:
         configured = config.read(route.base_url, route.config)
     except ConfigInvalid as error:
-        raise ProviderError("provider_misconfigured", f"The provider's {error}.", "fatal") from None
+        raise verdicts.misconfigured(error) from None
     return configured, chat.payload(asked, model, route.provider_model, configured.max_tokens_field)
 
 
@@ -80,13 +79,3 @@ def _timeout_s(route: Route) -> float:
 
 def _headers(job_id: UUID) -> dict[str, str]:
     return {"Content-Type": "application/json", "X-Client-Request-Id": str(job_id)}
-
-
-async def _begin(stream: Stream) -> bytes:
-    """The beginning of a body that says what went wrong."""
-    body = b""
-    async for piece in stream.chunks():
-        body += piece
-        if len(body) > MAX_ERROR_BYTES:
-            break
-    return body[:MAX_ERROR_BYTES]

@@ -13,7 +13,6 @@ from limner.hub.providers import texts
 from limner.hub.providers.base import Blob, ProviderCall, ProviderError
 from limner.hub.providers.openai_compatible.config import Config
 
-DESCRIBE = "Describe this picture in one or two plain sentences, as an alternative text for people who cannot see it."
 OURS = frozenset({"prompt", "system", "images", "mask", MAX_OUTPUTS_FIELD})
 Answers = Literal["texts", "pictures", "vectors"]
 CHAT_FIELDS = frozenset(
@@ -51,7 +50,7 @@ def _chat(call: ProviderCall, config: Config) -> Request:
     given = _given(call, CHAT_FIELDS, texts.FIELDS)
     if call.mask is not None:
         raise _unsupported("mask")
-    wanted = {**call.input, "prompt": _prompt(call, DESCRIBE)} if call.kind == texts.PICTURE_KIND else call.input
+    wanted = {**call.input, "prompt": _prompt(call, texts.DESCRIBE)} if call.kind == texts.PICTURE_KIND else call.input
     messages: list[dict[str, Any]] = [*texts.messages(wanted)]
     if not messages[-1]["content"].strip():
         raise ProviderError("prompt_required", "This model needs a prompt.", "bad_request")

@@ -1,0 +1,1 @@
+"""Providers behind both front doors: jobs, and calls of OpenAI's clients."""

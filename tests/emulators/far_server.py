@@ -1,0 +1,178 @@
+"""What emulated providers share: a key, a count of what they were asked and did, and how the next requests fare.
+
+Each speaks its own interface over a real socket; the fates, and how they are ordered, are those of `openai_server`.
+"""
+
+import asyncio
+import os
+import signal
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import orjson
+from aiohttp import web
+
+from tests.emulators.openai_server import STALL_S, Asked, Says, Turn
+from tests.emulators.provider import KILL
+
+
+class FarServer:
+    """`asked`: every request; `keys`, `drawn` and `written` by the X-Client-Request-Id that came with it, limner's job id."""
+
+    models: ClassVar[tuple[str, ...]] = ()
+    version = ""
+    """Of the address, before every path."""
+
+    def __init__(self, key: str | None = None) -> None:
+        self.origin = ""
+        self.key = key
+        self.asked: list[Asked] = []
+        self.keys: dict[str, list[str]] = defaultdict(list)
+        self.drawn: dict[str, int] = defaultdict(int)
+        self.written: dict[str, int] = defaultdict(int)
+        self.gone = asyncio.Event()
+        """Somebody left in the middle of a stream."""
+        self.tokens = 20
+        self.token_s = 0.0
+        self.changes: Callable[[dict[str, Any]], Any] = lambda answer: answer
+        self._turns: deque[Turn] = deque()
+        self._always: Turn = None
+
+    @property
+    def url(self) -> str:
+        return f"{self.origin}/{self.version}"
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        keys = orjson.dumps({self.origin: self.key}).decode()
+        return {"LIMNER_EGRESS_PLAIN_ORIGINS": self.origin, "LIMNER_PROVIDER_KEYS": keys}
+
+    def then(self, *turns: Turn) -> None:
+        """How the next requests fare, one each; after them all is well."""
+        self._turns.extend(turns)
+
+    def always(self, turn: Turn) -> None:
+        """How every request fares that has no turn of its own."""
+        self._always = turn
+
+    def calm_down(self) -> None:
+        """All is well from now on."""
+        self._turns.clear()
+        self._always = None
+        self.token_s = 0.0
+        self.changes = lambda answer: answer
+        self.gone.clear()
+
+    # What each interface has its own words for
+
+    def refusal(self, request: web.Request, asked: Asked) -> Says | None:
+        """What is wrong with a request: its key, its fields, its model."""
+        raise NotImplementedError
+
+    def work(self, asked: Asked) -> dict[str, Any]:
+        """The whole answer."""
+        raise NotImplementedError
+
+    def streams(self, asked: Asked) -> bool:
+        raise NotImplementedError
+
+    def events(self, asked: Asked) -> list[bytes]:
+        """A stream's: the middle ones are its tokens."""
+        raise NotImplementedError
+
+    def list_models(self, request: web.Request) -> Says:
+        raise NotImplementedError
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return say(self.list_models(request))
+        asked = Asked(request.path, request.headers, orjson.loads(await request.read()))
+        job = request.headers.get("X-Client-Request-Id", "")
+        self.asked.append(asked)
+        self.keys[job].append(job)
+        turn = self._turns.popleft() if self._turns else self._always
+        if isinstance(turn, Says):
+            return say(turn)
+        if turn == "hangs up":
+            return hang_up(request)
+        if turn in {"stalls", "is slow"}:
+            await asyncio.sleep(STALL_S if turn == "stalls" else 1)
+        wrong = self.refusal(request, asked)
+        if wrong is not None:
+            return say(wrong)
+        if self.streams(asked):
+            return await self._stream(request, asked, turn)
+        answer = self.changes(self.work(asked))
+        self.drawn[job] += 1
+        if KILL in request.headers:
+            os.kill(int(request.headers[KILL]), signal.SIGKILL)
+        if turn == "hangs up afterwards":
+            return hang_up(request)
+        body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+        if turn in {"breaks off", "stalls after its headers"}:
+            return await _half(request, body, 0 if turn == "breaks off" else STALL_S)
+        return web.Response(body=body, content_type="application/json")
+
+    async def _stream(self, request: web.Request, asked: Asked, turn: Turn) -> web.StreamResponse:
+        job = request.headers.get("X-Client-Request-Id", "")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        events = self.events(asked)
+        try:
+            for number, event in enumerate(events):
+                if self.token_s:
+                    await asyncio.sleep(self.token_s)
+                if turn == "breaks off" and number == len(events) // 2:
+                    return hang_up(request)
+                await response.write(event)
+                self.written[job] += 1
+        except (ConnectionError, asyncio.CancelledError):
+            self.gone.set()
+            raise
+        self.drawn[job] += 1
+        await response.write_eof()
+        return response
+
+
+@asynccontextmanager
+async def serving(server: FarServer) -> AsyncIterator[None]:
+    """On a port of its own."""
+    application = web.Application(client_max_size=64 * 2**20)
+    application.add_routes([web.route("*", "/{path:.*}", server.serve)])
+    runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        server.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def say(says: Says) -> web.Response:
+    body = says.body if isinstance(says.body, bytes) else orjson.dumps(says.body)
+    return web.Response(status=says.status, body=body, content_type="application/json", headers=dict(says.headers))
+
+
+def hang_up(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+def is_typed(fields: Mapping[str, Any], known: Mapping[str, Any]) -> str | None:
+    """The first field that is unknown, or of another type than it must be."""
+    return next((n for n, value in fields.items() if n not in known or not isinstance(value, known[n])), None)
+
+
+async def _half(request: web.Request, body: bytes, pause_s: float) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": str(len(body)), "Content-Type": "application/json"})
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2] if not pause_s else b"")
+    await asyncio.sleep(pause_s)
+    assert request.transport is not None
+    request.transport.close()
+    return response
