@@ -14,7 +14,7 @@ from limner.db.pools import Database
 from tests.adapters.counter import Counter
 from tests.alone import db_that_sells, server_alone, superuser_alone
 from tests.conftest import MakeTenant, Server
-from tests.emulators import anthropic_server
+from tests.emulators import anthropic_server, gemini_server
 from tests.emulators.far_server import FarServer
 from tests.hub.doubles import png
 from tests.openai_clients.shop import Books
@@ -22,7 +22,7 @@ from tests.running import Api, start_worker
 
 __all__ = ["db_that_sells", "server_alone", "superuser_alone"]
 
-EMULATORS = {"anthropic": anthropic_server}
+EMULATORS = {"anthropic": anthropic_server, "gemini": gemini_server}
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -63,9 +63,7 @@ async def test_a_stream_with_its_usage(client: AsyncOpenAI, books: Books) -> Non
 
 
 async def test_tools_are_called_and_their_results_taken(client: AsyncOpenAI, far: FarServer) -> None:
-    first = await client.chat.completions.create(
-        model=CHAT, messages=HELLO, tools=[WEATHER, CLOCK], tool_choice="auto", parallel_tool_calls=False
-    )
+    first = await client.chat.completions.create(model=CHAT, messages=HELLO, tools=[WEATHER, CLOCK], tool_choice="auto")
     message = first.choices[0].message
     assert (first.choices[0].finish_reason, message.content) == ("tool_calls", None)
     [call] = message.tool_calls or []
