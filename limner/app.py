@@ -25,6 +25,7 @@ from limner.hub import (
     checks,
     checks_api,
     executor,
+    hooks_api,
     inputs,
     live_api,
     openai_api,
@@ -34,6 +35,7 @@ from limner.hub import (
 )
 from limner.hub.calls import Calls
 from limner.hub.chat import Answering
+from limner.hub.hooks import Hooks
 from limner.hub.imports import Imports
 from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
@@ -126,6 +128,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     pictures = ImagesApi(db, authenticate, submitter, board, store, urls, settings.max_image_bytes)
     app.include_router(openai_api.router(openai, pictures))
     app.include_router(receiving.router(db, store, tokens))
+    app.include_router(hooks_api.router(db, Hooks(root, settings.public_url)))
     media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))
     app.include_router(media_api.router(media))
     app.include_router(health.router(db, VERSION))

@@ -16,6 +16,7 @@ from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
 from limner.hub import executor, retention, webhook_bodies
+from limner.hub.hooks import Hooks
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
@@ -52,6 +53,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     herald = Herald(db, "limner_dispatch")
     delivering = _delivering(settings, root, db)
     relay = Relay(db, herald, delivering.wake)
+    hooks = Hooks(root, settings.public_url)
     resources = executor.resources(
         db,
         adapters,
@@ -61,6 +63,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         settings.retry_backoff_s,
         _imports(settings, pool),
         News(relay.wake, herald.tell),
+        hooks=hooks,
     )
     loop = WorkerLoop(
         resources,
@@ -88,6 +91,8 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         asyncio.create_task(work)
         for work in (chores.run_forever(db, duties), db.keep_time(), relay.run(), herald.run())
     ]
+    if hooks.offered:
+        background.append(asyncio.create_task(hooks.listen(db)))
     sending = asyncio.create_task(delivering.run())
     try:
         await loop.run()

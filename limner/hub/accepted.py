@@ -12,7 +12,8 @@ from limner.db.tx import Tx
 from limner.hub import catalog, outputs, runs
 from limner.hub.catalog import Route
 from limner.hub.endings import Failure
-from limner.hub.providers.base import Adapter, ProviderCall, ProviderError, TaskAdapter
+from limner.hub.hooks import Hooks
+from limner.hub.providers.base import Adapter, Hook, NoHook, ProviderCall, ProviderError, TaskAdapter
 from limner.hub.routing import Candidate
 from limner.hub.runs import Lease, Task
 from limner.telemetry import logs, metrics
@@ -36,7 +37,10 @@ class TaskIdInvalid(ValueError):
 class Record:
     """What is written down of one call's task. `id`: its name at the provider, once it has one."""
 
-    def __init__(self, insist: Insist, lease: Lease, step: str, provider: str, intent: runs.Intent) -> None:
+    def __init__(
+        self, insist: Insist, lease: Lease, step: str, provider: str, intent: runs.Intent, hooks: Hooks | None
+    ) -> None:
+        self.hook: Hook = NoHook() if hooks is None else hooks.of(lease, step, provider)
         self.id = intent.provider_task_id if intent.decision == "resume" else None
         self.idem_key = intent.idem_key
         self._insist = insist

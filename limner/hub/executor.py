@@ -17,6 +17,7 @@ from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
 from limner.hub import accepted, catalog, endings, outputs, pricing, routing, runs, stated
 from limner.hub.endings import FINAL_KINDS, MESSAGES, Ending, Failure, Finish, Kept, Release
+from limner.hub.hooks import Hooks
 from limner.hub.imports import ImportFailed, Imports
 from limner.hub.progress import NOBODY, News, ProgressBoard
 from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderError, ProviderResult, TaskAdapter
@@ -53,15 +54,16 @@ class Resources:
     progress: ProgressBoard
     news: News
     imports: Imports
+    hooks: Hooks | None = None
 
 
 def resources(
     db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float,
-    imports: Imports, news: News = NOBODY, *, at_once: bool = False,
+    imports: Imports, news: News = NOBODY, *, at_once: bool = False, hooks: Hooks | None = None,
 ) -> Resources:  # fmt: skip
     """One process's resources, with a batch of its own for what shares a commit. `at_once`: it answers calls."""
     shared, routes, progress = SharedWrites(db, first_alone=at_once), catalog.RouteCache(), ProgressBoard(db, news)
-    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports)
+    return Resources(db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, hooks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,7 @@ class Run:
             return intent
         if intent.decision == "reuse":
             return Kept(intent.outputs or [], route.provider, intent.cost_micro_usd)
-        task = accepted.Record(self._insist, self.lease, STEP, route.provider, intent)
+        task = accepted.Record(self._insist, self.lease, STEP, route.provider, intent, self._resources.hooks)
         call = self._call(prepared, route, min(timeout_s, max(self._remaining_s(), 0.001)), task)
         self._tasks |= resumes
         began = time.monotonic()
@@ -260,20 +262,11 @@ class Run:
     def _call(self, prepared: Prepared, route: catalog.Route, timeout_s: float, task: accepted.Record) -> ProviderCall:
         named = prepared.images
         return ProviderCall(
-            job_id=self.lease.job_id,
-            kind=prepared.work.kind,
-            provider_model=route.provider_model,
-            input=prepared.work.input,
-            images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named),
-            mask=named.get("mask"),
-            config=route.config,
-            idempotency_key=task.idem_key,
-            timeout_s=timeout_s,
-            progress=self._report,
-            base_url=route.base_url,
-            task_id=task.id,
-            accepted=task.accept,
-        )
+            job_id=self.lease.job_id, kind=prepared.work.kind, provider_model=route.provider_model, input=prepared.work.input,
+            images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named), mask=named.get("mask"),
+            config=route.config, idempotency_key=task.idem_key, timeout_s=timeout_s, progress=self._report,
+            base_url=route.base_url, task_id=task.id, accepted=task.accept, hook=task.hook,
+        )  # fmt: skip
 
     async def _ask(self, adapter: Adapter, call: ProviderCall) -> ProviderResult | Failure:
         """The provider's result; whatever else an adapter does becomes a failure, never the end of the worker."""

@@ -206,6 +206,12 @@ async def record_accepted(tx: Tx, lease: Lease, step: str, provider: str, send_n
     )
 
 
+async def adopt_task(tx: Tx, job_id: UUID, step: str, provider: str, task_id: str) -> bool:
+    """The provider says under which name it took on an open job's call: whether nobody knew. For the API."""
+    row = await tx.get("SELECT limner.adopt_task(%s, %s, %s, %s, %s) AS new", [tx.ctx, job_id, step, provider, task_id])
+    return bool(row["new"])
+
+
 async def list_tasks(tx: Tx, job_id: UUID) -> list[Task]:
     """What providers took on for the job and have not ended, as far as is known; the latest first."""
     rows = await tx.all(

@@ -1,10 +1,13 @@
 """A server that speaks Replicate's HTTP API over a real socket: strict about what it is sent, and unreliable when it is told to be."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import orjson
 from aiohttp import web
 
@@ -22,7 +25,19 @@ AFTER = re.compile(r"[1-9][0-9]*[smh]")
 
 
 class ReplicateServer(TaskServer):
-    """A fate may also be an output, as it stands in a prediction, or ("fails", its error)."""
+    """A fate may also be an output, as it stands in a prediction, or ("fails", its error).
+
+    `hooks_to`: the origin that a prediction's webhook is posted to in place of its own (which only the world outside knows);
+    `hooked`: what that answered.
+    """
+
+    def __init__(self, key: str | None) -> None:
+        super().__init__(key)
+        self.hooks_to = ""
+        self.hooked: list[int] = []
+        self._telling: set[asyncio.Task[None]] = set()
+        self.done: asyncio.Event | None = None
+        """Where there is one, a task that hangs succeeds as soon as it is set, and says so."""
 
     @property
     def url(self) -> str:
@@ -54,6 +69,8 @@ class ReplicateServer(TaskServer):
         if wrong is not None:
             return say(wrong)
         task = self.new(request, asked)
+        if "webhook" in asked:
+            self._telling.add(asyncio.create_task(self._tell(task)))
         if "Prefer" in request.headers and self.lasts == 0:
             return say(Says(201, self._prediction(task, self._status(task))))
         return say(Says(201, self._prediction(task, "starting")))
@@ -66,7 +83,9 @@ class ReplicateServer(TaskServer):
             return Says(
                 422, {"title": "Invalid version or not permitted", "detail": "The specified version does not exist"}
             )
-        if set(asked) - {"input", "version"} or (owner is not None and "version" in asked):
+        if set(asked) - {"input", "version", "webhook", "webhook_events_filter"} or (
+            owner is not None and "version" in asked
+        ):
             return Says(422, {"title": "Input validation failed", "detail": f"Unexpected field: {asked}"})
         for name, value in asked["input"].items():
             if name not in FIELDS or not isinstance(value, FIELDS[name]):
@@ -89,6 +108,21 @@ class ReplicateServer(TaskServer):
             return say(Says(404, {"title": "Not found", "detail": "The requested resource could not be found."}))
         task.cancelled = True
         return say(Says(200, self._prediction(task, "canceled")))
+
+    async def _tell(self, task: Task) -> None:
+        """Its start, and its end."""
+        await self.post(task, self._prediction(task, "starting"))
+        if self.done is not None:
+            await self.done.wait()
+            task.fate = "succeeds"
+            await self.post(task, self._prediction(task, "succeeded"))
+
+    async def post(self, task: Task, body: Any) -> int:
+        """A prediction's webhook; what was answered."""
+        path = urlsplit(task.asked["webhook"]).path
+        async with aiohttp.ClientSession() as http, http.post(self.hooks_to + path, json=body) as answer:
+            self.hooked.append(answer.status)
+            return answer.status
 
     def _status(self, task: Task) -> str:
         if task.cancelled:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from limner.hub import accepted
+from limner.hub import accepted, runs
 from limner.hub.executor import Run
 from limner.hub.providers.base import CallClass, ProviderCall, ProviderError, ProviderResult
 from limner.kit.money import MC
 from limner.media.store import StoreUnavailable
 from tests import acts
+from tests.conftest import MakeTenant
 from tests.hub.doubles import Scripted, Step, assert_settled, counted, pictures, png, text
 from tests.hub.fixtures import Open, db_alone, open_a_shop, own_pool, own_store, server_alone, superuser_alone
 
@@ -229,3 +230,40 @@ async def test_a_task_nobody_could_ask_after_by_its_name_is_the_adapters_mistake
         ("unknown", "adapter_error"),
         ("done", None),
     ]
+
+
+async def test_mj9_a_name_that_came_by_a_hook_outlives_the_workers_not_knowing(shop: Open) -> None:
+    async def lost(call: ProviderCall) -> ProviderResult:
+        async with here.db.tenant_single(here.tenant.org_id) as tx:
+            assert await runs.adopt_task(tx, call.job_id, "main", "far", "task-1")
+            assert not await runs.adopt_task(tx, call.job_id, "main", "far", "task-2"), "it has a name"
+            assert not await runs.adopt_task(tx, call.job_id, "main", "other", "task-1")
+        raise LOST
+
+    class Nameless(Tasks):
+        async def run(self, call: ProviderCall) -> ProviderResult:
+            return await Scripted.run(self, call)
+
+    far = Nameless("far", lost, text("a hare"))
+    here = await shop(far)
+    job_id = await here.submit()
+
+    job = await here.run_to_the_end(job_id)
+
+    assert [call.task_id for call in far.calls] == [None, "task-1"]
+    assert (job.state, [a["send_no"] for a in await here.attempts(job_id)]) == ("succeeded", [1])
+    async with here.db.tenant_single(here.tenant.org_id) as tx:
+        assert not await runs.adopt_task(tx, job_id, "main", "far", "task-3"), "the job is over"
+
+
+async def test_ta1_a_hook_of_one_organization_names_nothing_of_another(shop: Open, make_tenant: MakeTenant) -> None:
+    reached, step = hangs()
+    here = await shop(Scripted("far", step))
+    job_id = await here.submit()
+    await interrupted(here, job_id, reached)
+    stranger = await make_tenant()
+
+    async with here.db.tenant_single(stranger.org_id) as tx:
+        assert not await runs.adopt_task(tx, job_id, "main", "far", "task-1")
+
+    assert [a["state"] for a in await here.attempts(job_id)] == ["intent"]

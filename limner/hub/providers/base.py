@@ -5,6 +5,7 @@ unknown, docs/reference/providers.md) and turns a parsed request into provider w
 connection, a tenant or a price.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -42,6 +43,26 @@ class Blob:
     height: int
 
 
+class Hook(Protocol):
+    """How a provider may say that there is news of a call's task. A hint: the task is asked after all the same."""
+
+    def url(self, adapter: str) -> str | None:
+        """An https address for this call alone; None where nobody outside reaches this installation."""
+
+    async def pause(self, seconds: float) -> None:
+        """As long as that, or until the provider says that there is news."""
+
+
+class NoHook:
+    """Nobody outside says anything."""
+
+    def url(self, _: str) -> str | None:
+        return None
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderCall:
     """One try at one provider. `input` is the request as parsed and priced: nothing else may be executed.
@@ -63,6 +84,7 @@ class ProviderCall:
     base_url: str | None = None
     task_id: str | None = None
     accepted: Accepted = _unrecorded
+    hook: Hook = field(default_factory=NoHook)
 
 
 @dataclass(frozen=True, slots=True)

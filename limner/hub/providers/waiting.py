@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from limner.egress.answers import Answer
 from limner.hub.providers import verdicts
-from limner.hub.providers.base import ConfigInvalid, ProviderCall, ProviderError
+from limner.hub.providers.base import ConfigInvalid, Hook, ProviderCall, ProviderError
 
 POLL_S = 1.0
 MIN_POLL_S, MAX_POLL_S = 0.05, 60.0
@@ -36,8 +36,8 @@ def ends_at(call: ProviderCall) -> float:
     return asyncio.get_running_loop().time() + call.timeout_s - min(LAST_WORDS_S, call.timeout_s / 4)
 
 
-async def wait(ask: Ask, read: Read[T], until: float, first_s: float) -> T:
-    """Ask again and again until the task has ended.
+async def wait(ask: Ask, read: Read[T], until: float, first_s: float, hook: Hook) -> T:
+    """Ask again and again until the task has ended; sooner where the provider says that there is news.
 
     Raises what `read` says of a task that failed, and, with an unknown outcome, since the task stands: provider_timeout when
     `until` is there, and a refusal that waiting does not change.
@@ -59,7 +59,10 @@ async def wait(ask: Ask, read: Read[T], until: float, first_s: float) -> T:
         if clock() + pause_s >= until:
             words = "The provider's task was not done in time."
             raise ProviderError("provider_timeout", words, "retryable", outcome_unknown=True)
-        await asyncio.sleep(min(max(pause_s, wait_s), max(until - clock(), 0.0)))
+        if wait_s > pause_s:  # it said how long
+            await asyncio.sleep(min(wait_s, max(until - clock(), 0.0)))
+        else:
+            await hook.pause(min(pause_s, max(until - clock(), 0.0)))
         pause_s = min(pause_s * GROWTH, first_s * SLOWEST)
 
 

@@ -104,7 +104,7 @@ class DefApiAdapter:
             await call.progress(*answers.STAGES.get(str(task.get("status")), answers.WORKING))
             return None
 
-        return await waiting.wait(ask, read, until, configured.poll_s)
+        return await waiting.wait(ask, read, until, configured.poll_s, call.hook)
 
 
 def _check(base_url: str | None, given: Mapping[str, Any]) -> None:

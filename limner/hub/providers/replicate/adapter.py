@@ -103,7 +103,7 @@ class ReplicateAdapter:
             return None
 
         try:
-            return await waiting.wait(ask, read, until, configured.poll_s)
+            return await waiting.wait(ask, read, until, configured.poll_s, call.hook)
         except ProviderError as error:
             if error.code == "provider_timeout" and await self._gave_up(call, configured, task_id):
                 raise ProviderError(error.code, error.message, error.kind) from None

@@ -30,7 +30,9 @@ def build(call: ProviderCall, config: Config) -> Request:
     Raises ProviderError: provider_misconfigured (fatal) for a route that names no model, unsupported_input (fatal) for what the
     configuration has no name for, image_required (bad_request).
     """
-    values = {"input": _input(call, config)}
+    values: dict[str, Any] = {"input": _input(call, config)}
+    if (hook := call.hook.url("replicate")) is not None:
+        values |= {"webhook": hook, "webhook_events_filter": ["start", "completed"]}
     if found := MODEL.fullmatch(call.provider_model):
         return Request(f"/models/{found[1]}/{found[2]}/predictions", orjson.dumps(values))
     if VERSION.fullmatch(call.provider_model):

@@ -120,9 +120,12 @@ BEGIN
     RAISE EXCEPTION 'not a result: %', p_state USING ERRCODE = 'LM422';
   END IF;
   UPDATE limner.provider_call x
-     SET state = p_state, provider_task_id = coalesce(p_task, x.provider_task_id), cost_micro_usd = p_cost, latency_ms = p_latency_ms,
+     SET state = s.state, provider_task_id = coalesce(p_task, x.provider_task_id), cost_micro_usd = p_cost, latency_ms = p_latency_ms,
          error_code = p_error_code, error_message = left(p_error_message, 2000), outputs = p_outputs,
-         finished_at = CASE WHEN p_state = 'accepted' THEN NULL ELSE clock_timestamp() END
+         finished_at = CASE WHEN s.state = 'accepted' THEN NULL ELSE clock_timestamp() END
+    FROM (SELECT CASE WHEN p_state = 'unknown' AND y.provider_task_id IS NOT NULL THEN 'accepted' ELSE p_state END AS state
+            FROM limner.provider_call y WHERE y.org_id = t AND y.job_id = p_job AND y.step = p_step AND y.provider = p_provider
+             AND y.send_no = p_send_no) s              -- its name came another way: it can be asked after
    WHERE x.org_id = t AND x.job_id = p_job AND x.step = p_step AND x.provider = p_provider AND x.send_no = p_send_no
      AND x.state IN ('intent', 'accepted');
   IF NOT FOUND THEN
