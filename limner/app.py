@@ -27,6 +27,7 @@ from limner.hub import (
     checks_api,
     executor,
     gates,
+    hooks_api,
     inputs,
     live_api,
     openai_api,
@@ -40,6 +41,7 @@ from limner.hub import (
 from limner.hub.batch_submission import BatchSubmitter
 from limner.hub.calls import Calls
 from limner.hub.chat import Answering
+from limner.hub.hooks import Hooks
 from limner.hub.imports import Imports
 from limner.hub.limits import SubmitLimits
 from limner.hub.live import LiveBoard
@@ -107,7 +109,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     brought = _uploads(settings, hub, store, tokens, pool)
     own_keys = OwnKeys(root)
     door = doors.fixed(settings, own_keys)
-    openai = _openai(settings, hub, store, pool, _answerers(Tools(door, pool, db.clock)))
+    openai = _openai(settings, hub, store, pool, _answerers(Tools(door, doors.untrusted(settings), pool, db.clock)))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -146,6 +148,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         uploads_api.router(brought),
         openai_api.router(openai, pictures, recordings),
         receiving.router(db, store, tokens),
+        hooks_api.router(db, Hooks(root, settings.public_url)),
         media_api.router(media),
         health.router(db, VERSION),
     ):

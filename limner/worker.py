@@ -18,6 +18,7 @@ from limner.events.relay import Relay
 from limner.hub import chores as hub_chores
 from limner.hub import executor, gates, resealing, retention, usage_rolling, webhook_bodies
 from limner.hub.batch_tending import BatchTending
+from limner.hub.hooks import Hooks
 from limner.hub.imports import Imports
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.hub.progress import News
@@ -50,7 +51,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     store = ObjectStore(settings.store_url, settings.home)
     door = doors.fixed(settings, OwnKeys(root))
     db = Database(address, root, ROLES, size=settings.database_pool_size)
-    adapters = registry.adapters(Tools(door, pool, db.clock))
+    adapters = registry.adapters(Tools(door, doors.untrusted(settings), pool, db.clock))
     await db.open()
     herald = Herald(db, "limner_dispatch")
     delivering = _delivering(settings, root, db)
@@ -61,6 +62,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
 
     relay = Relay(db, herald, placed)
     tending_batches = BatchTending(db, relay.wake)
+    hooks = Hooks(root, settings.public_url)
     resources = executor.resources(
         db,
         adapters,
@@ -71,6 +73,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         _imports(settings, pool),
         News(relay.wake, herald.tell),
         breaker=gates.breaker(settings),
+        hooks=hooks,
     )
     loop = WorkerLoop(
         resources,
@@ -107,6 +110,8 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
             tending_batches.run(),
         )
     ]
+    if hooks.offered:
+        background.append(asyncio.create_task(hooks.listen(db)))
     sending = asyncio.create_task(delivering.run())
     try:
         await loop.run()

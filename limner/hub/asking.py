@@ -4,10 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import psycopg
+
+from limner.db.pools import DatabaseUnavailable
 from limner.hub import key_news, stated
 from limner.hub.catalog import Route
 from limner.hub.endings import MESSAGES, Failure
 from limner.hub.providers.base import Adapter, ProviderCall, ProviderError, ProviderResult
+from limner.ledger import refusals
 from limner.telemetry import logs
 
 log = logs.get("run")
@@ -23,6 +27,8 @@ async def ask(adapter: Adapter, call: ProviderCall, route: Route, facts: Mapping
     except TimeoutError:
         words = f"The provider did not answer within {call.timeout_s:g} s."
         return Failure("provider_timeout", words, "retryable", known=False)
+    except (refusals.StaleLease, psycopg.Error, DatabaseUnavailable):
+        raise  # while its task was written down
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():

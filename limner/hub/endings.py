@@ -113,21 +113,25 @@ SECONDS = ("audio", "second")
 FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True, passed="was full")
 
 
-def without_result(failures: Sequence[Failure], backoff_s: float, *, is_last: bool) -> Ending:
-    """How a run ends in which no provider delivered: `is_last` of those a job may have, or given back for at least `backoff_s`."""
+def without_result(failures: Sequence[Failure], backoff_s: float, remaining_s: float, *, is_last: bool) -> Ending:
+    """How a run ends in which no provider delivered: `is_last` of those a job may have, or given back for at least `backoff_s`.
+
+    Never for later than the deadline: an overdue job is closed by whoever claims it, and must be claimable.
+    """
     last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
     passed = [failure for failure in failures if failure.full]
     if passed and last.kind not in FINAL_KINDS and not last.stops:
         soonest = min(passed, key=lambda failure: failure.retry_after_s)
         wait_s = max(backoff_s, min(soonest.retry_after_s, MAX_DEFERRAL_S))
-        return Release(wait_s, counts=False, reason=soonest.code)
+        return Release(max(min(wait_s, remaining_s), 0.0), counts=False, reason=soonest.code)
     if failures and all(failure.kind == "rate" for failure in failures):
         asked_s = min(failure.retry_after_s for failure in failures)
-        return Release(max(backoff_s, min(asked_s, MAX_DEFERRAL_S)), counts=False, reason="rate_limited")
+        wait_s = max(backoff_s, min(asked_s, MAX_DEFERRAL_S))
+        return Release(max(min(wait_s, remaining_s), 0.0), counts=False, reason="rate_limited")
     hopeless = bool(failures) and all(failure.kind == "fatal" for failure in failures)
     if hopeless or last.kind in FINAL_KINDS or is_last:
         return Finish("failed", outputs.plain(last.code, 100), outputs.plain(last.message, 2000))
-    return Release(backoff_s, counts=True, reason=last.code)
+    return Release(max(min(backoff_s, remaining_s), 0.0), counts=True, reason=last.code)
 
 
 def goes_on(kind: str, failure: Failure, next_on: Sequence[ErrorKind]) -> bool:

@@ -16,13 +16,14 @@ import psycopg
 
 from limner.db.pools import AWAY, Database, DatabaseUnavailable
 from limner.db.tx import Tx
-from limner.hub import asking, catalog, endings, key_news, outputs, pricing, routing, runs, stated, terms
+from limner.hub import accepted, asking, catalog, endings, key_news, outputs, pricing, routing, runs, stated, terms
 from limner.hub.endings import MESSAGES, Ending, Failure, Finish, Kept, Release
 from limner.hub.gates import Gates, Passage
 from limner.hub.health import NO_BREAKER, BreakerSettings
+from limner.hub.hooks import Hooks
 from limner.hub.imports import ImportFailed, Imports
 from limner.hub.progress import NOBODY, News, ProgressBoard
-from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderResult
+from limner.hub.providers.base import Adapter, Blob, CallClass, ProviderCall, ProviderResult, TaskAdapter
 from limner.hub.remembered import RouteCache
 from limner.hub.runs import Delivery, Lease, Work
 from limner.hub.sharing import SharedWrites
@@ -59,17 +60,18 @@ class Resources:
     imports: Imports
     gates: Gates
     keys: key_news.KeyNews
+    hooks: Hooks | None = None
 
 
 def resources(
     db: Database, adapters: Mapping[str, Adapter], store: ObjectStore, pool: CpuPool, max_runs: int, backoff_s: float,
-    imports: Imports, news: News = NOBODY, *, breaker: BreakerSettings = NO_BREAKER,
+    imports: Imports, news: News = NOBODY, *, breaker: BreakerSettings = NO_BREAKER, hooks: Hooks | None = None,
 ) -> Resources:  # fmt: skip
     """One process's resources, with a batch of its own for what shares a commit."""
     shared, routes, progress = SharedWrites(db), RouteCache(), ProgressBoard(db, news)
     gates, keys = Gates(db, breaker), key_news.KeyNews(db)
     return Resources(
-        db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, gates, keys
+        db, adapters, store, pool, max_runs, backoff_s, shared, routes, progress, news, imports, gates, keys, hooks
     )
 
 
@@ -94,6 +96,7 @@ class Run:
         self._resources = resources
         self._db = resources.db
         self._model = "unknown"
+        self._tasks = False  # a provider that works on tasks was asked
         self._began = time.monotonic()
         self._deadline = self._began + lease.deadline_in_s
         self._facts = {"job": lease.job_id, "org": lease.org_id, "app": lease.app_id, "run": lease.run}
@@ -140,8 +143,10 @@ class Run:
         self._resources.progress.forget(self.lease)
         if isinstance(ending, Release):
             await self._release(ending)
-        else:
-            await self._finish(ending)
+            return
+        await self._finish(ending)
+        if ending.outcome != "succeeded" and (self.lease.fence > 1 or self._tasks):
+            await accepted.call_off(self._db, self._resources.adapters, self.lease)
 
     def stopped(self, why: str) -> Ending | None:
         """How a run ends that was told to stop: cancel, shutdown, silent (no heartbeat got through), or lost.
@@ -200,6 +205,7 @@ class Run:
             routes = self._resources.routes.put(self.lease.org_id, work.model_id, read)
         asked, own_only = routing.asking(self.lease.job_id, work.kind, work.input), terms.own_only(work.terms)
         candidates, skipped = routing.order(routes, self._resources.adapters, asked, own_only=own_only)
+        candidates = await accepted.first(self._insist, self.lease, candidates)
         for skip in skipped:
             log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
         answered: frozenset[str] = frozenset()
@@ -226,13 +232,16 @@ class Run:
     ) -> Kept | Failure:
         route = candidate.route
         adapter = self._resources.adapters[route.adapter]
-        intent = await self._intend(candidate, adapter.call_class)
+        resumes = isinstance(adapter, TaskAdapter)
+        intent = await self._intend(candidate, adapter.call_class, resumes=resumes)
         if isinstance(intent, Failure):
             metrics.ATTEMPTS.labels(route.provider, intent.code).inc()
             return intent
         if intent.decision == "reuse":
             return Kept(intent.outputs or [], route.provider, intent.cost_micro_usd)
-        call = self._call(prepared, route, intent.idem_key, min(timeout_s, max(self._remaining_s(), 0.001)))
+        task = accepted.Record(self._insist, self.lease, STEP, route.provider, intent, self._resources.hooks)
+        call = self._call(prepared, route, min(timeout_s, max(self._remaining_s(), 0.001)), task)
+        self._tasks |= resumes
         began = time.monotonic()
         self.phase = "calling"
         result = await passage.send() or await asking.ask(adapter, call, route, self._facts)
@@ -242,17 +251,18 @@ class Run:
         metrics.ATTEMPTS.labels(route.provider, answer.code if isinstance(answer, Failure) else "done").inc()
         if isinstance(answer, Failure):
             await passage.end(answer)
-            await self._record(route.provider, intent.send_no, answer, latency_ms)
+            await self._record(route.provider, intent.send_no, answer, latency_ms, task.stands(answer))
             self.phase = "preparing"
             return answer
         used = endings.stated_tokens(answer.usage)
         await passage.end(tokens=used.all if used else None)
-        task_id = getattr(result, "task_id", None)
-        reference = None if task_id is None else outputs.plain(str(task_id), 500)
+        reference = task.reference(result)
         delivery = Delivery(STEP, route.provider, intent.send_no, reference, answer.cost_micro_usd, latency_ms)
         return replace(answer, delivery=delivery)
 
-    async def _intend(self, candidate: routing.Candidate, call_class: CallClass) -> runs.Intent | Failure:
+    async def _intend(
+        self, candidate: routing.Candidate, call_class: CallClass, *, resumes: bool = False
+    ) -> runs.Intent | Failure:
         """The committed intent, or a failure: no place there, or another send forbidden after an unknown outcome."""
         route = candidate.route
         shared = await self._resources.shared.intend(self.lease, STEP, **candidate.asked)
@@ -263,7 +273,7 @@ class Run:
                 intent = await runs.intend(tx, self.lease, STEP, **candidate.asked, resend=resend)
             if intent.decision == "full":
                 return endings.FULL
-            if intent.decision in {"send", "reuse"}:
+            if intent.decision in {"send", "reuse"} or (resumes and intent.decision == "resume"):
                 if resend:
                     metrics.RESENDS.labels(route.provider, call_class).inc()
                     log.warning("provider.resent", provider=route.provider, call_class=call_class, **self._facts)
@@ -272,23 +282,15 @@ class Run:
                 break
         return Failure("outcome_unknown", MESSAGES["outcome_unknown"], "fatal", known=False)
 
-    def _call(self, prepared: Prepared, route: catalog.Route, idem_key: str, timeout_s: float) -> ProviderCall:
+    def _call(self, prepared: Prepared, route: catalog.Route, timeout_s: float, task: accepted.Record) -> ProviderCall:
         named = prepared.images
         return ProviderCall(
-            job_id=self.lease.job_id,
-            kind=prepared.work.kind,
-            provider_model=route.provider_model,
-            input=prepared.work.input,
-            images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named),
-            mask=named.get("mask"),
-            audio=named.get("audio"),
-            config=route.config,
-            idempotency_key=idem_key,
-            timeout_s=timeout_s,
-            progress=partial(self._resources.progress.note, self.lease),
-            base_url=route.base_url,
-            own_key=route.own_key,
-        )
+            job_id=self.lease.job_id, kind=prepared.work.kind, provider_model=route.provider_model, input=prepared.work.input,
+            images=tuple(named[f"image_{n}"] for n in range(len(named)) if f"image_{n}" in named), mask=named.get("mask"),
+            audio=named.get("audio"), config=route.config, idempotency_key=task.idem_key, timeout_s=timeout_s,
+            progress=partial(self._resources.progress.note, self.lease), base_url=route.base_url, own_key=route.own_key,
+            task_id=task.id, accepted=task.accept, hook=task.hook,
+        )  # fmt: skip
 
     async def _keep(
         self, work: Work, route: catalog.Route, call: ProviderCall, result: ProviderResult
@@ -309,24 +311,23 @@ class Run:
             return Failure("no_output", MESSAGES["no_output"], "retryable", cost_micro_usd=bill.of_failure)
         return Kept(kept, route.provider, bill.cost_micro_usd, usage=bill.usage)
 
-    async def _record(self, provider: str, send_no: int, failure: Failure, latency_ms: int) -> None:
+    async def _record(
+        self, provider: str, send_no: int, failure: Failure, latency_ms: int, stands: bool = False
+    ) -> None:
         """Write how a call failed. An answer lost on the way is no loss: the fence is compared again at the end."""
 
         async def write(tx: Tx) -> bool:
             await runs.record_error(tx, self.lease, STEP, provider, send_no, code=outputs.plain(failure.code, 100),
                                     message=outputs.plain(failure.message, 2000), latency_ms=latency_ms,
-                                    known=failure.known, cost_micro_usd=failure.cost_micro_usd)  # fmt: skip
+                                    known=failure.known, stands=stands, cost_micro_usd=failure.cost_micro_usd)  # fmt: skip
             return True
 
         await self._insist("record", write, arrived=True)
         self._resources.news.committed()
 
     def _without_result(self, failures: Sequence[Failure]) -> Ending:
-        last = self.lease.run >= self._resources.max_runs
-        ending = endings.without_result(failures, self._backoff_s(), is_last=last)
-        if isinstance(ending, Release):
-            return replace(ending, delay_s=self._before_deadline(ending.delay_s))
-        return ending
+        last, remaining_s = self.lease.run >= self._resources.max_runs, self._remaining_s()
+        return endings.without_result(failures, self._backoff_s(), remaining_s, is_last=last)
 
     async def _finish(self, ending: Finish) -> None:
         if not await self._resources.shared.finish(self.lease, ending, lingers=self.lingers):
@@ -385,10 +386,6 @@ class Run:
 
     def _remaining_s(self) -> float:
         return self._deadline - time.monotonic()
-
-    def _before_deadline(self, delay_s: float) -> float:
-        """Not later than the deadline: an overdue job is closed by whoever claims it, and must be claimable."""
-        return max(min(delay_s, self._remaining_s()), 0.0)
 
     def _backoff_s(self) -> float:
         """Doubles with each run, 0.8 to 1.2 times that: the clock's low digits keep retries apart."""

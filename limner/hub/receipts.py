@@ -112,7 +112,7 @@ def _attempt(row: Row, *, costs: bool) -> dict[str, Any]:
         "started_at": row["created_at"],
         "finished_at": row["finished_at"],
     }
-    if row["error_code"]:
+    if row["error_code"] and row["state"] != "done":  # a task may deliver after it could not be asked after
         attempt["error"] = {"code": row["error_code"], "message": row["error_message"]}
     if costs or row["own_key"]:
         attempt["cost_micro_usd"] = row["cost_micro_usd"]

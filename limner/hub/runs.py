@@ -65,6 +65,19 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What a provider took on and has not ended, as far as is known."""
+
+    step: str
+    provider: str
+    provider_model: str
+    task_id: str
+    idem_key: str
+    model_id: UUID
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """The provider call that brought a job's outputs, recorded in the commit that finishes the job."""
 
@@ -194,19 +207,46 @@ async def intend(
     return Intent(**row)
 
 
+async def record_accepted(tx: Tx, lease: Lease, step: str, provider: str, send_no: int, task_id: str) -> None:
+    """The provider took the call on as a task of this name: the next `intend` says "resume". Raises refusals.StaleLease."""
+    await _get(
+        tx,
+        "SELECT limner.call_result(%s, %s, %s, %s, %s, %s, 'accepted', %s, NULL, NULL, NULL, NULL, NULL, NULL)",
+        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, task_id],
+    )
+
+
+async def adopt_task(tx: Tx, job_id: UUID, step: str, provider: str, task_id: str) -> bool:
+    """The provider says under which name it took on an open job's call: whether nobody knew. For the API."""
+    row = await tx.get("SELECT limner.adopt_task(%s, %s, %s, %s, %s) AS new", [tx.ctx, job_id, step, provider, task_id])
+    return bool(row["new"])
+
+
+async def list_tasks(tx: Tx, job_id: UUID) -> list[Task]:
+    """What providers took on for the job and have not ended, as far as is known; the latest first."""
+    rows = await tx.all(
+        "SELECT c.step, c.provider, c.provider_model, c.provider_task_id AS task_id, c.idem_key, j.model_id, j.kind"
+        " FROM limner.provider_call c JOIN limner.job j ON j.org_id = c.org_id AND j.id = c.job_id"
+        " WHERE c.org_id = %s AND c.job_id = %s AND c.state = 'accepted' ORDER BY c.created_at DESC LIMIT 20",
+        [tx.org_id, job_id],
+    )
+    return [Task(**row) for row in rows]
+
+
 async def record_error(
     tx: Tx, lease: Lease, step: str, provider: str, send_no: int, *, code: str, message: str, latency_ms: int,
-    known: bool = True, cost_micro_usd: int | None = None,
+    known: bool = True, stands: bool = False, cost_micro_usd: int | None = None,
 ) -> None:  # fmt: skip
     """The call failed, or (`known` False) may have been done all the same: the next `intend` then says "uncertain".
 
-    `cost_micro_usd`: what the provider billed for it. Writes the event `job.attempt_failed`. Raises refusals.StaleLease.
+    `stands`: its task is what it was, and the next `intend` says "resume". `cost_micro_usd`: what the provider billed for it. Writes
+    the event `job.attempt_failed`. Raises refusals.StaleLease.
     """
+    state = "accepted" if stands else "error" if known else "unknown"
     await _get(
         tx,
         "SELECT limner.call_result(%s, %s, %s, %s, %s, %s, %s, NULL, %s, %s, %s, %s, NULL, %s)",
-        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, "error" if known else "unknown", cost_micro_usd,
-         latency_ms, code, message, ids.new()],
+        [tx.ctx, lease.job_id, lease.fence, step, provider, send_no, state, cost_micro_usd, latency_ms, code, message, ids.new()],
     )  # fmt: skip
 
 

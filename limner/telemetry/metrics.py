@@ -30,6 +30,9 @@ OWN_KEY_FAULTS = Counter(
     "Changes of organizations' own keys to one that a provider refuses, or that cannot be used",
     ["code"],
 )
+RESUMES = Counter(
+    "limner_provider_resumes", "Tasks of an earlier run that were asked after instead of sent again", ["provider"]
+)
 ABSURD_COSTS = Counter("limner_provider_absurd_costs", "Costs a provider stated that cannot be true", ["provider"])
 UPLOADS = Counter("limner_uploads_ended", "Uploads that became ready, or why they were rejected", ["outcome"])
 ABSURD_USAGE = Counter(

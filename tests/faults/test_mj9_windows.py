@@ -20,11 +20,11 @@ from tests.emulators.openai_server import OpenAIServer
 from tests.emulators.provider import Provider
 from tests.faults import windows
 from tests.faults.cluster import charged_once, closed, eventually, leases, order, order_of, wallet_start
-from tests.faults.windows import CLASSES, OPENAI_KEY, WINDOWS, Doomed, Far, Window
+from tests.faults.windows import CLASSES, OPENAI_KEY, WINDOWS, Doomed, Far, TaskWindow
 from tests.tally import Tally
 
 KILLED = -9
-CALLS: dict[Window, tuple[list[str], bool, int, int]] = {
+CALLS: dict[TaskWindow, tuple[list[str], bool, int, int]] = {
     "before the intent": ([], False, 0, 1),
     "intended": (["intent"], False, 0, 1),
     "asked": (["intent"], False, 1, 2),
@@ -55,7 +55,7 @@ async def test_mj9_a_kill_in_any_window_costs_at_most_one_call_and_the_customer_
     async with _running(far) as there:
         if isinstance(there, OpenAIServer):
             await _sell(db, tenant, there)
-        died: dict[UUID, Window] = {}
+        died: dict[UUID, TaskWindow] = {}
         for _ in range(kills):
             died |= await _killed(server, db, tenant, superuser, there, far)
         assert Counter(died.values()) == dict.fromkeys(WINDOWS, kills)
@@ -102,7 +102,7 @@ async def _order(db: Database, tenant: Tenant, far: Far) -> UUID:
 
 async def _killed(
     server: Server, db: Database, tenant: Tenant, conn: psycopg.Connection, there: Provider | OpenAIServer, far: Far
-) -> dict[UUID, Window]:
+) -> dict[UUID, TaskWindow]:
     """A worker killed in each window, each with a job of its own; by job, the window, and that it was that window."""
     doomed = [windows.begin(server.home, server.url, there.origin, far, window) for window in WINDOWS]
     await eventually(lambda: all(one.ready for one in doomed), 30)
@@ -111,7 +111,7 @@ async def _killed(
     assert [one.process.exitcode for one in doomed] == [KILLED] * len(doomed), _logs(doomed)
     by_pid = {one.process.pid: one.plan.window for one in doomed}
     holders = {job_id: by_pid[pid] for job_id, (pid, _) in leases(conn, tenant.org_id).items() if pid in by_pid}
-    died: dict[UUID, Window] = {job_id: holders.get(job_id) or "finished" for job_id in job_ids}
+    died: dict[UUID, TaskWindow] = {job_id: holders.get(job_id) or "finished" for job_id in job_ids}
     for job_id, window in died.items():
         row = conn.execute(STATES, [tenant.org_id, job_id]).fetchone()
         assert row is not None

@@ -18,7 +18,7 @@ from limner.db.tx import Tx
 from limner.egress import doors
 from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
-from limner.hub import runs
+from limner.hub import accepted, runs
 from limner.hub.endings import Finish
 from limner.hub.executor import Run
 from limner.hub.providers.base import CallClass, Output, ProviderCall, ProviderError, ProviderResult
@@ -31,9 +31,12 @@ Window = Literal["before the intent", "intended", "asked", "answered", "stored",
 """Before the intent is sent; committed, and no socket open; the request is there, no answer; the answer is here, nothing kept;
 outputs kept, the commit that records the call and finishes the job not sent; committed, and nothing known of it."""
 WINDOWS: tuple[Window, ...] = get_args(Window)
-Far = Literal["keyed", "plain", "openai"]
-"""Whom it asks: the test's own provider, with an idempotency key or without; a server that speaks OpenAI's interface, by
-limner's own adapter and door."""
+TaskWindow = Window | Literal["accepted", "polling"]
+"""The provider's task is written down, and was not asked after yet; it was asked after, and is under way."""
+TASK_WINDOWS: tuple[TaskWindow, ...] = (*WINDOWS[:4], "accepted", "polling", *WINDOWS[4:])
+Far = Literal["keyed", "plain", "openai", "replicate", "defapi"]
+"""Whom it asks: the test's own provider, with an idempotency key or without; a server that speaks OpenAI's interface, or one of
+tasks, by limner's own adapter and door."""
 CLASSES: dict[Far, CallClass] = {"keyed": CallClass.A, "plain": CallClass.C, "openai": CallClass.C}
 OPENAI_KEY = "sk-window-6b1f"
 
@@ -45,10 +48,10 @@ class Plan:
     base: crash.Plan
     provider: str
     far: Far
-    window: Window | None
+    window: TaskWindow | None
 
 
-def begin(home: Path, url: str, origin: str, far: Far, window: Window | None) -> "Doomed":
+def begin(home: Path, url: str, origin: str, far: Far, window: TaskWindow | None) -> "Doomed":
     """`origin`: where the provider is."""
     slots, lease_s = ("16", "30") if window is None else ("1", "600")
     env = {
@@ -58,6 +61,7 @@ def begin(home: Path, url: str, origin: str, far: Far, window: Window | None) ->
         "LIMNER_LEASE_S": lease_s,
         "LIMNER_EGRESS_PLAIN_ORIGINS": origin,
         "LIMNER_PROVIDER_KEYS": json.dumps({origin: OPENAI_KEY}),
+        "LIMNER_EGRESS_ALLOW_ORIGINS": origin,
     }
     base = crash.Plan("worker", home, home / "log" / f"window-{uuid4().hex[:12]}", env=tuple(env.items()))
     plan = Plan(base, origin, far, window)
@@ -83,7 +87,7 @@ def _main(plan: Plan) -> None:
     crash.idle()
     _bend_writes(plan)
     crash.vars_of(worker, CpuPool=crash.NoPool)
-    if plan.far == "openai":
+    if plan.far not in {"keyed", "plain"}:
         crash.vars_of(doors, FixedDoor=_door_of(plan))
     else:
         crash.vars_of(local, LocalAdapter=_adapter_of(plan))
@@ -95,7 +99,7 @@ def _die() -> None:
 
 
 def _bend_writes(plan: Plan) -> None:
-    work_many, finish = runs.work_many, Run._finish
+    work_many, finish, accept = runs.work_many, Run._finish, accepted.Record.accept
 
     async def killed(tx: Tx, verbs: Mapping[str, Sequence[Any]]) -> list[tuple[int, Any]]:
         if (plan.window == "before the intent" and "intend" in verbs) or (
@@ -114,6 +118,12 @@ def _bend_writes(plan: Plan) -> None:
         if plan.window == "finished":
             _die()
 
+    async def accepted_then(record: accepted.Record, task_id: str) -> None:
+        await accept(record, task_id)
+        if plan.window == "accepted":
+            _die()
+
+    crash.vars_of(accepted.Record, accept=accepted_then)
     crash.vars_of(runs, work_many=killed)
     crash.vars_of(Run, _finish=finished_alone)
 
@@ -154,6 +164,11 @@ def _door_of(plan: Plan) -> type[FixedDoor]:
         async def request(
             self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **rest: Any
         ) -> Answer:
+            if method == "GET":
+                answer = await super().request(method, url, headers=headers, **rest)
+                if plan.window == "polling":
+                    _die()
+                return answer
             if plan.window == "intended":
                 _die()
             marked = {**(headers or {}), **({provider.KILL: str(os.getpid())} if plan.window == "asked" else {})}

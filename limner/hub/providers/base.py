@@ -5,10 +5,11 @@ unknown, docs/reference/providers.md) and turns a parsed request into provider w
 connection, a tenant or a price.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from uuid import UUID
 
 from limner.egress.own_keys import SealedKey
@@ -18,7 +19,7 @@ class CallClass(StrEnum):
     """What may be done when a call's outcome is unknown (the worker died with the socket open)."""
 
     A = "A"  # the provider honours our idempotency key (or the work is pure): resend with the same key
-    B = "B"  # an asynchronous task that can be looked up; until an adapter brings the look-up, treated like C
+    B = "B"  # an asynchronous task that can be looked up by a name that is ours; no adapter has such a look-up: treated like C
     C = "C"  # neither: resend at most once, then fail
 
 
@@ -26,6 +27,12 @@ ErrorKind = Literal["retryable", "rate", "auth", "content", "bad_request", "fata
 
 Progress = Callable[[int, str], Awaitable[None]]
 """`await progress(percent 0-100, stage)`: cheap, may be called often; the caller throttles."""
+Accepted = Callable[[str], Awaitable[None]]
+"""`await accepted(task_id)`: the provider took the work on as a task of this name. Committed when it returns."""
+
+
+async def _unrecorded(_: str) -> None:
+    """Nobody takes the task up again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +49,33 @@ class Blob:
     duration_ms: int = 0
 
 
+class Hook(Protocol):
+    """How a provider may say that there is news of a call's task. A hint: the task is asked after all the same."""
+
+    def url(self, adapter: str) -> str | None:
+        """An https address for this call alone; None where nobody outside reaches this installation."""
+
+    async def pause(self, seconds: float) -> None:
+        """As long as that, or until the provider says that there is news."""
+
+
+class NoHook:
+    """Nobody outside says anything."""
+
+    def url(self, _: str) -> str | None:
+        return None
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
 @dataclass(frozen=True, slots=True)
 class ProviderCall:
     """One try at one provider. `input` is the request as parsed and priced: nothing else may be executed.
 
     `base_url` is the provider's address as the catalog has it; `config` its configuration, then the route's. `own_key`: whose key it
-    is for; an adapter hands it to the door, as it is.
+    is for; an adapter hands it to the door, as it is. `task_id`: a task that the provider took on for an earlier run of this very
+    call: it is asked after, and nothing is sent.
     """
 
     job_id: UUID
@@ -63,6 +91,9 @@ class ProviderCall:
     base_url: str | None = None
     own_key: SealedKey | None = None
     audio: Blob | None = None
+    task_id: str | None = None
+    accepted: Accepted = _unrecorded
+    hook: Hook = field(default_factory=NoHook)
 
     @property
     def audio_ms(self) -> int:
@@ -117,8 +148,8 @@ class ProviderError(Exception):
     `kind` decides what follows: retryable, rate, auth and fatal move on to the next provider; content and
     bad_request end the job, since another provider would be asked the same wrong thing. `outcome_unknown` True
     when the request may have been served (and billed) all the same, such as a connection lost after it was sent:
-    the call class then decides whether it is sent again. `usage`, `cost_micro_usd`: what the provider stated and
-    bills although it did not deliver, as in a ProviderResult.
+    the call class then decides whether it is sent again. A task that was accepted is asked after by the next run then.
+    `usage`, `cost_micro_usd`: what the provider stated and bills although it did not deliver, as in a ProviderResult.
     """
 
     def __init__(
@@ -142,3 +173,15 @@ class Adapter(Protocol):
     call_class: CallClass
 
     async def run(self, call: ProviderCall) -> ProviderResult: ...
+
+
+@runtime_checkable
+class TaskAdapter(Adapter, Protocol):
+    """One whose provider works on tasks that can be asked after by name.
+
+    `run` awaits `call.accepted` as soon as it has the name, before it asks after the task for the first time; where the call
+    comes with a `task_id` it asks after that one. A task that is not there any more is a ProviderError.
+    """
+
+    async def call_off(self, call: ProviderCall) -> None:
+        """Nobody wants the task of `call.task_id` any more. Raises ProviderError; within CALL_OFF_S."""

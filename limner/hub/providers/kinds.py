@@ -7,15 +7,18 @@ from typing import Any
 from limner.db.context import DatabaseClock
 from limner.egress.credentials import BEARER, KeyForm
 from limner.egress.fixed import FixedDoor
+from limner.egress.untrusted import UntrustedDoor
 from limner.hub.providers.base import Adapter, CallClass
 from limner.kit.cpu import CpuPool
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a process has for its adapters: the way out to providers, processes of its own for work on a CPU, and the time."""
+    """What a process has for its adapters: the way out to providers, the one to addresses that providers name, processes of its
+    own for work on a CPU, and the time."""
 
     door: FixedDoor
+    strangers: UntrustedDoor
     pool: CpuPool
     clock: DatabaseClock
 

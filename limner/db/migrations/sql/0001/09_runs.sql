@@ -50,7 +50,7 @@ BEGIN
 END $$;
 
 -- What an earlier run left decides: send, resume (accepted), reuse (done), or uncertain, which the adapter's class resolves. A job that
--- has a place at a provider has to get one wherever it goes; full: there is none.
+-- has a place at a provider has to get one wherever it goes; full: there is none. A task that is there already has its place.
 CREATE FUNCTION limner.call_intent(p_ctx text, p_job uuid, p_fence bigint, p_step text, p_provider text, p_provider_model text,
                                    p_rule text, p_resend boolean, p_provider_id uuid DEFAULT NULL, p_own_key boolean DEFAULT false)
 RETURNS TABLE (decision text, send_no int, idem_key text, provider_task_id text, outputs jsonb, cost_micro_usd bigint)
@@ -69,6 +69,9 @@ BEGIN
   provider_task_id := c.provider_task_id;
   IF c.state IN ('accepted', 'done') THEN
     decision := CASE c.state WHEN 'done' THEN 'reuse' ELSE 'resume' END;
+    IF decision = 'resume' AND q.provider_id <> p_provider_id AND q.phase = 'leased' THEN
+      UPDATE limner.job_queue x SET provider_id = p_provider_id WHERE x.org_id = t AND x.job_id = p_job;
+    END IF;
     outputs := c.outputs;
     cost_micro_usd := c.cost_micro_usd;
     RETURN NEXT;
@@ -117,15 +120,18 @@ BEGIN
     RAISE EXCEPTION 'not a result: %', p_state USING ERRCODE = 'LM422';
   END IF;
   UPDATE limner.provider_call x
-     SET state = p_state, provider_task_id = coalesce(p_task, x.provider_task_id), cost_micro_usd = p_cost, latency_ms = p_latency_ms,
+     SET state = s.state, provider_task_id = coalesce(p_task, x.provider_task_id), cost_micro_usd = p_cost, latency_ms = p_latency_ms,
          error_code = p_error_code, error_message = left(p_error_message, 2000), outputs = p_outputs,
-         finished_at = CASE WHEN p_state = 'accepted' THEN NULL ELSE clock_timestamp() END
+         finished_at = CASE WHEN s.state = 'accepted' THEN NULL ELSE clock_timestamp() END
+    FROM (SELECT CASE WHEN p_state = 'unknown' AND y.provider_task_id IS NOT NULL THEN 'accepted' ELSE p_state END AS state
+            FROM limner.provider_call y WHERE y.org_id = t AND y.job_id = p_job AND y.step = p_step AND y.provider = p_provider
+             AND y.send_no = p_send_no) s              -- its name came another way: it can be asked after
    WHERE x.org_id = t AND x.job_id = p_job AND x.step = p_step AND x.provider = p_provider AND x.send_no = p_send_no
      AND x.state IN ('intent', 'accepted');
   IF NOT FOUND THEN
     RAISE EXCEPTION 'no open call to %', p_provider USING ERRCODE = 'LM409';
   END IF;
-  IF p_state IN ('error', 'unknown') THEN
+  IF p_error_code IS NOT NULL THEN
     INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)
     VALUES (t, p_event, q.app_id, 'job.attempt_failed', p_job,
             json_build_object('job_id', p_job, 'provider', p_provider, 'run', q.runs, 'code', p_error_code));
