@@ -186,10 +186,10 @@ def _said(messages: Any) -> tuple[tuple[str, ...], tuple[Turn, ...]]:
 
 
 def _parts(content: Any) -> list[Part]:
-    if content is None or content == "":
+    if content is None:
         return []
     if isinstance(content, str):
-        return [Text(content)]
+        return [Text(content)] if content.strip() else []
     if not isinstance(content, list):
         raise _wrong("the content of a message must be a text or a list of parts")
     return [part for given in content if (part := _part(given)) is not None]
@@ -203,7 +203,7 @@ def _part(given: Any) -> Part | None:
         text = given.get(kind)
         if not isinstance(text, str):
             raise _wrong("a part of a message has no text")
-        return Text(text) if text else None
+        return Text(text) if text.strip() else None
     if kind == "image_url":
         address = given.get("image_url")
         return _picture(address.get("url") if isinstance(address, dict) else address)
