@@ -205,7 +205,7 @@ EVENTS = st.lists(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("count", tiers.counts(15, 1000))
+@pytest.mark.parametrize("count", tiers.counts(15, 300))
 @pytest.mark.parametrize("name", list(SPEECHES))
 def test_any_answer_is_told_or_refused(name: str, count: int) -> None:
     @settings(max_examples=count, deadline=None)
@@ -230,7 +230,7 @@ def test_any_answer_is_told_or_refused(name: str, count: int) -> None:
     check()
 
 
-@pytest.mark.parametrize("count", tiers.counts(15, 1000))
+@pytest.mark.parametrize("count", tiers.counts(15, 300))
 @pytest.mark.parametrize("name", list(SPEECHES))
 def test_any_error_has_a_class(name: str, count: int) -> None:
     @settings(max_examples=count, deadline=None)

@@ -68,7 +68,7 @@ async def test_a_picture_is_described(counter: Counter, adapter: str, far: FarSe
     [
         pytest.param(Says(500, {}), "provider_unavailable", marks=pytest.mark.long),
         pytest.param(Says(200, b"<html>"), "provider_answer_invalid", marks=pytest.mark.long),
-        ("busy", "provider_rate_limited"),
+        pytest.param("busy", "provider_rate_limited", marks=pytest.mark.long),
         pytest.param("hangs up afterwards", "provider_connection_lost", marks=pytest.mark.long),
         pytest.param("breaks off", "provider_connection_lost", marks=pytest.mark.long),
     ],
@@ -85,6 +85,19 @@ async def test_what_passes_is_tried_again_and_charged_once(
     assert [t["kind"] for t in receipt["transfers"]] == ["hold", "post"]
     assert len(far.keys[job["job_id"]]) == 2
     assert await acts.books(db, counter.tenant.org_id) == {}
+
+
+async def test_mj9_a_server_whose_outcome_stays_unknown_is_asked_twice_and_no_more(
+    counter: Counter, far: FarServer
+) -> None:
+    """What class C promises."""
+    far.then("hangs up afterwards", "hangs up afterwards")
+
+    job, receipt = await counter.buy(prompt="a hare")
+
+    assert (job["status"], job["error"]["code"], job["tokens_charged"]) == ("failed", "outcome_unknown", 0)
+    assert (len(far.keys[job["job_id"]]), far.drawn[job["job_id"]]) == (2, 2)
+    assert receipt["credits"]["after"] == receipt["credits"]["before"]
 
 
 async def test_what_a_filter_refuses_costs_nothing(counter: Counter, adapter: str, far: FarServer) -> None:
