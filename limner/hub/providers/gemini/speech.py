@@ -1,5 +1,6 @@
 """Chats by generateContent and streamGenerateContent: texts, pictures described, functions, structured answers, streams."""
 
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -156,7 +157,7 @@ class Ear:
             if not isinstance(name, str):
                 raise verdicts.invalid("a function without a name")
             index, self._count, self._spoke = self._count, self._count + 1, True
-            named = reference(call.get("id")) or f"call_{index}_{self.id or 'x'}"
+            named = reference(call.get("id")) or f"call_{secrets.token_hex(12)}"
             yield Calls(index, named, name, signature if isinstance(signature, str) else None)
             yield Arguments(index, orjson.dumps(given if isinstance(given, dict) else {}).decode())
 
