@@ -84,10 +84,10 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
-    waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
     allowed = destinations.of(settings)
     submitter = _submitter(settings, db, pool, store, allowed)
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
+    waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
     hub = hub_api.HubApi(db, authenticate, submitter, urls, waiting)
     webhooks = webhooks_api.WebhooksApi(
         db, authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
@@ -123,8 +123,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )  # fmt: skip
     app.include_router(hub_api.router(hub))
     app.include_router(live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)))
-    many = BatchSubmitter(db, submitter, settings.max_batch_items, settings.max_generate_body_bytes)
-    app.include_router(batches_api.router(batches_api.BatchesApi(hub, many)))
+    app.include_router(batches_api.router(_batches(settings, hub)))
     app.include_router(users_api.router(hub))
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
@@ -160,6 +159,12 @@ def _body_limits(settings: Settings) -> dict[str, int]:
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
         receiving.PREFIX: settings.max_image_bytes,
     }
+
+
+def _batches(settings: Settings, hub: hub_api.HubApi) -> batches_api.BatchesApi:
+    """The uploads of one batch may have as many bytes as one request of a single job."""
+    most_bytes = settings.max_generate_body_bytes
+    return batches_api.BatchesApi(hub, BatchSubmitter(hub.db, hub.submitter, settings.max_batch_items, most_bytes))
 
 
 def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, allowed: Destinations) -> Submitter:

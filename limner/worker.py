@@ -62,25 +62,17 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     relay = Relay(db, herald, placed)
     tending_batches = BatchTending(db, relay.wake)
     resources = executor.resources(
-        db,
-        adapters,
-        store,
-        pool,
-        settings.max_runs,
-        settings.retry_backoff_s,
-        _imports(settings, pool),
+        db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s, _imports(settings, pool),
         News(relay.wake, herald.tell),
+    )  # fmt: skip
+    limits = LoopSettings(
+        settings.worker_slots,
+        settings.lease_s,
+        settings.heartbeat_s,
+        settings.shutdown_s,
+        settings.org_max_running or None,
     )
-    loop = WorkerLoop(
-        resources,
-        LoopSettings(
-            settings.worker_slots,
-            settings.lease_s,
-            settings.heartbeat_s,
-            settings.shutdown_s,
-            settings.org_max_running or None,
-        ),
-    )
+    loop = WorkerLoop(resources, limits)
     duties = _duties(settings, db, store)
 
     def stop() -> None:

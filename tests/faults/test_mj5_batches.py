@@ -29,7 +29,12 @@ async def test_mj5_a_batch_survives_the_death_of_who_takes_it_and_of_who_works_o
     tenant = await make_tenant(credits=2 * count)
     limner = Supervised(cluster, apis=1, workers=2, slow_s=0.3)
     customers = Customers([Client(http, url, tenant.api_key) for url in limner.urls])
-    order = {"items": [{"model": "local/canvas", "input": {"prompt": f"hare {n}", "size": 512, "style": "gradient"}} for n in range(count)]}
+    order = {
+        "items": [
+            {"model": "local/canvas", "input": {"prompt": f"hare {n}", "size": 512, "style": "gradient"}}
+            for n in range(count)
+        ]
+    }
     ordering = [asyncio.create_task(customers.persistently("POST", BATCHES, order, f"batch-{n}")) for n in range(2)]
     limner.kill_api()  # whether they were there already
     taken = await asyncio.gather(*ordering)
