@@ -93,10 +93,10 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     store = ObjectStore(settings.store_url, settings.home)
     urls = MediaUrls(root, db.clock, settings.base_url, settings.output_url_s)
     board = LiveBoard(db, settings.max_streams, settings.max_streams_per_app)
-    waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
     allowed = destinations.of(settings)
     submitter = _submitter(settings, db, pool, store, allowed)
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
+    waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
     hub = hub_api.HubApi(db, authenticate, submitter, urls, waiting)
     webhooks = webhooks_api.WebhooksApi(
         db, authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
@@ -131,14 +131,13 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         openapi_url=None, redirect_slashes=False, exception_handlers={HTTPException: hand_on},
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
-    many = BatchSubmitter(db, submitter, settings.max_batch_items, settings.max_generate_body_bytes)
     pictures = ImagesApi(db, authenticate, submitter, board, store, urls, settings.max_image_bytes)
     recordings = AudioApi(db, authenticate, submitter, board, settings.max_audio_bytes)
     media = media_api.MediaEndpoint(store, urls, Variants(store, pool, settings.home / "locks"))
     for router in (
         hub_api.router(hub),
         live_api.router(hub, board, StreamLimits(settings.stream_heartbeat_s, settings.stream_life_s)),
-        batches_api.router(batches_api.BatchesApi(hub, many)),
+        batches_api.router(_batches(settings, hub)),
         users_api.router(hub),
         usage_api.router(hub, settings.usage_max_days),
         checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)),
@@ -178,6 +177,12 @@ def _body_limits(settings: Settings) -> dict[str, int]:
         "/api/v1/check": max(settings.max_body_bytes, 12 * settings.check_max_chars + MIB // 4),
         receiving.PREFIX: max(settings.max_image_bytes, settings.max_audio_bytes),
     }
+
+
+def _batches(settings: Settings, hub: hub_api.HubApi) -> batches_api.BatchesApi:
+    """The uploads of one batch may have as many bytes as one request of a single job."""
+    most_bytes = settings.max_generate_body_bytes
+    return batches_api.BatchesApi(hub, BatchSubmitter(hub.db, hub.submitter, settings.max_batch_items, most_bytes))
 
 
 def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectStore, allowed: Destinations) -> Submitter:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from limner import client
-from limner.client import Accepted, Event, Job, Piece, Progress, Upload
+from limner.client import Accepted, AcceptedBatch, Batch, Event, Job, Piece, Progress, Upload
 
 Item = TypeVar("Item")
 
@@ -37,14 +37,44 @@ class Limner:
 
     def generate(
         self, model: str, input: Mapping[str, Any], *, priority: int | None = None, run_at: datetime | None = None,  # noqa: A002
-        idempotency_key: str | None = None, webhook_url: str | None = None,
+        idempotency_key: str | None = None, webhook_url: str | None = None, cancel_after_s: int | None = None,
     ) -> Accepted:  # fmt: skip
         async def call() -> Accepted:
             return await self._limner.generate(
-                model, input, priority=priority, run_at=run_at, idempotency_key=idempotency_key, webhook_url=webhook_url
-            )
+                model, input, priority=priority, run_at=run_at, idempotency_key=idempotency_key,
+                webhook_url=webhook_url, cancel_after_s=cancel_after_s,
+            )  # fmt: skip
 
         return self._portal.call(call)
+
+    def batch(
+        self, items: Sequence[Mapping[str, Any]], *, model: str | None = None, priority: int | None = None,
+        run_at: datetime | None = None, idempotency_key: str | None = None, webhook_url: str | None = None,
+        cancel_after_s: int | None = None,
+    ) -> AcceptedBatch:  # fmt: skip
+        async def call() -> AcceptedBatch:
+            return await self._limner.batch(
+                items, model=model, priority=priority, run_at=run_at, idempotency_key=idempotency_key,
+                webhook_url=webhook_url, cancel_after_s=cancel_after_s,
+            )  # fmt: skip
+
+        return self._portal.call(call)
+
+    def find_batch(self, batch_id: str) -> Batch:
+        return self._portal.call(self._limner.find_batch, batch_id)
+
+    def wait_batch(self, batch_id: str, *, on_progress: Callable[[Batch], None] | None = None) -> Batch:
+        async def call() -> Batch:
+            return await self._limner.wait_batch(batch_id, on_progress=on_progress)
+
+        return self._portal.call(call)
+
+    def batch_items(self, batch_id: str, *, status: str | None = None) -> Iterator[Job]:
+        """The items in their order, each as a job; `body["index"]` is its place."""
+        return self._each(self._limner.batch_items(batch_id, status=status))
+
+    def cancel_batch(self, batch_id: str) -> str:
+        return self._portal.call(self._limner.cancel_batch, batch_id)
 
     def job(self, job_id: str) -> Job:
         return self._portal.call(self._limner.job, job_id)

@@ -13,123 +13,56 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
+from limner.answers import (
+    CLOSED,
+    Accepted,
+    AcceptedBatch,
+    Batch,
+    Event,
+    Job,
+    JobUnsuccessful,
+    LimnerError,
+    Piece,
+    Progress,
+    Unreachable,
+    Upload,
+    WebhookForged,
+    read_batch,
+    read_event,
+    read_job,
+)
 from limner.egress.loopback import ApiRefused, ApiUnreachable, LoopbackClient
 from limner.kit import ids, signing
+
+__all__ = [
+    "CLOSED",
+    "Accepted",
+    "AcceptedBatch",
+    "Batch",
+    "Event",
+    "Job",
+    "JobUnsuccessful",
+    "Limner",
+    "LimnerError",
+    "Piece",
+    "Progress",
+    "Unreachable",
+    "Upload",
+    "WebhookForged",
+    "verify_webhook",
+]
 
 TRIES = 6
 PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
-CLOSED = frozenset({"succeeded", "failed", "cancelled"})
+BATCH_PAUSE_S = 1.0
 STREAM_PAUSE_S = 1.0
 """Before a stream that broke is taken up again."""
-
-
-class LimnerError(Exception):
-    """The API refused: `code` is stable, `details` has messages by JSON pointer, `body` is the whole answer."""
-
-    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
-        super().__init__(f"{body.get('code')}: {body.get('error')}")
-        self.status = status
-        self.code = str(body.get("code"))
-        self.message = str(body.get("error"))
-        self.details: Mapping[str, list[str]] = body.get("details") or {}
-        self.body = body
-
-
-class Unreachable(Exception):
-    """Nobody answered as limner's API does, for as long as it was tried."""
-
-
-class WebhookForged(Exception):
-    """Somebody else sent this, or somebody sent it again much later."""
-
-
-class JobUnsuccessful(Exception):
-    """A job that `run` waited for failed or was cancelled: `job` says why, and nothing was charged."""
-
-    def __init__(self, job: "Job") -> None:
-        super().__init__(f"job {job.id} {job.status}: {job.error_code}")
-        self.job = job
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: percent 0 to 100, and a word for what it does."""
-
-    percent: int
-    stage: str
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event of a job, as docs/reference/events.md lists them. `seq`: its place in the log; `job`: with the last one."""
-
-    seq: int
-    type: str
-    timestamp: str
-    data: Mapping[str, Any]
-    job: "Job | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job as the API tells it; `body` is the whole answer. `tokens_charged`: held while it is open, then what it cost."""
-
-    id: str
-    status: str
-    model: str
-    tokens_charged: int
-    outputs: tuple[Mapping[str, Any], ...]
-    error_code: str | None
-    body: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def is_closed(self) -> bool:
-        return self.status in CLOSED
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(**self.body["progress"])
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A bit of a chat's answer, and the job that it is charged to."""
-
-    text: str
-    job_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A job that was taken: whole credits on hold, and left to spend."""
-
-    job_id: str
-    tokens_charged: int
-    user_balance: int
-    estimated_wait_seconds: int
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A picture that is ready. `url` lives for a year; add `&w=640&f=webp` for a smaller copy. `body`: the whole answer."""
-
-    id: str
-    url: str
-    width: int
-    height: int
-    body: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def input(self) -> str:
-        """What a job's `input.images` and `input.mask` take."""
-        return f"upload:{self.id}"
 
 
 class Limner:
@@ -151,23 +84,54 @@ class Limner:
 
     async def generate(
         self, model: str, input: Mapping[str, Any], *, priority: int | None = None, run_at: datetime | None = None,  # noqa: A002
-        idempotency_key: str | None = None, webhook_url: str | None = None,
+        idempotency_key: str | None = None, webhook_url: str | None = None, cancel_after_s: int | None = None,
     ) -> Accepted:  # fmt: skip
-        """Submit a job. `run_at` needs an offset; `webhook_url`: where to be told of its end."""
-        body: dict[str, Any] = {"model": model, "input": dict(input)}
-        if priority is not None:
-            body["priority"] = priority
-        if run_at is not None:
-            body["run_at"] = run_at.isoformat()
-        if webhook_url is not None:
-            body["webhook_url"] = webhook_url
-        answer = await self._call(
-            "POST", "/api/v1/generate", body, {"Idempotency-Key": idempotency_key or str(ids.new())}
-        )
+        """Submit a job. `run_at` needs an offset; `webhook_url`: where to be told of its end; `cancel_after_s`: its deadline."""
+        body = {"model": model, "input": dict(input)} | _optional(priority, run_at, webhook_url)
+        answer = await self._call("POST", "/api/v1/generate", body, _once(idempotency_key, cancel_after_s))
         return Accepted(**{name: answer[name] for name in Accepted.__dataclass_fields__})
 
+    async def batch(
+        self, items: Sequence[Mapping[str, Any]], *, model: str | None = None, priority: int | None = None,
+        run_at: datetime | None = None, idempotency_key: str | None = None, webhook_url: str | None = None,
+        cancel_after_s: int | None = None,
+    ) -> AcceptedBatch:  # fmt: skip
+        """Submit up to 1,000 jobs, all or none: `{"input": …, "model": …}` each; `model` is of those that name none."""
+        body: dict[str, Any] = {"items": [dict(item) for item in items]} | _optional(priority, run_at, webhook_url)
+        if model is not None:
+            body["model"] = model
+        answer = await self._call("POST", "/api/v1/batches", body, _once(idempotency_key, cancel_after_s))
+        return AcceptedBatch(**{name: answer[name] for name in AcceptedBatch.__dataclass_fields__})
+
+    async def find_batch(self, batch_id: str) -> Batch:
+        return read_batch(await self._call("GET", f"/api/v1/batches/{quote(batch_id, safe='')}"))
+
+    async def wait_batch(self, batch_id: str, *, on_progress: Callable[[Batch], None] | None = None) -> Batch:
+        """The batch once its last item has ended; looked at every second. Bound it with asyncio.timeout."""
+        while True:
+            batch = await self.find_batch(batch_id)
+            if on_progress is not None:
+                on_progress(batch)
+            if batch.is_closed:
+                return batch
+            await asyncio.sleep(BATCH_PAUSE_S)
+
+    async def batch_items(self, batch_id: str, *, status: str | None = None) -> AsyncGenerator[Job, None]:
+        """The items in their order, each as a job; `body["index"]` is its place. `status`: only those."""
+        path = f"/api/v1/batches/{quote(batch_id, safe='')}/items?limit=100" + (f"&status={status}" if status else "")
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self._call("GET", f"{path}&cursor={cursor}")
+            for item in page["items"]:
+                yield read_job(item)
+            cursor = page["next_cursor"]
+
+    async def cancel_batch(self, batch_id: str) -> str:
+        """`cancelled`, `requested` (workers have some items) or `already_cancelled`."""
+        return str((await self._call("POST", f"/api/v1/batches/{quote(batch_id, safe='')}/cancel"))["status"])
+
     async def job(self, job_id: str) -> Job:
-        return _job(await self._call("GET", f"/api/v1/jobs/{quote(job_id, safe='')}"))
+        return read_job(await self._call("GET", f"/api/v1/jobs/{quote(job_id, safe='')}"))
 
     async def cancel(self, job_id: str) -> str:
         """`cancelled`, `requested` (a worker has it) or `already_cancelled`."""
@@ -188,7 +152,7 @@ class Limner:
         while more:
             page = await self._call("GET", f"/api/v1/events?after={after}&limit=100")
             for one in page["events"]:
-                yield _event(one)
+                yield read_event(one)
             after, more = page["next_after"], page["more"]
 
     async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[Event | Progress, None]:
@@ -304,7 +268,7 @@ class Limner:
                     data = line[6:]
                 elif not line and data:
                     body = json.loads(data)
-                    yield Progress(body["percent"], body["stage"]) if name == "progress" else _event(body)
+                    yield Progress(body["percent"], body["stage"]) if name == "progress" else read_event(body)
                     name, data = "", ""
 
     async def _call(
@@ -346,14 +310,11 @@ def _told(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "error": error.get("message"), "code": error.get("code")} if isinstance(error, dict) else dict(body)
 
 
-def _job(body: Mapping[str, Any]) -> Job:
-    error = body.get("error") or {}
-    return Job(
-        body["job_id"], body["status"], body["model"], body["tokens_charged"], tuple(body.get("outputs") or ()),
-        error.get("code"), body,
-    )  # fmt: skip
+def _optional(priority: int | None, run_at: datetime | None, webhook_url: str | None) -> dict[str, Any]:
+    given = {"priority": priority, "run_at": run_at and run_at.isoformat(), "webhook_url": webhook_url}
+    return {name: value for name, value in given.items() if value is not None}
 
 
-def _event(body: Mapping[str, Any]) -> Event:
-    job = body.get("job")
-    return Event(body["seq"], body["type"], body["timestamp"], body["data"], None if job is None else _job(job))
+def _once(idempotency_key: str | None, cancel_after_s: int | None) -> dict[str, str]:
+    deadline = {} if cancel_after_s is None else {"Cancel-After": str(cancel_after_s)}
+    return {"Idempotency-Key": idempotency_key or str(ids.new()), **deadline}

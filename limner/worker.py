@@ -64,27 +64,18 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     tending_batches = BatchTending(db, relay.wake)
     hooks = Hooks(root, settings.public_url)
     resources = executor.resources(
-        db,
-        adapters,
-        store,
-        pool,
-        settings.max_runs,
-        settings.retry_backoff_s,
-        _imports(settings, pool),
+        db, adapters, store, pool, settings.max_runs, settings.retry_backoff_s, _imports(settings, pool),
         News(relay.wake, herald.tell),
-        breaker=gates.breaker(settings),
-        hooks=hooks,
+        breaker=gates.breaker(settings), hooks=hooks,
+    )  # fmt: skip
+    limits = LoopSettings(
+        settings.worker_slots,
+        settings.lease_s,
+        settings.heartbeat_s,
+        settings.shutdown_s,
+        settings.org_max_running or None,
     )
-    loop = WorkerLoop(
-        resources,
-        LoopSettings(
-            settings.worker_slots,
-            settings.lease_s,
-            settings.heartbeat_s,
-            settings.shutdown_s,
-            settings.org_max_running or None,
-        ),
-    )
+    loop = WorkerLoop(resources, limits)
     duties = _duties(settings, db, store, pool)
     if root.old:
         duties.append(chores.Chore("reseal_old", resealing.EVERY_S, resealing.Resealing(db, root).reseal_old))

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from limner import blocking
-from limner.client import Accepted, Event, Limner, LimnerError, Progress, Unreachable
+from limner.client import Accepted, Batch, Event, Limner, LimnerError, Progress, Unreachable
 from limner.db.pools import Database
 from tests import acts
 from tests.conftest import Tenant
@@ -95,6 +96,44 @@ async def test_refusals_say_what_and_where(api: Api, tenant: Tenant) -> None:
     assert (wrong.value.status, list(wrong.value.details)) == (400, ["/input/prompt"])
     assert (absent.value.status, unknown.value.code) == (404, "job_not_found")
     assert (nobody.value.status, nobody.value.code) == (401, "invalid_api_key")
+
+
+async def test_a_batch_is_waited_for_with_progress_and_its_items_read(
+    api: Api, worker: Process, tenant: Tenant
+) -> None:
+    seen: list[Batch] = []
+    items: list[dict[str, Any]] = [{"input": INPUT}, {"input": INPUT, "model": "local/canvas"}, {"input": INPUT}]
+    async with Limner(api.url, tenant.api_key, user="ann") as limner:
+        accepted = await limner.batch(items, model="local/canvas", cancel_after_s=600)
+        batch = await limner.wait_batch(accepted.batch_id, on_progress=seen.append)
+        jobs = [job async for job in limner.batch_items(accepted.batch_id, status="succeeded")]
+        with pytest.raises(LimnerError) as late:
+            await limner.cancel_batch(accepted.batch_id)
+        with pytest.raises(LimnerError) as wrong:
+            await limner.batch([{"input": {"prompt": 5}}], model="local/canvas")
+
+    assert (accepted.total, accepted.tokens_held, accepted.user_balance) == (3, 3, 997)
+    assert (batch.status, batch.done, batch.succeeded, batch.tokens_held, batch.tokens_charged) == (
+        "completed",
+        3,
+        3,
+        0,
+        3,
+    )
+    assert seen[-1] == batch
+    assert batch.is_closed
+    assert [job.body["index"] for job in jobs] == [0, 1, 2]
+    assert (late.value.status, late.value.code) == (409, "already_completed")
+    assert list(wrong.value.details) == ["/items/0/input/prompt"]
+
+
+def test_a_batch_without_an_event_loop(api: Api, worker: Process, tenant: Tenant) -> None:
+    with blocking.Limner(api.url, tenant.api_key, user="ann") as limner:
+        accepted = limner.batch([{"input": INPUT}] * 2, model="local/canvas", priority=1)
+        assert limner.wait_batch(accepted.batch_id) == limner.find_batch(accepted.batch_id)
+        assert [job.status for job in limner.batch_items(accepted.batch_id)] == ["succeeded"] * 2
+        later = limner.batch([{"input": INPUT}], model="local/canvas", run_at=datetime.now(UTC) + timedelta(days=1))
+        assert limner.cancel_batch(later.batch_id) == "cancelled"
 
 
 async def test_a_cancelled_job_is_told_as_such(api: Api, db: Database, tenant: Tenant) -> None:

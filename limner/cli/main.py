@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 if TYPE_CHECKING:  # loaded by name, below
     from limner.cli import (  # noqa: F401
         apps,
+        batches,
         db,
         demo,
         doctor,
@@ -51,6 +52,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "invariants": ("limner.cli.invariants:app", "Check the books: exit 1 on any violation."),
     "queue": ("limner.cli.queue:app", "The queue: who waits, who runs; pause, resume, drain."),
     "jobs": ("limner.cli.jobs:app", "Jobs: list, show, receipt, cancel."),
+    "batch": ("limner.cli.batches:app", "Batches: many jobs by one request; submit, list, show, items, cancel."),
     "uploads": ("limner.cli.uploads:app", "Uploads: list, show, delete."),
     "models": ("limner.cli.models:app", "Models: what is sold, at what price."),
     "providers": ("limner.cli.providers_health:app", "Providers: who runs the models."),

@@ -69,9 +69,9 @@ class Limner:
         assert "Traceback" not in done.stderr, done.stderr
         return Said(done.returncode, done.stdout, done.stderr)
 
-    def ok(self, *arguments: str) -> Any:
+    def ok(self, *arguments: str, env: Mapping[str, str] | None = None) -> Any:
         """The JSON document of a command that must succeed."""
-        said = self(*arguments, "--json")
+        said = self(*arguments, "--json", env=env)
         assert said.code == 0, said.err
         return said.json
 

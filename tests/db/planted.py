@@ -30,6 +30,12 @@ class Planted:
     my_job: UUID
 
 
+A_BATCH = (
+    "INSERT INTO limner.batch (org_id, id, app_id, principal_id, idem_key, request_hash, items, hold_mc, available_mc, open_at)"
+    " VALUES (%s, %s, %s, %s, %s, sha256(''), 1, %s, 0, 0)"
+)
+
+
 def marked(text: str) -> bool:
     return CANARY in text or str(CANARY_AMOUNT) in text
 
@@ -152,12 +158,8 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
          " WHERE org_id = %s LIMIT 1", [subject, subject, tenant.org_id]),
         ("INSERT INTO limner.webhook_attempt (org_id, delivery_id, n, outcome, latency_ms) VALUES (%s, %s, 1, 'timeout', 1)",
          [tenant.org_id, subject]),
-        *(
-            ("INSERT INTO limner.batch (org_id, id, app_id, principal_id, idem_key, request_hash, items, hold_mc, available_mc, open_at)"
-             " VALUES (%s, %s, %s, %s, %s, sha256(''), 1, %s, 0, 0)",
-             [tenant.org_id, batch, tenant.app.id, batch, str(subject), amount_mc])
-            for batch in (subject, done)
-        ),
+        (A_BATCH, [tenant.org_id, subject, tenant.app.id, subject, str(subject), amount_mc]),
+        (A_BATCH, [tenant.org_id, done, tenant.app.id, done, str(subject), amount_mc]),
         ("INSERT INTO limner.batch_item (org_id, batch_id, place, job_id) VALUES (%s, %s, 0, %s)", [tenant.org_id, subject, done]),
     )  # fmt: skip
     for statement, values in planted:

@@ -15,6 +15,12 @@ from tests.running import Api, Process
 GUIDES = REPOSITORY / "docs" / "guide"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTED = {
+    ("batch.md", 0): [
+        "4 credits on hold",
+        "4 of 4 done, 0 failed",
+        "3 A harbour with 4 boats 1 picture",
+        "4 credits charged",
+    ],
     ("from-a-program.md", 0): ["2 credits"],
     ("from-a-program.md", 1): ["1 credits on hold", "job.started", "job.completed"],
     ("from-a-program.md", 2): ["The harbour froze in January."],
