@@ -1,13 +1,12 @@
 """`limner providers`: who runs the models."""
 
-import asyncio
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from limner.cli import printing, provider_keys, session
+from limner.cli import printing, provider_keys, provider_probes, provider_seeds, session
 from limner.cli.arguments import (
     MAX_BOUND,
     NO_BOUND,
@@ -22,12 +21,9 @@ from limner.cli.arguments import (
 from limner.cli.models import check_fields
 from limner.db.context import PLATFORM
 from limner.db.pools import Database
-from limner.egress import doors
-from limner.hub import catalog, seed
+from limner.hub import catalog
 from limner.hub.catalog import Provider
 from limner.hub.providers import configuration, registry
-from limner.hub.providers.base import ConfigInvalid, ProviderError
-from limner.settings import Settings
 from limner.tenancy import audit
 
 app = group("Providers: who runs the models.")
@@ -38,11 +34,6 @@ OPTIONAL = ("base_url", "config", *catalog.LIMITS)
 MOST_TOKENS = 1_000_000_000_000
 PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The provider's name.")]
-HINTS = {
-    "provider_not_allowed": "name its host in LIMNER_EGRESS_HOSTS, or its origin in LIMNER_EGRESS_PLAIN_ORIGINS",
-    "provider_auth": "its key belongs into LIMNER_PROVIDER_KEYS, under its origin",
-    "provider_misconfigured": "most addresses end in /v1",
-}
 
 
 def read_provider_name(text: str) -> str:
@@ -183,17 +174,9 @@ def add(
 @app.command("check")
 def check(name: Name, org: OrgOrPlatform = None, as_json: Json = False) -> None:
     """Ask a server for its models, as workers with these settings would."""
-    provider = session.run(lambda db: _find(db, org, name))
-    kind = registry.all_kinds().get(provider.adapter)
-    if kind is None or kind.list_models is None:
-        printing.fail(f"provider {name} works by the adapter {provider.adapter}: there is nothing to ask")
-    try:
-        found = asyncio.run(models_of(provider, session.settings()))
-    except ProviderError as error:
-        hint = HINTS.get(error.code)
-        printing.fail(f"{name}: {error.message}" + (f" Hint: {hint}." if hint else ""))
-    except ConfigInvalid as error:  # a row from before this release
-        printing.fail(f"{name}: {error}")
+    found = provider_probes.asked(
+        session.run(lambda db: _find(db, org, name)), session.settings(), provider_probes.models_of
+    )
     if as_json:
         printing.document({"provider": name, "models": found})
         return
@@ -206,17 +189,6 @@ async def _find(db: Database, org: str | None, name: str) -> Provider:
             if provider.name == name:
                 return provider
     raise catalog.ProviderNotFound(f"there is no provider {name} here")
-
-
-async def models_of(provider: Provider, config: Settings) -> list[str]:
-    """What a server has, where its kind can be asked. Raises ProviderError, ConfigInvalid."""
-    kind, door = registry.all_kinds()[provider.adapter], doors.fixed(config)
-    assert kind.list_models is not None
-    address = configuration.address(provider.adapter, provider.base_url)
-    try:
-        return await kind.list_models(door, address, provider.config)
-    finally:
-        await door.aclose()
 
 
 @app.command("adapters")
@@ -237,19 +209,8 @@ def list_adapters(as_json: Json = False) -> None:
     printing.table(("name", "class", "address", "answers /v1", "serves"), rows, empty="There is no adapter.")
 
 
-@app.command("seed")
-def install(as_json: Json = False) -> None:
-    """Install the local provider and its models in the platform's catalog, or bring them up to date."""
-
-    async def work(db: Database) -> int:
-        async with session.operator_tx(db, None) as tx:
-            return await seed.install_local(tx, overwrite=True)
-
-    count = session.run(work)
-    if as_json:
-        printing.document({"provider": seed.PROVIDER, "models": count})
-    else:
-        printing.say(f"provider {seed.PROVIDER} serves {count} models")
+app.command("test")(provider_probes.probe)
+app.command("seed")(provider_seeds.install)
 
 
 @app.command("set")

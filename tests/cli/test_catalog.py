@@ -62,7 +62,8 @@ def test_the_platforms_catalog_is_everybodys_to_read_and_not_an_organizations_to
 def test_seeding_again_changes_nothing(limner: Limner) -> None:
     before = limner.ok("models", "list")
 
-    assert limner.ok("providers", "seed")["models"] == 8
+    steps = limner.ok("providers", "seed")["steps"]
+    assert [step["outcome"] for step in steps] == ["kept"] * 8
 
     assert limner.ok("models", "list") == before
 

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from aiohttp import web
+
 from tests.emulators import openai_server
 from tests.emulators.openai_server import FIELDS, OpenAIServer, Says
 
@@ -25,6 +27,18 @@ class OpenRouterServer(OpenAIServer):
         own = {"provider": dict, "usage": dict, "models": list}
         self.fields = FIELDS | {"/chat/completions": FIELDS["/chat/completions"] | own}
         self.changes = _priced
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        """With prices in dollars for one token, as texts."""
+        if (wrong := self._unauthorized(request)) is not None:
+            return web.json_response(wrong.body, status=wrong.status)
+        price = {"prompt": "0.00000015", "completion": "0.0000006", "input_cache_read": "0.000000075", "request": "0"}
+        listed = [
+            {"id": "tiny", "name": "Tiny", "pricing": price, "top_provider": {"max_completion_tokens": 512}},
+            {"id": "makers/large", "name": "Large", "pricing": {"prompt": "0.000003", "completion": "0.000015"}, "top_provider": {}},
+            {"id": "auto", "name": "Auto", "pricing": {"prompt": "-1", "completion": "-1"}},
+        ]  # fmt: skip
+        return web.json_response({"data": listed})
 
     def _counted(self, tokens: int) -> dict[str, Any]:
         return {**super()._counted(tokens), "cost": STREAM_COST_USD, "cost_details": {"upstream_inference_cost": None}}
