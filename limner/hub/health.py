@@ -292,6 +292,7 @@ def _open(until: float) -> Shut:
 
 def _note(key: Key, seen: _Seen) -> dict[str, Any]:
     org, provider, of_key = key
-    state = "degraded" if any(failed for _, failed in seen.calls) else "healthy"
+    lately = time.monotonic() - WITHIN_S
+    state = "degraded" if any(failed and at > lately for at, failed in seen.calls) else "healthy"
     seen_there = {"state": state, "error": seen.last_error, "latency_ms": seen.latency_ms}
     return {"org": org, "provider": provider, "key": of_key, **seen_there}
