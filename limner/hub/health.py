@@ -147,14 +147,15 @@ class Health:
 
     async def tell(self) -> None:
         """Write what was seen since the last time, one statement for all providers; keep the probes that are under way."""
-        unsaid = {key: seen for key, seen in self._seen.items() if seen.unsaid}
-        notes = [_note(key, seen) for key, seen in unsaid.items()]
+        notes = []
+        for key, seen in self._seen.items():
+            if seen.unsaid:
+                notes.append(_note(key, seen))
+                seen.unsaid, seen.last_error, seen.latency_ms = False, None, None
         if notes:
             query = "SELECT limner.note_providers(%s::text::jsonb)"
             async with self._db.system_tx(ROLE, REASON) as tx:
                 await tx.execute(query, [orjson.dumps(notes).decode()])
-        for seen in unsaid.values():
-            seen.unsaid, seen.last_error, seen.latency_ms = False, None, None
         if self._probes:
             async with self._db.system_tx(ROLE, REASON) as tx:
                 await tx.execute("SELECT limner.keep_probes(%s::uuid[], %s)", [list(self._probes), PROBE_LEASE_S])
