@@ -34,6 +34,8 @@ MEANWHILE_S = 0.5
 BY_ROUTES_S = 2 * ROUTES_S
 """When what was written is known from the routes: an operator may have changed it since."""
 MAX_REST_S = 3600.0
+APART_S = 0.02
+MAX_APART_S = 30.0
 Key = tuple[UUID, UUID, UUID]
 """Whose key it is, the provider, the key."""
 log = logs.get("health")
@@ -85,6 +87,7 @@ class _Seen:
     open_until: float = 0.0
     rest_until: float = 0.0
     ask_at: float = 0.0
+    refused: int = 0
     unsaid: bool = False
 
 
@@ -110,13 +113,13 @@ class Health:
             return NO_PROBE
         open_until = max(route.open_until, seen.open_until if seen else 0.0)
         if open_until > now:
-            return _open(open_until)
+            return _open(open_until, self._of(route))
         return NO_PROBE if route.open_until == 0.0 else await self._probe(route)
 
     async def answered(self, route: Route, probe: Probe, latency_ms: float) -> None:
         """The provider did its part, also where it refused the request for good reasons."""
         seen = self._of(route)
-        seen.failures = 0
+        seen.failures = seen.refused = 0
         seen.calls.append((time.monotonic(), False))
         seen.latency_ms = latency_ms if seen.latency_ms is None else seen.latency_ms * 0.7 + latency_ms * 0.3
         seen.unsaid = True
@@ -178,7 +181,7 @@ class Health:
         seen = self._of(route)
         now = self._db.clock.now()
         if seen.ask_at > now:
-            return _open(seen.ask_at)
+            return _open(seen.ask_at, seen)
         probe = ids.new()
         async with self._db.system_tx(ROLE, REASON) as tx:
             row = await tx.get(
@@ -186,7 +189,7 @@ class Health:
             )
         if row["verdict"] == "open":
             seen.ask_at = now + max(row["wait_s"], MEANWHILE_S)
-            return _open(seen.ask_at)
+            return _open(seen.ask_at, seen)
         if row["verdict"] == "closed":
             return NO_PROBE
         self._probes.add(probe)
@@ -287,8 +290,11 @@ def moment(epoch: float) -> str:
     return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _open(until: float) -> Shut:
-    return Shut("breaker_open", until, f"was passed over (breaker open until {moment(until)})")
+def _open(until: float, seen: _Seen) -> Shut:
+    """Who is refused comes again after it, one after another: a long queue is no reason to claim all of it at once."""
+    seen.refused += 1
+    back_at = until + min(seen.refused * APART_S, MAX_APART_S)
+    return Shut("breaker_open", back_at, f"was passed over (breaker open until {moment(until)})")
 
 
 def _note(key: Key, seen: _Seen) -> dict[str, Any]:
