@@ -254,7 +254,7 @@ def change(
     if as_json:
         printing.document(shape(provider))
     else:
-        printing.say(f"provider {name} takes {_most(provider)}")
+        printing.say(f"provider {name} has {_most(provider)}")
 
 
 def _most(provider: Provider) -> str:

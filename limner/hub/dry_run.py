@@ -20,7 +20,8 @@ class Foreseen:
 async def foresee(tx: Tx, request: jobs.Submission) -> Foreseen:
     """Reads only: no job, no end user, no token of a limit.
 
-    Which adapters workers have is theirs to know: every enabled route counts. Raises end_users.UserNotFound,
+    Which adapters workers have is theirs to know: every enabled route counts; lots that a job's id draws are
+    not drawn yet. Raises end_users.UserNotFound,
     refusals.Inactive, refusals.TooFewCredits.
     """
     payer, kind = tx.org_id, "organization"
@@ -33,6 +34,9 @@ async def foresee(tx: Tx, request: jobs.Submission) -> Foreseen:
     if wallet.owed_mc > 0 or wallet.available_mc < request.hold_mc:
         raise refusals.TooFewCredits("too few credits", kind, wallet.available_mc, request.hold_mc, wallet.owed_mc)
     routes = await catalog.routes_of(tx, request.model_id)
-    adapters = {route.adapter for route in routes}
-    candidates, _ = routing.order(routes, adapters, own_only=terms.own_only(request.terms))
+    adapters, asked = (
+        {route.adapter for route in routes},
+        routing.asking(routing.NOTHING.job_id, request.kind, request.input),
+    )
+    candidates, _ = routing.order(routes, adapters, asked, own_only=terms.own_only(request.terms))
     return Foreseen(wallet.available_mc - request.hold_mc, candidates)

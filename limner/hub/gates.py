@@ -19,7 +19,6 @@ from limner.settings import Settings
 from limner.telemetry import logs
 
 TELL_EVERY_S = 1.0
-PATIENCE_S = 5.0
 log = logs.get("gates")
 
 
@@ -53,18 +52,13 @@ class Passage:
 
     async def send(self) -> Failure | None:
         """Right before the call begins: a permit that has become too old is changed for another one, or there is none."""
-        until = time.monotonic() + PATIENCE_S
-        while self._permit is not None and self._permit.until <= time.monotonic():
+        if self._permit is not None and self._permit.until <= time.monotonic():
             self._gates.permits.give_back(self._permit, 1, self._permit.tokens)
             self._permit = None
-            while not isinstance(fresh := await self._gates.permits.take(self._route, self._tokens), Permit):
-                if fresh is None:
-                    break
-                if time.monotonic() > until:
-                    return _failure(fresh, PATIENCE_S)
-                await asyncio.sleep(0.1)
-            else:
-                self._permit = fresh
+            fresh = await self._gates.take(self._route, self._tokens)
+            if isinstance(fresh, Failure):
+                return fresh
+            self._permit = fresh
         self._is_sent = True
         self._began = time.monotonic()
         return None
@@ -99,17 +93,22 @@ class Gates:
         if isinstance(probe, Shut):
             return _failure(probe, probe.until - self._clock.now())
         try:
-            permit = await self.permits.take(route, tokens)
-        except TooManyTokens:
-            self.health.abandon(probe)
-            return Failure("provider_tokens_too_few", MESSAGES["provider_tokens_too_few"], "fatal")
+            permit = await self.take(route, tokens)
         except BaseException:
             self.health.abandon(probe)
             raise
-        if isinstance(permit, Shut):
+        if isinstance(permit, Failure):
             self.health.abandon(probe)
-            return _failure(permit, permit.until - self._clock.now())
+            return permit
         return Passage(self, route, tokens, probe, permit)
+
+    async def take(self, route: Route, tokens: int) -> Permit | Failure | None:
+        """A permit, or why there is none; None where none is needed."""
+        try:
+            permit = await self.permits.take(route, tokens)
+        except TooManyTokens:
+            return Failure("provider_tokens_too_few", MESSAGES["provider_tokens_too_few"], "fatal")
+        return _failure(permit, permit.until - self._clock.now()) if isinstance(permit, Shut) else permit
 
     async def keep(self) -> None:
         """Tell the other processes what was seen, and give back permits, until cancelled."""

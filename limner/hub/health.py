@@ -35,6 +35,8 @@ MEANWHILE_S = 0.5
 BY_ROUTES_S = 2 * ROUTES_S
 """When what was written is known from the routes: an operator may have changed it since."""
 MAX_REST_S = 3600.0
+APART_S = 0.02
+MAX_APART_S = 30.0
 Key = tuple[UUID, UUID, UUID]
 """Whose key it is, the provider, the key."""
 log = logs.get("health")
@@ -86,6 +88,7 @@ class _Seen:
     open_until: float = 0.0
     rest_until: float = 0.0
     ask_at: float = 0.0
+    refused: int = 0
     unsaid: bool = False
 
 
@@ -111,13 +114,13 @@ class Health:
             return NO_PROBE
         open_until = max(route.open_until, seen.open_until if seen else 0.0)
         if open_until > now:
-            return _open(open_until)
+            return _open(open_until, self._of(route))
         return NO_PROBE if route.open_until == 0.0 else await self._probe(route)
 
     async def answered(self, route: Route, probe: Probe, latency_ms: float) -> None:
         """The provider did its part, also where it refused the request for good reasons."""
         seen = self._of(route)
-        seen.failures = 0
+        seen.failures = seen.refused = 0
         seen.calls.append((time.monotonic(), False))
         seen.latency_ms = latency_ms if seen.latency_ms is None else seen.latency_ms * 0.7 + latency_ms * 0.3
         seen.unsaid = True
@@ -148,14 +151,15 @@ class Health:
 
     async def tell(self) -> None:
         """Write what was seen since the last time, one statement for all providers; keep the probes that are under way."""
-        unsaid = {key: seen for key, seen in self._seen.items() if seen.unsaid}
-        notes = [_note(key, seen) for key, seen in unsaid.items()]
+        notes = []
+        for key, seen in self._seen.items():
+            if seen.unsaid:
+                notes.append(_note(key, seen))
+                seen.unsaid, seen.last_error, seen.latency_ms = False, None, None
         if notes:
             query = "SELECT limner.note_providers(%s::text::jsonb)"
             async with self._db.system_tx(ROLE, REASON) as tx:
                 await tx.execute(query, [orjson.dumps(notes).decode()])
-        for seen in unsaid.values():
-            seen.unsaid, seen.last_error, seen.latency_ms = False, None, None
         if self._probes:
             async with self._db.system_tx(ROLE, REASON) as tx:
                 await tx.execute("SELECT limner.keep_probes(%s::uuid[], %s)", [list(self._probes), PROBE_LEASE_S])
@@ -178,7 +182,7 @@ class Health:
         seen = self._of(route)
         now = self._db.clock.now()
         if seen.ask_at > now:
-            return _open(seen.ask_at)
+            return _open(seen.ask_at, seen)
         probe = ids.new()
         async with self._db.system_tx(ROLE, REASON) as tx:
             row = await tx.get(
@@ -186,7 +190,7 @@ class Health:
             )
         if row["verdict"] == "open":
             seen.ask_at = now + max(row["wait_s"], MEANWHILE_S)
-            return _open(seen.ask_at)
+            return _open(seen.ask_at, seen)
         if row["verdict"] == "closed":
             return NO_PROBE
         self._probes.add(probe)
@@ -287,12 +291,16 @@ def moment(epoch: float) -> str:
     return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _open(until: float) -> Shut:
-    return Shut("breaker_open", until, f"was passed over (breaker open until {moment(until)})")
+def _open(until: float, seen: _Seen) -> Shut:
+    """Who is refused comes again after it, one after another: a long queue is no reason to claim all of it at once."""
+    seen.refused += 1
+    back_at = until + min(seen.refused * APART_S, MAX_APART_S)
+    return Shut("breaker_open", back_at, f"was passed over (breaker open until {moment(until)})")
 
 
 def _note(key: Key, seen: _Seen) -> dict[str, Any]:
     org, provider, of_key = key
-    state = "degraded" if any(failed for _, failed in seen.calls) else "healthy"
+    lately = time.monotonic() - WITHIN_S
+    state = "degraded" if any(failed and at > lately for at, failed in seen.calls) else "healthy"
     seen_there = {"state": state, "error": seen.last_error, "latency_ms": seen.latency_ms}
     return {"org": org, "provider": provider, "key": of_key, **seen_there}

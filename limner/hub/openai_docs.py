@@ -146,7 +146,7 @@ REASONS = {
     422: "The idempotency key was used for another request.",
     429: "`rate_limit_exceeded`: `limit`, `limit_size`, `retry_after`; `Retry-After`. Or the provider's own limit.",
     502: "No provider answered. Nothing is charged.",
-    503: "Busy, or no provider serves the model: `Retry-After` says when to come back.",
+    503: "Busy, or no provider serves the model or can be asked now (`provider_unavailable`): `Retry-After` says when to come back.",
     504: "It took too long; its job was cancelled.",
 }
 TELLS = {

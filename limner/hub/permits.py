@@ -1,4 +1,4 @@
-"""What providers take in time: requests and tokens in any window, over all processes (docs/decisions/0026).
+"""What providers take in time: requests and tokens in any window, over all processes (docs/decisions/0029).
 
 A process takes a slice of a provider's permits, hands them out for a second, and gives back what it did not use. The table counts a
 slice for as long as a call with one of its permits can still arrive inside the window.

@@ -54,7 +54,8 @@ def asking(job_id: UUID, kind: str, parsed: Mapping[str, Any]) -> Asking:
     """Of a job's request: tokens only where its kind has any."""
     if kind not in texts.SOLD_BY_TOKENS:
         return Asking(job_id)
-    written = int(parsed.get("max_tokens") or 0) * int(parsed.get(pricing.MAX_OUTPUTS_FIELD) or 1)
+    longest, outputs = (parsed.get(name) for name in ("max_tokens", pricing.MAX_OUTPUTS_FIELD))
+    written = longest * (outputs if isinstance(outputs, int) else 1) if isinstance(longest, int) else 0
     return Asking(job_id, Tokens(texts.likely(parsed), 0, written if kind in texts.WRITING else 0))
 
 

@@ -34,7 +34,9 @@ class Toxic:
         self.arrived: list[float] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        with suppress(
+            ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError
+        ):  # the last: at the end of all
             request = await _read(reader)
             self.arrived.append(time.monotonic())
             await self._answer(request, writer)

@@ -27,6 +27,8 @@ from tests.tally import Tally
 KEY = "sk-secret-51c0aa"
 BREAKER = {"LIMNER_BREAKER_FAILURES": "3", "LIMNER_BREAKER_PAUSE_S": "0.5", "LIMNER_BREAKER_LONG_PAUSE_S": "1.5"}
 TIMEOUT_S = 0.7
+CROWDED_S = 5.0
+"""For many calls at once: what waits for this machine is not down."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,13 @@ class Outage:
         return state == "down" or bool(rests)
 
     async def endure(self, fault: Fault, count: int) -> list[Any]:
-        """Jobs while it lasts, and one afterwards: all of them, closed."""
+        """Jobs while it lasts, and one afterwards, which finds the provider well: all of them, closed."""
         self.line.fault = fault
         job_ids = await self.buy(count)
         if fault != "latency":
             await eventually(self.troubled, 30)
         self.line.fault = None
         closed = [await self.client.finished(job_id, 60 + count) for job_id in job_ids]
-        await eventually(lambda: not self.troubled(), 15)
         [late] = await self.buy(1)
         closed.append(await self.client.finished(late))
         assert closed[-1]["status"] == "succeeded", (fault, closed[-1])
@@ -122,7 +123,9 @@ class Outage:
         return closed
 
 
-async def sell(db: Database, tenant: Tenant, far: Far, name: str, line: Toxic, **limits: int) -> None:
+async def sell(
+    db: Database, tenant: Tenant, far: Far, name: str, line: Toxic, timeout_s: float = TIMEOUT_S, **limits: int
+) -> None:
     schema = offers.SCHEMAS[far.kind]
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
         await catalog.put_model(
@@ -130,7 +133,7 @@ async def sell(db: Database, tenant: Tenant, far: Far, name: str, line: Toxic, *
         )
         await catalog.put_provider(
             tx, {"name": name, "display_name": name, "adapter": far.adapter, "base_url": line.origin + far.path,
-                 "config": {"timeout_s": TIMEOUT_S}, **limits}
+                 "config": {"timeout_s": timeout_s}, **limits}
         )  # fmt: skip
         await catalog.put_route(tx, f"acme/{name}", name, provider_model=far.provider_model)
 
@@ -145,7 +148,7 @@ async def test_op6_eight_kinds_of_outage_charge_nobody_and_heal(
     outages: dict[Fault, Outage] = {}
     for fault in FAULTS:
         name, line = f"{far.adapter}-{fault.replace(' ', '-')}", house.lines[far.adapter, fault]
-        await sell(db, tenant, far, name, line)
+        await sell(db, tenant, far, name, line, TIMEOUT_S if count < 10 else CROWDED_S)
         outages[fault] = Outage(superuser, tenant, client, line, name)
 
     closed = await asyncio.gather(*(outages[fault].endure(fault, count) for fault in FAULTS))
@@ -203,7 +206,7 @@ async def test_op6_four_workers_never_ask_a_limited_key_more_often_than_it_allow
     """Fifty in any window, by the provider's own count; no job fails, whatever it has to wait."""
     line = house.lines["openai", "shared"]
     line.fault = None
-    await sell(db, tenant, EMULATORS[0], "limited", line, requests_per_min=per_min, window_s=window_s)
+    await sell(db, tenant, EMULATORS[0], "limited", line, CROWDED_S, requests_per_min=per_min, window_s=window_s)
     for _ in range(3):
         house.cluster.worker(**house.env)  # type: ignore[arg-type]
     outage = Outage(superuser, tenant, Client(http, house.api.url, tenant.api_key), line, "limited")

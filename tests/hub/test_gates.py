@@ -223,6 +223,24 @@ async def test_a_models_setting_says_after_which_errors_the_next_provider_is_ask
     assert (ending.outcome, ending.provider) == ("succeeded", "lax")
 
 
+async def test_by_latency_whoever_was_measured_as_quicker_is_asked_by_all_processes(shop: Open) -> None:
+    here = await shop(Scripted("slow", after(0.1)), Scripted("quick"))
+    async with here.db.tenant_tx(here.tenant.org_id, "limner_operator") as tx:
+        name = (await tx.get("SELECT name FROM limner.model WHERE org_id = %s", [tx.org_id]))["name"]
+        await catalog.set_routing(tx, name, {"routing": "latency"})
+    other, asked = beside(here), []
+
+    for _ in range(4):
+        asked.append((await end_of(here)).provider)
+        await here.resources.gates.health.tell()
+    job_id = await other.submit()
+    asked.append((await end_of(other, job_id)).provider)
+
+    assert asked == ["slow", "quick", "quick", "quick", "quick"]
+    (attempt,) = await here.attempts(job_id)
+    assert attempt["rule"].startswith("first by latency (")
+
+
 # Permits
 
 
@@ -262,17 +280,17 @@ async def _all_closed(shop: Shop, job_ids: Sequence[UUID]) -> bool:
 
 @pytest.mark.usefixtures("hasty")
 async def test_three_processes_never_ask_more_often_than_the_key_allows(shop: Open) -> None:
-    """Ten in any second; twenty-five jobs, each with one run."""
+    """Ten in any second; twenty jobs, each with one run."""
     far = Counting("far")
     here = await shop(far, max_runs=1)
     await _limit(here, requests_per_min=600, window_s=1)
-    job_ids = [await here.submit() for _ in range(25)]
+    job_ids = [await here.submit() for _ in range(20)]
 
     async with working(here, slots=5), working(beside(here), slots=5), working(beside(here), slots=5):
         await until(lambda: _all_closed(here, job_ids), 30)
 
     assert {(await here.job(job_id)).state for job_id in job_ids} == {"succeeded"}
-    assert len(far.at) == 25
+    assert len(far.at) == 20
     assert most_within(far.at, 1.0) <= 10
 
 
@@ -316,6 +334,64 @@ async def test_permits_that_were_not_used_are_there_for_others(
     await here.resources.gates.permits.tell()
 
     assert superuser.execute(out, [here.tenant.org_id]).fetchone() == (1,)
+
+
+async def test_a_permit_that_became_too_old_is_changed_before_the_call_begins(
+    shop: Open, superuser: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices of one, two of them in all: the second has to be there, and the first goes back unused."""
+    monkeypatch.setattr(permits, "VALID_S", 0.05)
+    monkeypatch.setattr(permits, "SEND_S", 0.05)
+    here = await shop(Counting("far"))
+    await _limit(here, requests_per_min=2)
+    async with here.db.tenant_tx(here.tenant.org_id, "limner_worker") as tx:
+        (route,) = await catalog.routes_of(tx, here.model_id)
+    gates = here.resources.gates
+    one = await gates.enter(route, 0)
+    await asyncio.sleep(0.2)
+
+    assert await one.send() is None  # type: ignore[union-attr]
+    late = await gates.enter(route, 0)
+    assert getattr(late, "code", "open") == "provider_no_permit", "both are out until one is back"
+    await gates.permits.tell()
+
+    granted = superuser.execute(
+        "SELECT sum(requests), count(*) FROM limner.provider_slice WHERE org_id = %s", [here.tenant.org_id]
+    )
+    assert granted.fetchone() == (1, 2)
+
+
+async def test_a_call_whose_time_to_begin_has_passed_is_not_made(shop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intent's commit took too long, and there is no other permit: the job waits, its run is unused."""
+    monkeypatch.setattr(permits, "SEND_S", -permits.VALID_S)
+    here = await shop(Counting("far"), max_runs=1)
+    await _limit(here, requests_per_min=1)
+
+    ending = await end_of(here)
+
+    assert (ending.reason, ending.counts) == ("provider_no_permit", False)
+    assert here.providers[0].calls == []
+
+
+async def test_what_a_provider_has_done_already_is_used_while_its_breaker_is_open(
+    shop: Open, superuser: psycopg.Connection
+) -> None:
+    here = await shop(Scripted("far", WRONG_KEY), Scripted("near"), breaker=QUICK)
+    assert (await end_of(here)).provider == "near"
+    assert row(superuser, here)[0] == "down"
+    job_id = await here.submit()
+    first = await here.lease(job_id)
+    assert await here.resources.shared.start(first)
+    assert await here.resources.shared.intend(first, "main", "far", "m", "first")
+    superuser.execute(
+        "UPDATE limner.provider_call SET state = 'done', outputs = %s, finished_at = now() WHERE job_id = %s",
+        ['[{"type": "text", "text": "a hare", "index": 0}]', job_id],
+    )
+    superuser.execute("UPDATE limner.job_queue SET claimable_at = now() - interval '1 s' WHERE job_id = %s", [job_id])
+
+    job = await here.run(job_id)
+
+    assert (job.state, job.provider_used, len(here.providers[0].calls)) == ("succeeded", "far", 1)
 
 
 async def test_what_was_not_sent_gives_its_permit_and_its_probe_back(shop: Open) -> None:

@@ -302,3 +302,25 @@ async def test_mj4_a_refusal_is_told_again_and_a_call_in_flight_is_not_made_twic
     status, body, headers = await ask(house, shop, slow, {"Idempotency-Key": "slow"})
     assert (status, body["error"]["code"], headers["retry-after"]) == (409, "idempotency_key_in_use", "1")
     assert (await first)[0] == 200
+
+
+async def test_a_provider_that_rests_is_passed_over_and_the_receipt_says_so(
+    house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer
+) -> None:
+    tenant = await make_tenant(credits=100)
+    await sell(db, tenant, ("busy", far.url), ("free", far.url))
+    far.then(Says(429, {"error": {"message": "slow down"}}, {"Retry-After": "60"}))
+    wanted = {"model": MODEL, "messages": HELLO}
+    assert (await ask(house, tenant, wanted))[2]["x-limner-provider"] == "free"
+    asked = len(far.asked)
+
+    status, _, headers = await ask(house, tenant, wanted)
+
+    assert (status, headers["x-limner-provider"], len(far.asked)) == (200, "free", asked + 1)
+    async with aiohttp.ClientSession() as http, http.get(
+        f"{house.url}/api/v1/jobs/{headers['x-limner-job']}/receipt",
+        headers={"X-API-Key": tenant.api_key, "X-User-ID": tenant.user},
+    ) as answer:  # fmt: skip
+        receipt = await answer.json()
+    (attempt,) = receipt["attempts"]
+    assert attempt["rule"].startswith("2 of 2 by priority 2, after busy was passed over (it asked for a rest until 20")
