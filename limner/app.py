@@ -97,8 +97,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens)
-    own_keys = OwnKeys(root)
-    door = doors.fixed(settings, own_keys)
+    door = doors.fixed(settings, root)
     openai = _openai(settings, hub, store, pool, {"openai": Passing(door), "local": Reader(pool, db.clock)})
 
     @contextlib.asynccontextmanager
@@ -126,8 +125,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.include_router(users_api.router(hub))
     app.include_router(checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)))
     app.include_router(webhooks_api.router(webhooks))
-    app.include_router(provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, own_keys)))
-    app.include_router(settings_api.router(settings_api.SettingsApi(db, authenticate)))
+    _serve_settings(app, hub, OwnKeys(root))
     app.include_router(uploads_api.router(brought))
     pictures = ImagesApi(db, authenticate, submitter, board, store, urls, settings.max_image_bytes)
     app.include_router(openai_api.router(openai, pictures))
@@ -197,6 +195,12 @@ def _uploads(
     return uploads_api.UploadsApi(
         hub.db, hub.authenticate, store, processor, tickets, hub.urls, quota, settings.max_image_bytes, hub.submitter
     )
+
+
+def _serve_settings(app: FastAPI, hub: hub_api.HubApi, own_keys: OwnKeys) -> None:
+    """What an organization says for itself: its keys at providers, its models and tone."""
+    app.include_router(provider_keys_api.router(provider_keys_api.ProviderKeysApi(hub.db, hub.authenticate, own_keys)))
+    app.include_router(settings_api.router(settings_api.SettingsApi(hub.db, hub.authenticate)))
 
 
 def _serve_docs(app: FastAPI) -> None:
