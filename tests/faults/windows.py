@@ -18,6 +18,7 @@ from limner.db.tx import Tx
 from limner.egress import doors
 from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
+from limner.egress.own_keys import SealedKey
 from limner.hub import runs
 from limner.hub.endings import Finish
 from limner.hub.executor import Run
@@ -152,13 +153,13 @@ def _door_of(plan: Plan) -> type[FixedDoor]:
 
         async def request(
             self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
-            timeout_s: float, max_bytes: int,
+            timeout_s: float, max_bytes: int, own_key: SealedKey | None = None,
         ) -> Answer:  # fmt: skip
             if plan.window == "intended":
                 _die()
             marked = {**(headers or {}), **({provider.KILL: str(os.getpid())} if plan.window == "asked" else {})}
             answer = await super().request(
-                method, url, headers=marked, body=body, timeout_s=timeout_s, max_bytes=max_bytes
+                method, url, headers=marked, body=body, timeout_s=timeout_s, max_bytes=max_bytes, own_key=own_key
             )
             if plan.window == "answered":
                 _die()
