@@ -107,8 +107,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     )
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens, pool)
-    own_keys = OwnKeys(root)
-    door = doors.fixed(settings, own_keys)
+    door = doors.fixed(settings, root)
     openai = _openai(settings, hub, store, pool, _answerers(Tools(door, doors.untrusted(settings), pool, db.clock)))
 
     @contextlib.asynccontextmanager
@@ -142,7 +141,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         usage_api.router(hub, settings.usage_max_days),
         checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)),
         webhooks_api.router(webhooks),
-        provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, own_keys)),
+        provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, OwnKeys(root))),
         settings_api.router(settings_api.SettingsApi(db, authenticate)),
         uploads_api.router(brought),
         openai_api.router(openai, pictures, recordings),

@@ -11,7 +11,6 @@ from prometheus_client import start_http_server
 from limner.db.pools import Address, Database
 from limner.db.wake import Herald
 from limner.egress import doors
-from limner.egress.own_keys import OwnKeys
 from limner.events import endpoints, forgetting
 from limner.events.delivering import DeliveryLoop, DeliverySettings
 from limner.events.relay import Relay
@@ -49,7 +48,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     """Work until SIGTERM or SIGINT; returns within the shutdown time after it."""
     pool = CpuPool(settings.cpu_processes, settings.cpu_memory_bytes, settings.cpu_time_limit_s)
     store = ObjectStore(settings.store_url, settings.home)
-    door = doors.fixed(settings, OwnKeys(root))
+    door = doors.fixed(settings, root)
     db = Database(address, root, ROLES, size=settings.database_pool_size)
     adapters = registry.adapters(Tools(door, doors.untrusted(settings), pool, db.clock))
     await db.open()

@@ -48,7 +48,7 @@ def list_all(org: Org, as_json: Json = False) -> None:
         printing.document({"provider_keys": [body(key) for key in found]})
         return
     rows = [
-        (k.provider, f"…{k.last4}", k.fingerprint, k.is_enabled, k.origin, k.last_used_at, k.last_error, k.created_by)
+        (k.provider, f"…{k.last4}", k.fingerprint, k.is_enabled, k.sent_to, k.last_used_at, k.last_error, k.created_by)
         for k in found
     ]
     columns = ("provider", "key", "fingerprint", "enabled", "sent to", "last used", "last error", "brought by")

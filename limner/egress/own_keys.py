@@ -59,9 +59,9 @@ class OwnKeys:
 
     def seal(self, org_id: UUID, provider_id: UUID, row_id: UUID, origin: str, key: str) -> Sealed:
         """For this row and this origin. Raises ValueError, without a word of the key, for what is no key."""
-        logs.hide(key)
         if not KEY.fullmatch(key):
             raise ValueError(f"a key is {MIN_LENGTH} to {MAX_LENGTH} visible ASCII characters, without spaces")
+        logs.hide(key)
         sealed = self._sealer.seal(key.encode(), org_id, provider_id, row_id, origin)
         mark = crypto.sign(self._mark, f"{org_id}|{key}".encode())[:FINGERPRINT_BYTES].hex()
         return Sealed(SealedKey(org_id, provider_id, row_id, sealed), self.kid, key[-SHOWN:], mark)

@@ -12,7 +12,7 @@ from limner.egress.answers import DestinationNotAllowed
 from limner.egress.own_keys import OwnKeys, OwnKeyUnusable, SealedKey
 from limner.hub.catalog import ProviderNotFound
 from limner.hub.providers import configuration
-from limner.kit import ids
+from limner.kit import ids, origins
 
 COLUMNS = """p.name AS provider, k.last4, k.fingerprint, k.is_enabled, k.created_by, k.created_at, k.last_used_at, k.last_error,
 k.last_error_at, k.origin"""
@@ -58,6 +58,12 @@ class ProviderKey:
     last_error: str | None
     last_error_at: datetime | None
     origin: str
+
+    @property
+    def sent_to(self) -> str:
+        """The origin as people write it: without the port that goes without saying."""
+        scheme, _, rest = self.origin.partition("://")
+        return f"{scheme}://{rest.removesuffix(f':{origins.PORTS[scheme]}')}"
 
 
 async def put(tx: Tx, keys: OwnKeys, provider: str, key: str, actor: Actor, *, enabled: bool = True) -> ProviderKey:

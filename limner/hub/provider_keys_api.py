@@ -174,7 +174,7 @@ def body(key: ProviderKey) -> dict[str, Any]:
     """For machines; the command line prints the same."""
     return {
         "provider": key.provider, "last4": key.last4, "fingerprint": key.fingerprint, "enabled": key.is_enabled,
-        "sent_to": key.origin, "created_by": key.created_by, "created_at": key.created_at, "last_used_at": key.last_used_at,
+        "sent_to": key.sent_to, "created_by": key.created_by, "created_at": key.created_at, "last_used_at": key.last_used_at,
         "last_error": None if key.last_error is None else {"code": key.last_error, "at": key.last_error_at},
     }  # fmt: skip
 

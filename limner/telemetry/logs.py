@@ -5,6 +5,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping
 from typing import Any
+from uuid import UUID
 
 import orjson
 import structlog
@@ -13,10 +14,29 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 STAMP = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
 TALKATIVE = ("python_multipart",)
 """Libraries that log what a caller sent wrong: the caller is told, and the line of the request has the code."""
-HIDDEN = b"[hidden]"
-SHORTEST_HIDDEN = 8
-MOST_HIDDEN = 1000
+HIDDEN = "[hidden]"
+MOST_HIDDEN = 200
 """Secrets of which a process takes care at once: the latest."""
+OUR_WORDS = frozenset(
+    {
+        "event",
+        "level",
+        "time",
+        "source",
+        "process",
+        "request",
+        "org",
+        "app",
+        "user",
+        "job",
+        "run",
+        "model",
+        "provider",
+        "code",
+        "key",
+    }
+)
+"""Fields that limner fills with names and ids of its own. What a tenant calls its secret cannot blank them out."""
 SECRET_FIELDS = frozenset({"api_key", "authorization", "x-api-key", "password", "secret", "root_key", "token"})
 
 
@@ -28,7 +48,7 @@ def configure(level: str, **facts: str) -> None:
             structlog.processors.add_log_level,
             STAMP,
             structlog.processors.format_exc_info,
-            _redact,
+            redact,
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -37,39 +57,36 @@ def configure(level: str, **facts: str) -> None:
     )
     structlog.contextvars.bind_contextvars(**facts)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Hiding("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Hiding("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-_hidden: "OrderedDict[bytes, None]" = OrderedDict()
+_hidden: "OrderedDict[str, None]" = OrderedDict()
 
 
 def hide(secret: str) -> None:
-    """From now on no line of this process says it, wherever it may have got into one. Of the log's own lines, and of libraries'."""
-    if len(secret) < SHORTEST_HIDDEN:
-        return  # so short a word would tear holes into everything, and is nobody's key
-    written = orjson.dumps(secret)[1:-1]
-    _hidden[written] = None
-    _hidden.move_to_end(written)
+    """From now on no line of this process says it in what comes from elsewhere: texts, exceptions, libraries' own lines."""
+    _hidden[secret] = None
+    _hidden.move_to_end(secret)
     if len(_hidden) > MOST_HIDDEN:
         _hidden.popitem(last=False)
 
 
-def without_hidden(line: bytes) -> bytes:
-    """A written line, with every hidden value taken out."""
+def without_hidden(text: str) -> str:
+    """With every hidden value taken out."""
     for secret in _hidden:
-        if secret in line:
-            line = line.replace(secret, HIDDEN)
-    return line
+        if secret in text:
+            text = text.replace(secret, HIDDEN)
+    return text
 
 
-class _Hiding(logging.Formatter):
+class Hiding(logging.Formatter):
     """Lines of libraries, which go to standard error."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_hidden(super().format(record).encode("utf-8", "replace")).decode()
+        return without_hidden(super().format(record))
 
 
 def get(name: str) -> Any:
@@ -99,11 +116,25 @@ class AccessLog:
             sys.stdout.buffer.flush()
 
 
-def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A processor (structlog's): no secret leaves, by the name of its field or by its value."""
     for name in event.keys() & SECRET_FIELDS:
         event[name] = "[redacted]"
+    if _hidden:
+        for name in event.keys() - OUR_WORDS:
+            event[name] = _without_hidden(event[name])
     return event
 
 
+def _without_hidden(value: Any) -> Any:
+    if isinstance(value, int | float | UUID | None):
+        return value
+    if isinstance(value, Mapping):
+        return {without_hidden(str(name)): _without_hidden(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_without_hidden(item) for item in value]
+    return without_hidden(str(value))
+
+
 def _dumps(value: Any, **_: Any) -> bytes:
-    return without_hidden(orjson.dumps(value, default=str))
+    return orjson.dumps(value, default=str)

@@ -171,6 +171,15 @@ FUNCTIONS = (
     "SELECT limner.release_job(NULL, '{job}', 1, 0, true)",
     "SELECT * FROM limner.call_intent(NULL, '{job}', 1, 's', 'p', 'm', 'r', false)",
     "SELECT limner.finish_job(NULL, '{job}', 1, 'cancelled', 0, NULL, NULL, NULL, NULL, NULL, gen_random_uuid(), gen_random_uuid())",
+    "SELECT limner.put_provider_key('{forged}', gen_random_uuid(), '{theirs}', '{user}', 'p', 'o', decode(repeat('00', 60), 'hex'), 1,"
+    " 'abcd', '0123456789abcdef', true, 'app', 'x')",
+    "SELECT limner.put_provider_key(NULL, gen_random_uuid(), '{theirs}', (SELECT provider_id FROM limner.provider_key LIMIT 1), 'p', 'o',"
+    " decode(repeat('00', 60), 'hex'), 1, 'abcd', '0123456789abcdef', true, 'app', 'x')",
+    "SELECT limner.switch_provider_key('{forged}', '{user}', 'p', false, 'app', 'x')",
+    "SELECT limner.remove_provider_key('{forged}', '{user}', 'p', 'app', 'x')",
+    "SELECT limner.put_ai_settings('{forged}', '{{}}', 'x', true, 'app', 'x')",
+    "SELECT limner.set_byok_fee('{forged}', 0, 'x')",
+    "SELECT limner._note('{theirs}', 'a', 't', 'e', 'app', 'x', '{{}}')",
     "SELECT * FROM limner.claim_jobs('me', 100, 3600)",
     "SELECT * FROM limner.heartbeat_many(ARRAY['{theirs}']::uuid[], ARRAY['{job}']::uuid[], ARRAY[0]::bigint[], 3600)",
     "SELECT limner.report_many(ARRAY['{theirs}']::uuid[], ARRAY['{job}']::uuid[], ARRAY[0]::bigint[], ARRAY[100], ARRAY['x'])",

@@ -120,6 +120,13 @@ def _mark_the_rest(superuser: psycopg.Connection, tenant: Tenant, queued: UUID, 
         " VALUES (%s, %s, %s, %s, 'image', %s, 'rejected', 1, sha256(''), 0, sha256(''), now(), %s, %s)",
         [tenant.org_id, ids.new(), tenant.app.id, mark, mark, mark, mark],
     )
+    superuser.execute(
+        "INSERT INTO limner.provider_key (org_id, id, provider_org, provider_id, origin, sealed, kid, last4, fingerprint, created_by)"
+        " SELECT org_id, gen_random_uuid(), org_id, id, %s, decode(repeat('00', 60), 'hex'), 1, 'abcd', '0123456789abcdef', %s"
+        " FROM limner.provider WHERE org_id = %s",
+        [mark, mark, tenant.org_id],
+    )
+    superuser.execute("INSERT INTO limner.ai_settings (org_id, tone) VALUES (%s, %s)", [tenant.org_id, mark])
     for statement in (
         "UPDATE limner.app SET name = %s, description = %s WHERE org_id = %s",
         "UPDATE limner.api_key SET name = %s, prefix = %s WHERE org_id = %s",

@@ -1,13 +1,16 @@
 """What becomes of a webhook: turned off and on, its secrets, deliveries sent again, what receipts tell."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from standardwebhooks import Webhook
 
+from limner.events import endpoints
 from limner.events.deliveries import EndpointOff
 from limner.kit import signing
-from limner.kit.crypto import RootKey
+from limner.kit.crypto import RootKey, Sealer
+from tests.conftest import Server
 from tests.events.office import Office
 from tests.faults.cluster import eventually
 
@@ -167,6 +170,35 @@ async def test_a_secret_stands_sealed_in_the_database_and_opens_in_no_other_row(
         moved = await office.settled(other)
 
     assert [a["outcome"] for a in moved.attempts] == ["internal_error"]
+
+
+async def test_secrets_outlive_the_root_key_they_were_sealed_under(office: Office, server: Server) -> None:
+    """Sealed again while an old root key is there; then that one may go. The second time there is nothing to do."""
+    endpoint = await office.endpoint("outlives/200", ed25519=True)
+    before = await office.keys(endpoint)
+    new = RootKey(b"n" * 32)
+
+    async with office.db.tenant_tx(office.tenant.org_id) as tx:
+        done = await endpoints.reseal(tx, Sealer(replace(new, old=(server.root,)), endpoints.PURPOSE))
+        again = await endpoints.reseal(tx, Sealer(new, endpoints.PURPOSE))
+        after = await endpoints.keys(tx, Sealer(new, endpoints.PURPOSE), endpoint.id)
+
+    assert (done[1], again, after) == (0, (0, 0), before)
+    assert done[0] >= 2
+    await office.happen()
+    async with office.delivering(root=new):
+        assert (await office.settled(endpoint)).status == "delivered"
+
+
+async def test_a_secret_that_no_root_key_opens_is_left_as_it_is_and_counted(office: Office) -> None:
+    endpoint = await office.endpoint("stays/200")
+    before = office.row("webhook_endpoint", endpoint.id)["secret"]
+
+    async with office.db.tenant_tx(office.tenant.org_id) as tx:
+        done = await endpoints.reseal(tx, Sealer(RootKey(b"z" * 32), endpoints.PURPOSE))
+
+    assert (done[0], done[1] >= 1) == (0, True)
+    assert office.row("webhook_endpoint", endpoint.id)["secret"] == before
 
 
 async def test_a_url_that_was_taken_away_is_waited_for(office: Office) -> None:

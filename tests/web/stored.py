@@ -8,6 +8,7 @@ import psycopg
 TABLES = (
     "job", "job_queue", "job_input", "transfer", "wallet", "end_user", "usage_record", "provider_call", "event",
     "audit_log", "app", "api_key", "webhook_endpoint", "webhook_delivery", "upload", "batch", "batch_item",
+    "provider_key", "ai_settings",
 )  # fmt: skip
 QUERY = " UNION ALL ".join(
     f"SELECT '{table}' AS what, count(*)::bigint AS n FROM limner.{table} WHERE org_id = %(org)s" for table in TABLES

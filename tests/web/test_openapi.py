@@ -48,6 +48,8 @@ def test_every_path_of_the_specification_is_there_and_limners_additions() -> Non
         ("patch", "/api/v1/webhooks/{webhook_id}"), ("delete", "/api/v1/webhooks/{webhook_id}"),
         ("post", "/api/v1/webhooks/{webhook_id}/rotate"), ("get", "/api/v1/webhooks/{webhook_id}/secret"),
         ("get", "/api/v1/webhooks/{webhook_id}/deliveries"), ("post", "/api/v1/webhooks/{webhook_id}/redeliver"),
+        ("get", "/api/v1/provider-keys"), ("get", "/api/v1/provider-keys/{provider}"), ("put", "/api/v1/provider-keys/{provider}"),
+        ("delete", "/api/v1/provider-keys/{provider}"), ("get", "/api/v1/settings/ai"), ("put", "/api/v1/settings/ai"),
         ("post", "/api/v1/webhooks/deliveries/{delivery_id}/redeliver"),
         ("post", "/v1/chat/completions"), ("post", "/v1/completions"), ("post", "/v1/embeddings"),
         ("post", "/v1/images/generations"), ("post", "/v1/images/edits"), ("post", "/v1/images/variations"),

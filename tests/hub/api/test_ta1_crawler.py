@@ -19,8 +19,11 @@ import pytest
 
 from limner.db import wake
 from limner.db.pools import Database
+from limner.egress.own_keys import OwnKeys
 from limner.events import deliveries, endpoints, log
-from limner.hub import batches, catalog, runs
+from limner.hub import ai_settings, batches, catalog, provider_keys, runs
+from limner.hub.ai_settings import AiSettings
+from limner.hub.provider_keys import Actor
 from limner.kit import crypto
 from limner.kit.crypto import Sealer
 from limner.media import uploads
@@ -58,6 +61,7 @@ class Victim:
     delivery_id: str
     upload_id: str
     model: str
+    provider: str
     batch_id: str
     canaries: list[str] = field(default_factory=list)
 
@@ -72,6 +76,7 @@ class Victim:
             "delivery_id": self.delivery_id,
             "upload_id": self.upload_id,
             "name": self.model,
+            "provider": self.provider,
             "batch_id": self.batch_id,
         }
 
@@ -133,6 +138,7 @@ def probes() -> list[Probe]:
                     "upload_id",
                     "batch_id",
                     "name",
+                    "provider",
                     "model",
                 }
             ]
@@ -169,6 +175,16 @@ async def planted(
                 "name": f"own/{canary}", "display_name": canary, "kind": "image.generate", "price_mc": 1000,
                 "input_schema": {"type": "object", "additionalProperties": False},
             })  # fmt: skip
+            facts = {
+                "name": canary,
+                "display_name": canary,
+                "adapter": "openai",
+                "base_url": f"https://{canary}.example.com/",
+            }
+            await catalog.put_provider(tx, facts)
+            actor = Actor("operator", canary)
+            await provider_keys.put(tx, OwnKeys(server.root), canary, f"sk-{canary}", actor)
+            await ai_settings.put(tx, AiSettings({"image.generate": f"own/{canary}"}, canary), actor)
     webhook_id, delivery_id = await hooked(db, server, tenant, app_id, submitted.job_id, canary)
     upload_id = str(await planted_upload(db, tenant, app_id, external_id, canary))
     batch_id = str(await planted_batch(db, tenant, app_id, external_id, canary))
@@ -178,7 +194,7 @@ async def planted(
         known.append(str(tenant.org_id))
     return Victim(
         tenant.org_id, str(queued.job_id), external_id, f"key-{canary}", webhook_id, delivery_id, upload_id,
-        f"own/{canary}", batch_id, known,
+        f"own/{canary}", canary, batch_id, known,
     )  # fmt: skip
 
 
@@ -250,6 +266,7 @@ def absent_like(victim: Victim) -> dict[str, str]:
         "upload_id": str(UUID(int=UUID(victim.upload_id).int + 1)),
         "batch_id": str(UUID(int=UUID(victim.batch_id).int + 1)),
         "name": long[: len(victim.model)],
+        "provider": long[: len(victim.provider)],
     }
 
 
@@ -375,6 +392,7 @@ async def test_ta1_the_crawler_would_notice(
         "/api/v1/users/{external_id}", "/api/v1/users/{external_id}/transactions", "/api/v1/webhooks",
         "/api/v1/webhooks/{webhook_id}", "/api/v1/webhooks/{webhook_id}/deliveries",
         "/api/v1/uploads", "/api/v1/uploads/{upload_id}", "/v1/models", "/v1/models/{name}",
+        "/api/v1/provider-keys", "/api/v1/provider-keys/{provider}", "/api/v1/settings/ai",
     }  # fmt: skip
 
 

@@ -21,8 +21,11 @@ import uvicorn
 from limner import app
 from limner.db.pools import Address, Database
 from limner.db.tx import Params, Row, Tx
+from limner.egress.own_keys import OwnKeys
 from limner.events import endpoints
-from limner.hub import catalog
+from limner.hub import ai_settings, catalog, provider_keys
+from limner.hub.ai_settings import AiSettings
+from limner.hub.provider_keys import Actor
 from limner.kit.crypto import Sealer
 from tests import acts
 from tests.conftest import MakeTenant, Server, Tenant
@@ -130,6 +133,12 @@ async def scene(db: Database, server: Server, make_tenant: MakeTenant, superuser
                 "name": f"own/{tenant.slug}", "display_name": "Own", "kind": "image", "price_mc": 1000,
                 "input_schema": {"type": "object", "additionalProperties": False},
             })  # fmt: skip
+            await catalog.put_provider(tx, {
+                "name": tenant.slug, "display_name": "Own", "adapter": "openai", "base_url": "https://api.openai.com/v1",
+            })  # fmt: skip
+            actor = Actor("operator", "test")
+            await provider_keys.put(tx, OwnKeys(server.root), tenant.slug, f"sk-of-{tenant.slug}", actor)
+            await ai_settings.put(tx, AiSettings(tone=tenant.slug), actor)
     opened = (await acts.submit(db, theirs, body="open")).job_id
     return Scene(mine, theirs, made[mine.slug], made[theirs.slug], opened, hooks[mine.slug], hooks[theirs.slug])
 
@@ -140,6 +149,8 @@ READS = (
     "/api/v1/jobs?limit=1",
     "/api/v1/models",
     "/api/v1/webhooks",
+    "/api/v1/provider-keys",
+    "/api/v1/settings/ai",
 )
 
 
@@ -197,7 +208,7 @@ async def test_ta2_the_api_without_its_own_tenant_filters_shows_nothing_foreign(
         str(scene.their_webhook),
     ]
     shown = {name: str(answer) for name, answer in without.items() if answer[0] == 200}
-    assert len(shown) == 24
+    assert len(shown) == 28
     assert not [(name, word) for name, text in shown.items() for word in foreign if word in text]
 
 

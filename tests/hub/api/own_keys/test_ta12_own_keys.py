@@ -20,7 +20,7 @@ from tests.cli.conftest import Limner
 from tests.conftest import Server
 from tests.emulators.openai_server import Says
 from tests.faults.cluster import eventually
-from tests.hub.api.own_keys import (
+from tests.hub.api.own_keys.brought import (
     CHAT,
     FIRST,
     OLD_ROOT,
@@ -29,12 +29,8 @@ from tests.hub.api.own_keys import (
     Brought,
     House,
     Shops,
-    bring_house,
-    bring_shops,
-    far_servers,
 )
 
-__all__ = ["bring_house", "bring_shops", "far_servers"]
 CANARY = "sk-canary-5d0e77b1a94c63f2"
 KNOWN = "harbour-word-8f31"
 TABLES = "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'limner'::regnamespace AND c.relkind IN ('r', 'p')"
@@ -266,9 +262,8 @@ def _plant(superuser: psycopg.Connection, shop: Brought, old: OwnKeys, count: in
     """As many providers of the tenant's own, each with a key."""
     org_id: UUID = shop.tenant.org_id
     providers = superuser.execute(
-        "INSERT INTO limner.provider (org_id, id, name, display_name, adapter, base_url)"
-        " SELECT %s, gen_random_uuid(), 'planted-' || n, 'P', 'openai', 'https://api.openai.com/v1'"
-        " FROM generate_series(1, %s) n RETURNING id, gen_random_uuid()",
+        "INSERT INTO limner.provider (org_id, id, name, display_name, adapter, base_url) SELECT %s, gen_random_uuid(), 'planted-' || n,"
+        " 'P', 'openai', 'https://api.openai.com/v1' FROM generate_series(1, %s) n RETURNING id, gen_random_uuid()",
         [org_id, count],
     ).fetchall()
     origin = "https://api.openai.com"

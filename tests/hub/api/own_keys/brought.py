@@ -26,8 +26,6 @@ from tests.faults.cluster import eventually
 from tests.hub.api.conftest import CheckedClient
 from tests.running import Answer, Api, Client, Process, start_worker
 
-__all__ = ["Brought", "House", "bring_house", "bring_shops"]
-
 OLD_ROOT = RootKey(b"the root key of the year before!")
 PLATFORMS = "sk-platform-7f3a9be1c0d2"
 CHAT, PICTURE = "acme/chat", "acme/picture"
@@ -114,13 +112,13 @@ class Brought:
         return [asked.headers.get("Authorization", "").removeprefix("Bearer ") for asked in server.asked[began:]]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", name="servers")
+@pytest_asyncio.fixture(scope="package", loop_scope="session", name="servers")
 async def far_servers() -> AsyncIterator[tuple[OpenAIServer, OpenAIServer, Receiver]]:
     async with openai_server.running() as first, openai_server.running() as second, receiver.running() as hooks:
         yield first, second, hooks
 
 
-@pytest.fixture(scope="module", name="house")
+@pytest.fixture(scope="package", name="house")
 def bring_house(server: Server, db: Database, servers: tuple[OpenAIServer, OpenAIServer, Receiver]) -> Iterator[House]:
     first, second, hooks = servers
     env = {
