@@ -15,6 +15,7 @@ from limner.hub.providers.gemini import errors
 from limner.hub.providers.replies import (
     Arguments,
     Calls,
+    Counted,
     Counts,
     Ended,
     Finish,
@@ -91,7 +92,7 @@ class Speech:
             elif isinstance(piece, Arguments):
                 call = calls[piece.index]
                 calls[piece.index] = ToolCall(call.id, call.name, orjson.loads(piece.text), call.signature)
-            else:
+            elif isinstance(piece, Ended):
                 last = piece
         return Reply("".join(texts), tuple(calls), last.finish, last.counts, ear.id)
 
@@ -118,7 +119,9 @@ class Ear:
         if event.get("error"):
             raise errors.failure(event, 500)
         self.id = self.id or reference(event.get("responseId"))
-        self._stated |= part(event, "usageMetadata")
+        if stated := part(event, "usageMetadata"):
+            self._stated |= stated
+            yield Counted(counts(self._stated))
         candidates = parts(event, "candidates")
         if not candidates and not self._spoke and part(event, "promptFeedback").get("blockReason"):
             raise verdicts.failure("content_refused", 200)

@@ -7,8 +7,8 @@ import pytest
 
 from limner.db.pools import Database
 from limner.hub import catalog
-from limner.hub.catalog import CACHE_S
 from limner.hub.providers.openai_compatible import offers
+from limner.hub.remembered import CACHE_S
 from limner.tenancy import api_keys
 from tests.hub.api.own_keys.brought import CHAT, PICTURE, Brought, House, Shops
 
