@@ -1,17 +1,25 @@
 """Organizations' own keys, through the front door: whose key goes where, what that costs, and what the receipt tells."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
+import orjson
 import pytest
 
 from limner.db.pools import Database
+from limner.hub.providers.texts import FRAME_TOKENS
 from limner.tenancy import api_keys
+from tests.conftest import Server
 from tests.emulators.openai_server import Says
+from tests.faults.cluster import eventually
 from tests.hub.api.own_keys.brought import (
     CHAT,
     CHATTING_MC,
     FIRST,
+    INPUT_MC,
+    OUTPUT_MC,
     PICTURE,
     PICTURE_MC,
     PLATFORMS,
@@ -19,7 +27,9 @@ from tests.hub.api.own_keys.brought import (
     House,
     Shops,
 )
+from tests.running import Api, Client
 
+HELLO = [{"role": "user", "content": "a lighthouse"}]
 OWN, OTHER = "sk-mine-31c7f2b09ade", "sk-other-88d10e6a5b4f"
 DENIED = Says(401, {"error": {"message": "no such key", "code": "invalid_api_key"}})
 BROKEN = Says(500, {"error": {"message": "oh"}})
@@ -239,3 +249,38 @@ async def test_only_a_key_with_the_scope_may(shops: Shops, db: Database) -> None
 
 def _in_seconds(db: Database, seconds: float) -> str:
     return datetime.fromtimestamp(db.clock.now() + seconds, UTC).isoformat()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("keys", "charged"), [((FIRST,), 0.25), ((), 1.0)], ids=["own", "platform"])
+async def test_a_call_whose_process_dies_is_charged_by_whose_key_was_at_work(
+    shops: Shops, house: House, server: Server, keys: tuple[str, ...], charged: float
+) -> None:
+    """Of a model whose provider goes on unheard: the estimate, or the fee's part of it."""
+    shop = await shops(on_disconnect="estimate")
+    await shop.fee(25)
+    for provider in keys:
+        await shop.bring(provider, OWN)
+    house.first.always("stalls")
+    env = {"LIMNER_DATABASE_URL": server.url, "LIMNER_EGRESS_PLAIN_ORIGINS": house.first.origin}
+    dying = Api(server.home, **env)
+    asked = len(house.first.asked)
+    client = Client(shop.client.http, dying.url, shop.client.api_key)
+    call = asyncio.create_task(client.call("POST", "/v1/chat/completions", {"model": CHAT, "messages": HELLO}))
+    await eventually(lambda: len(house.first.asked) > asked)
+
+    dying.kill()
+    with pytest.raises(aiohttp.ClientError):
+        await call
+    [job] = (await shop.client.call("GET", "/api/v1/jobs")).json["jobs"]
+    await shop.client.finished(job["job_id"])
+    receipt = await shop.receipt(job["job_id"])
+
+    estimate = -(-(_likely() * INPUT_MC + 100 * OUTPUT_MC) // 1_000_000) / 1000
+    assert credits_of(receipt)[1] == pytest.approx(estimate * charged, abs=0.02)
+    assert [attempt["key"] for attempt in receipt["attempts"]] == ["own" if keys else "platform"]
+
+
+def _likely() -> int:
+    """Tokens that the request above is taken for."""
+    return len(orjson.dumps({"model": CHAT, "messages": HELLO})) // 4 + FRAME_TOKENS // 4 + 1
