@@ -159,6 +159,9 @@ def _mark_numbers(superuser: psycopg.Connection, tenant: Tenant, done: UUID, amo
          " cost_micro_usd) VALUES (%s, '2020-02-29', %s, %s, '', '', '', '', 1, 1, %s, 0)",
          [tenant.org_id, tenant.app.id, subject, amount_mc]),
         ("INSERT INTO limner.leftover (org_id, finished_at, job_id) VALUES (%s, now(), %s)", [tenant.org_id, subject]),
+        ("INSERT INTO limner.provider_health (org_id, provider_id, key_id) VALUES (%s, %s, %s)", [tenant.org_id, subject, subject]),
+        ("INSERT INTO limner.provider_slice (org_id, provider_id, key_id, id, granted_at, requests, tokens)"
+         " VALUES (%s, %s, %s, %s, now(), 1, %s)", [tenant.org_id, subject, subject, subject, amount_mc]),
         ("INSERT INTO limner.webhook_endpoint (org_id, id, app_id, kind, url, secret) VALUES (%s, %s, %s, 'extra', %s, '\\x00')",
          [tenant.org_id, subject, tenant.app.id, f"https://hooks.example.com/{subject}"]),
         ("INSERT INTO limner.webhook_delivery (org_id, id, endpoint_id, event_id) SELECT org_id, %s, %s, id FROM limner.event"

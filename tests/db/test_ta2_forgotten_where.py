@@ -19,7 +19,7 @@ from tests.conftest import MakeTenant, Server, Tenant
 from tests.db.planted import CANARY, Planted, marked, plant, plant_platform, tenant_tables
 
 TENANT_ROLES = ("limner_api", "limner_worker", "limner_operator")
-CATALOG = {"model", "provider", "route"}  # the platform's rows are everybody's to read
+CATALOG = {"model", "provider", "provider_health", "route"}  # the platform's rows are everybody's to read
 WITHOUT_CONTEXT = {
     ("limner_operator", "organization"),
     ("limner_operator", "job_queue"),
@@ -29,6 +29,8 @@ WITHOUT_CONTEXT = {
     ("limner_dispatch", "job"),  # which model it is of
     ("limner_dispatch", "route"),  # ids and priorities
     ("limner_dispatch", "provider"),  # ids and caps
+    ("limner_dispatch", "provider_health"),  # ids, states, codes of errors
+    ("limner_dispatch", "provider_slice"),  # ids and numbers
     ("limner_dispatch", "event"),  # ids, types and transactions; where a request asked to be told
     ("limner_dispatch", "event_order"),
     ("limner_dispatch", "batch"),  # ids, and whether one is open or being cancelled
