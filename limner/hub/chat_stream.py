@@ -1,5 +1,6 @@
 """A provider's stream of server-sent events (WHATWG HTML §9.2), cut at the ends of events: what it says of itself is read on the way."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -8,6 +9,8 @@ import orjson
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 END = re.compile(rb"\r?\n\r?\n")
 DONE = b"[DONE]"
+SO_FAR = b": usage "
+"""Begins a comment with the counts so far, of an adapter that knows them before the end: for the books, and nobody else."""
 
 
 class NotAStream(ValueError):
@@ -24,10 +27,16 @@ class Frames:
         self._keeps_usage = keeps_usage
         self._rest = b""
         self.usage: Any = None
+        self._so_far: Any = None
         self.reference: str | None = None
         self.pieces = 0
         self.done = False
         self.failed: Any = None
+
+    @property
+    def counted(self) -> Any:
+        """The counts to charge by: the last ones, else those so far of an answer that has begun."""
+        return self._so_far if self.usage is None and self.pieces else self.usage
 
     def feed(self, piece: bytes) -> bytes:
         """The events that are whole now. Raises NotAStream for one without an end."""
@@ -50,6 +59,9 @@ class Frames:
     def _note(self, event: bytes) -> bool:
         """Read what is of interest; False for an event that nobody asked for."""
         if not event.startswith(b"data:"):
+            if event.startswith(SO_FAR):
+                with contextlib.suppress(ValueError):  # anybody may send such a comment
+                    self._so_far = orjson.loads(event[len(SO_FAR) :])
             return not event.lstrip().startswith(b":")  # the provider's own comments mean nothing to a client
         body = event[5:].strip()
         if body == DONE:

@@ -228,11 +228,11 @@ class StreamedAnswer(_Answering, Response):
         except BaseException:
             await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
             raise
-        if frames.pieces or frames.usage is not None or cut:
+        if frames.pieces or (frames.usage is not None and error is None) or cut:
             whole = error is None and frames.done and self._said is not None
             said = b"".join((*(self._said or ()), DONE_EVENT)) if whole else None
             outcome = error.code if error is not None else "done"
-            heard = Heard(frames.usage, self._estimate(frames), frames.reference, said, EVENTS, outcome)
+            heard = Heard(frames.counted, self._estimate(frames), frames.reference, said, EVENTS, outcome)
             ending = self._closing(candidate, heard)
             await self._desk.calls.end(self._order.call, ending)
             await self._finish(error)

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 
 import psycopg
@@ -11,11 +12,14 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 
 from limner.db.pools import Database
+from tests.adapters import packages
 from tests.adapters.counter import Counter
 from tests.alone import db_that_sells, server_alone, superuser_alone
 from tests.conftest import MakeTenant, Server
-from tests.emulators import anthropic_server, gemini_server
+from tests.contracts.source import REPOSITORY
+from tests.emulators import anthropic_server, gemini_server, wordsmith
 from tests.emulators.far_server import FarServer
+from tests.emulators.wordsmith import Wordsmith
 from tests.hub.doubles import png
 from tests.openai_clients.shop import Books
 from tests.running import Api, start_worker
@@ -35,12 +39,32 @@ async def fars() -> AsyncIterator[dict[str, FarServer]]:
         }
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def smith() -> AsyncIterator[Wordsmith]:
+    """The service of the guide."""
+    async with wordsmith.running() as smith:
+        yield smith
+
+
 @pytest.fixture(scope="session")
-def house(server: Server, db: Database, fars: dict[str, FarServer]) -> Iterator[Api]:
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """The environment of a Python in which the guide's adapter is installed."""
+    folder = tmp_path_factory.mktemp("packages")
+    packages.install(folder)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LIMNER_")}
+    return {**clean, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
+
+
+@pytest.fixture(scope="session")
+def house(
+    server: Server, db: Database, fars: dict[str, FarServer], smith: Wordsmith, packaged: Mapping[str, str]
+) -> Iterator[Api]:
+    keys = {far.origin: far.key for far in fars.values()} | {smith.origin: wordsmith.KEY}
     reaching = {
         "LIMNER_DATABASE_URL": server.url,
-        "LIMNER_EGRESS_PLAIN_ORIGINS": ",".join(far.origin for far in fars.values()),
-        "LIMNER_PROVIDER_KEYS": json.dumps({far.origin: far.key for far in fars.values()}),
+        "LIMNER_EGRESS_PLAIN_ORIGINS": ",".join(keys),
+        "LIMNER_PROVIDER_KEYS": json.dumps(keys),
+        "PYTHONPATH": packaged["PYTHONPATH"],
     }
     api, worker = Api(server.home, **reaching), start_worker(server.home, **reaching)
     yield api

@@ -39,16 +39,22 @@ class Counter:
         self, adapter: str, far: FarServer, *, name: str = "far", place: int = 1, kind: Kind = "text.generate", model: str = CHAT,
         theirs: str | None = None, **facts: Any,
     ) -> None:  # fmt: skip
+        """A model of an emulated provider, and the route to it."""
+        theirs = theirs or far.models[0]
+        await self.route(adapter, far.url, name=name, place=place, kind=kind, model=model, theirs=theirs, **facts)
+
+    async def route(
+        self, adapter: str, url: str, *, theirs: str, name: str = "far", place: int = 1, kind: Kind = "text.generate",
+        model: str = CHAT, **facts: Any,
+    ) -> None:  # fmt: skip
         """A model and its route; texts are sold by tokens."""
         priced = TOKENS if kind in {"text.generate", "text.embed", "image.describe"} else {"price_mc": 2000}
         async with self.db.tenant_tx(self.tenant.org_id, "limner_operator") as tx:
-            await catalog.put_provider(
-                tx, {"name": name, "display_name": name, "adapter": adapter, "base_url": far.url}
-            )
+            await catalog.put_provider(tx, {"name": name, "display_name": name, "adapter": adapter, "base_url": url})
             schema = offers.SCHEMAS[kind]
             described = {"name": model, "display_name": model, "kind": kind, "input_schema": schema}
             await catalog.put_model(tx, {**described, **priced, **facts})
-            await catalog.put_route(tx, model, name, provider_model=theirs or far.models[0], priority=place)
+            await catalog.put_route(tx, model, name, provider_model=theirs, priority=place)
 
     def client(self, **changed: Any) -> AsyncOpenAI:
         """OpenAI's own client; it asks once."""

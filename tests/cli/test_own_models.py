@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aiohttp
@@ -14,7 +15,7 @@ import pytest
 from limner.hub.providers.openai_compatible import offers
 from limner.hub.schema import InputSchema
 from tests.cli.conftest import Limner, Said, StartUp, environment
-from tests.emulators import openai_server
+from tests.emulators import anthropic_server, gemini_server, openai_server
 from tests.emulators.openai_server import Says, text_of
 from tests.running import Client
 
@@ -134,7 +135,7 @@ def test_an_adapter_that_no_worker_has_is_put_with_a_remark(limner: Limner, org:
     said = limner("providers", "put", str(path), "--org", org)
 
     assert said.code == 0
-    assert "no worker of this release has an adapter opneai; there are local, openai" in said.err
+    assert "no worker of this release has an adapter opneai; there are anthropic, gemini, local, openai" in said.err
 
 
 @pytest.mark.parametrize("kind", list(offers.SCHEMAS))
@@ -182,6 +183,37 @@ async def test_what_is_wrong_with_a_server_is_said_without_its_key(limner: Limne
             assert words in said.err
             assert KEY not in said.err
             assert "sk-another" not in said.err
+
+
+@pytest.mark.parametrize(("adapter", "emulator"), [("anthropic", anthropic_server), ("gemini", gemini_server)])
+async def test_servers_of_other_interfaces_are_added_and_asked(
+    limner: Limner, org: str, adapter: str, emulator: Any
+) -> None:
+    async with emulator.running(KEY) as server:
+        for name, url, env, code in (
+            ("right", server.url, server.environment, 0),
+            ("keyless", server.url, {"LIMNER_EGRESS_PLAIN_ORIGINS": server.origin}, 1),
+        ):
+            limner.ok("providers", "add", name, url, "--adapter", adapter, "--org", org)
+            said = await asyncio.to_thread(limner, "providers", "check", name, "--org", org, "--json", env=env)
+            assert said.code == code, said.err
+            assert said.json["models"] == sorted(server.models) if code == 0 else "LIMNER_PROVIDER_KEYS" in said.err
+
+
+@pytest.mark.parametrize("adapter", ["anthropic", "gemini"])
+def test_a_provider_without_an_address_is_where_its_adapter_says(limner: Limner, org: str, adapter: str) -> None:
+    at = ("--org", org)
+    added = limner.ok("providers", "add", adapter, "--adapter", adapter, *at)
+    model = ("models", "add", "own/chat", "--kind", "text.generate", "--provider", adapter, "--provider-model", "x")
+    limner.ok(*model, "--price", "1", *at)
+    wrong = limner(*model[:2], "own/large", "--kind", "text.moderate", *model[5:], "--price", "1", *at)
+    listed = {kind["name"]: kind for kind in limner.ok("providers", "adapters")["adapters"]}
+
+    assert (added["adapter"], added["base_url"]) == (adapter, None)
+    assert listed[adapter]["default_base_url"].startswith("https://")
+    assert (wrong.code, f"the adapter {adapter} serves no text.moderate" in wrong.err) == (1, True)
+    assert limner("providers", "add", "odd", "--adapter", "nobody", *at).code == 2
+    assert limner("providers", "add", "odd", *at).code == 1, "servers of OpenAI's kind are anywhere"
 
 
 def test_only_such_servers_can_be_asked(limner: Limner) -> None:

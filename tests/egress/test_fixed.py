@@ -16,6 +16,7 @@ from limner.egress.answers import (
     EgressError,
     TimedOut,
 )
+from limner.egress.credentials import KeyForm
 from limner.egress.fixed import FixedDoor
 from tests.egress import certificates
 from tests.egress.keys import KEY, with_locals
@@ -40,6 +41,17 @@ async def test_a_call_carries_the_key_of_its_origin(provider: Rogue, door: Fixed
     assert (sent.method, sent.path, sent.body) == ("POST", "/v1/images?n=1", b"{}")
     assert sent.header("authorization") == f"Bearer {KEY}"
     assert (sent.header("idempotency-key"), sent.header("accept-encoding")) == ("k", "identity")
+
+
+async def test_a_key_goes_in_the_form_that_its_server_wants(provider: Rogue, door: FixedDoor) -> None:
+    form = KeyForm("x-api-key")
+    await door.request("GET", provider.origin, timeout_s=5, max_bytes=KIB, auth=form)
+    async with door.stream("POST", provider.origin, timeout_s=5, idle_s=5, auth=form):
+        pass
+    with pytest.raises(ValueError, match="x-api-key is not the caller's"):
+        await door.request("GET", provider.origin, headers={"X-Api-Key": "x"}, timeout_s=5, max_bytes=KIB, auth=form)
+
+    assert [(sent.header("x-api-key"), sent.header("authorization")) for sent in provider.requests] == [(KEY, None)] * 2
 
 
 async def test_another_origin_gets_no_key(provider: Rogue) -> None:

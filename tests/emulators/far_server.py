@@ -37,6 +37,8 @@ class FarServer:
         self.tokens = 20
         self.token_s = 0.0
         self.changes: Callable[[dict[str, Any]], Any] = lambda answer: answer
+        self.garbles: Callable[[list[bytes]], list[bytes]] = lambda events: events
+        """What becomes of a stream's events on the way."""
         self._turns: deque[Turn] = deque()
         self._always: Turn = None
 
@@ -61,8 +63,9 @@ class FarServer:
         """All is well from now on."""
         self._turns.clear()
         self._always = None
-        self.token_s = 0.0
+        self.tokens, self.token_s = 20, 0.0
         self.changes = lambda answer: answer
+        self.garbles = lambda events: events
         self.gone.clear()
 
     # What each interface has its own words for
@@ -119,7 +122,7 @@ class FarServer:
         job = request.headers.get("X-Client-Request-Id", "")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        events = self.events(asked)
+        events = self.garbles(self.events(asked))
         try:
             for number, event in enumerate(events):
                 if self.token_s:

@@ -163,7 +163,7 @@ def _said(messages: Any) -> tuple[tuple[str, ...], tuple[Turn, ...]]:
     for message in messages if isinstance(messages, list) else ():
         role = message.get("role") if isinstance(message, dict) else None
         if role in {"system", "developer"}:
-            system += [part.text for part in _parts(message.get("content")) if isinstance(part, Text)]
+            system += _texts(message, "a system message")
             continue
         if role == "user":
             parts = _parts(message.get("content"))
@@ -186,10 +186,10 @@ def _said(messages: Any) -> tuple[tuple[str, ...], tuple[Turn, ...]]:
 
 
 def _parts(content: Any) -> list[Part]:
-    if content is None or content == "":
+    if content is None:
         return []
     if isinstance(content, str):
-        return [Text(content)]
+        return [Text(content)] if content.strip() else []
     if not isinstance(content, list):
         raise _wrong("the content of a message must be a text or a list of parts")
     return [part for given in content if (part := _part(given)) is not None]
@@ -203,7 +203,7 @@ def _part(given: Any) -> Part | None:
         text = given.get(kind)
         if not isinstance(text, str):
             raise _wrong("a part of a message has no text")
-        return Text(text) if text else None
+        return Text(text) if text.strip() else None
     if kind == "image_url":
         address = given.get("image_url")
         return _picture(address.get("url") if isinstance(address, dict) else address)
@@ -251,10 +251,15 @@ def _result(message: Mapping[str, Any], names: Mapping[str, str]) -> ToolResult:
     of = message.get("tool_call_id")
     if not isinstance(of, str) or of not in names:
         raise _wrong("a tool's message must have the tool_call_id of a call before it")
+    return ToolResult(of, names[of], "".join(_texts(message, "a tool's message")))
+
+
+def _texts(message: Mapping[str, Any], where: str) -> list[str]:
     parts = _parts(message.get("content"))
-    if not all(isinstance(part, Text) for part in parts):
-        raise verdicts.unsupported("pictures in a tool's message")
-    return ToolResult(of, names[of], "".join(part.text for part in parts if isinstance(part, Text)))
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    if len(texts) < len(parts):
+        raise verdicts.unsupported(f"pictures in {where}")
+    return texts
 
 
 def _tools(given: Any) -> tuple[Tool, ...]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import orjson
 
+from limner.hub.chat_stream import SO_FAR
 from limner.hub.providers import verdicts
 from limner.hub.providers.base import Output, ProviderResult, Usage
 from limner.hub.providers.conversation import ToolCall
@@ -84,7 +85,14 @@ class Ended:
     counts: Counts
 
 
-Piece = Said | Calls | Arguments | Ended
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Tokens so far: what is charged where the answer breaks off, or nobody listens any more."""
+
+    counts: Counts
+
+
+Piece = Said | Calls | Arguments | Counted | Ended
 
 
 def result(reply: Reply) -> ProviderResult:
@@ -135,6 +143,9 @@ class Teller:
             yield self._chunk({"tool_calls": [call | _extra(piece.signature)]})
         elif isinstance(piece, Arguments):
             yield self._chunk({"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]})
+        elif isinstance(piece, Counted):
+            if (usage := piece.counts.told()) is not None:
+                yield SO_FAR + orjson.dumps(usage) + b"\n\n"
         else:
             yield self._chunk({}, piece.finish)
             usage = piece.counts.told()

@@ -1,5 +1,6 @@
 """Chats by generateContent and streamGenerateContent: texts, pictures described, functions, structured answers, streams."""
 
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from limner.hub.providers.gemini import errors
 from limner.hub.providers.replies import (
     Arguments,
     Calls,
+    Counted,
     Counts,
     Ended,
     Finish,
@@ -90,7 +92,7 @@ class Speech:
             elif isinstance(piece, Arguments):
                 call = calls[piece.index]
                 calls[piece.index] = ToolCall(call.id, call.name, orjson.loads(piece.text), call.signature)
-            else:
+            elif isinstance(piece, Ended):
                 last = piece
         return Reply("".join(texts), tuple(calls), last.finish, last.counts, ear.id)
 
@@ -117,7 +119,9 @@ class Ear:
         if event.get("error"):
             raise errors.failure(event, 500)
         self.id = self.id or reference(event.get("responseId"))
-        self._stated |= part(event, "usageMetadata")
+        if stated := part(event, "usageMetadata"):
+            self._stated |= stated
+            yield Counted(counts(self._stated))
         candidates = parts(event, "candidates")
         if not candidates and not self._spoke and part(event, "promptFeedback").get("blockReason"):
             raise verdicts.failure("content_refused", 200)
@@ -156,7 +160,7 @@ class Ear:
             if not isinstance(name, str):
                 raise verdicts.invalid("a function without a name")
             index, self._count, self._spoke = self._count, self._count + 1, True
-            named = reference(call.get("id")) or f"call_{index}_{self.id or 'x'}"
+            named = reference(call.get("id")) or f"call_{secrets.token_hex(12)}"
             yield Calls(index, named, name, signature if isinstance(signature, str) else None)
             yield Arguments(index, orjson.dumps(given if isinstance(given, dict) else {}).decode())
 
