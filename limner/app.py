@@ -108,7 +108,7 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens, pool)
     door = doors.fixed(settings, root)
-    openai = _openai(settings, hub, store, pool, _answerers(Tools(door, doors.untrusted(settings), pool, db.clock)))
+    openai = _openai(settings, hub, store, pool, _answerers(Tools(door, pool, db.clock, doors.untrusted(settings))))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -50,7 +50,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
     store = ObjectStore(settings.store_url, settings.home)
     door = doors.fixed(settings, root)
     db = Database(address, root, ROLES, size=settings.database_pool_size)
-    adapters = registry.adapters(Tools(door, doors.untrusted(settings), pool, db.clock))
+    adapters = registry.adapters(Tools(door, pool, db.clock, doors.untrusted(settings)))
     await db.open()
     herald = Herald(db, "limner_dispatch")
     delivering = _delivering(settings, root, db)

@@ -46,7 +46,7 @@ class Desk:
         async def progress(percent: int, stage: str) -> None:
             pass
 
-        tools = Tools(self._door, cast(UntrustedDoor, None), cast(CpuPool, None), cast(DatabaseClock, None))
+        tools = Tools(self._door, cast(CpuPool, None), cast(DatabaseClock, None), cast(UntrustedDoor, None))
         call = ProviderCall(
             job_id=JOB, kind=kind, provider_model=facts.pop("model", self.server.models[0]), base_url=self.server.url,
             config=facts.pop("config", {}), timeout_s=facts.pop("timeout_s", 5.0), images=(), mask=None,

@@ -14,13 +14,13 @@ from limner.kit.cpu import CpuPool
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a process has for its adapters: the way out to providers, the one to addresses that providers name, processes of its
-    own for work on a CPU, and the time."""
+    """What a process has for its adapters: the way out to providers, processes of its own for work on a CPU, the time, and the way
+    out to addresses that providers name."""
 
     door: FixedDoor
-    strangers: UntrustedDoor
     pool: CpuPool
     clock: DatabaseClock
+    strangers: UntrustedDoor
 
 
 @dataclass(frozen=True, slots=True)
