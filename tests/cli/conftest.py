@@ -53,9 +53,12 @@ class Limner:
         self.home = home
         self.folder = folder
 
-    def __call__(self, *arguments: str, env: Mapping[str, str] | None = None) -> Said:
+    def __call__(self, *arguments: str, env: Mapping[str, str] | None = None, typed: str | None = None) -> Said:
+        """`typed`: on standard input."""
         with ThreadPoolExecutor(1) as apart:  # a command has its own event loop; the test may be running in one
-            result = apart.submit(self._invoke, arguments, environment(self.home, **(env or {}))).result(WITHIN_S)
+            result = apart.submit(self._invoke, arguments, environment(self.home, **(env or {})), typed).result(
+                WITHIN_S
+            )
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Said(result.exit_code, result.stdout, result.stderr)
@@ -76,8 +79,8 @@ class Limner:
         return said.json
 
     @staticmethod
-    def _invoke(arguments: tuple[str, ...], env: dict[str, str]) -> Result:
-        return CliRunner().invoke(main.app, list(arguments), env={**dict.fromkeys(os.environ), **env})
+    def _invoke(arguments: tuple[str, ...], env: dict[str, str], typed: str | None = None) -> Result:
+        return CliRunner().invoke(main.app, list(arguments), input=typed, env={**dict.fromkeys(os.environ), **env})
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Organizations' own keys and AI settings, by command."""
 
-import subprocess
-import sys
 from uuid import uuid4
 
 import pytest
 
-from tests.cli.conftest import Limner, environment
+from tests.cli.conftest import Limner, Said
 
 KEY = "sk-typed-by-an-operator-6b1f"
 
@@ -19,19 +17,8 @@ def org(limner: Limner) -> str:
     return slug
 
 
-def add(limner: Limner, org: str, said: str, *more: str) -> subprocess.CompletedProcess[str]:
-    """As a shell does it, with something on standard input."""
-    command = [sys.executable, "-m", "limner", "providers", "keys", "add", "box", "--org", org, *more]
-    return subprocess.run(
-        command,
-        env=environment(limner.home),
-        cwd=limner.folder,
-        input=said,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def add(limner: Limner, org: str, typed: str) -> Said:
+    return limner("providers", "keys", "add", "box", "--org", org, typed=typed)
 
 
 def test_a_key_comes_by_standard_input_and_is_told_by_its_end(limner: Limner, org: str) -> None:
@@ -39,8 +26,8 @@ def test_a_key_comes_by_standard_input_and_is_told_by_its_end(limner: Limner, or
 
     done = add(limner, org, f"{KEY}\nmore that is not read\n")
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "…6b1f" in done.stdout
+    assert (done.code, done.err) == (0, "")
+    assert "…6b1f" in done.out
     [listed] = limner.ok("providers", "keys", "list", *at)["provider_keys"]
     assert (listed["provider"], listed["last4"], listed["sent_to"]) == ("box", "6b1f", "https://api.openai.com")
     assert limner.ok("providers", "keys", "disable", "box", *at)["enabled"] is False
@@ -49,7 +36,7 @@ def test_a_key_comes_by_standard_input_and_is_told_by_its_end(limner: Limner, or
     assert limner.ok("providers", "keys", "list", *at)["provider_keys"] == []
     audit = limner("org", "audit", org).out
     assert all(word in audit for word in ("provider_key.put", "provider_key.switched", "provider_key.removed"))
-    assert KEY not in audit + done.stdout + str(listed)
+    assert KEY not in audit + done.out + str(listed)
 
 
 def test_no_key_is_taken_from_the_command_line_and_none_that_cannot_be_one(limner: Limner, org: str) -> None:
@@ -57,8 +44,8 @@ def test_no_key_is_taken_from_the_command_line_and_none_that_cannot_be_one(limne
     nothing = limner("providers", "keys", "add", "box", "--org", org)
     bad = add(limner, org, "not a key\n")
 
-    assert (by_argument.code, nothing.code, bad.returncode) == (2, 2, 1)
-    assert "12 to 512" in bad.stderr
+    assert (by_argument.code, nothing.code, bad.code) == (2, 2, 1)
+    assert "12 to 512" in bad.err
     assert limner.ok("providers", "keys", "list", "--org", org)["provider_keys"] == []
 
 
