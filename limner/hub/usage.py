@@ -29,15 +29,15 @@ AT_ONCE = 5000
 
 QUERY = """
 WITH used AS (
-  SELECT {columns}, u.kind AS of_kind, u.jobs, u.quantity, u.price_mc, 0::bigint AS refunded_mc, u.cost_micro_usd FROM limner.{sums} u
+  SELECT {columns}, u.kind AS of_kind, u.jobs, u.quantity, u.price_mc, NULL::bigint AS refunded_mc, u.cost_micro_usd FROM limner.{sums} u
    WHERE u.org_id = %(org)s AND {which}
   UNION ALL
-  SELECT {columns}, u.kind, u.jobs, u.quantity, u.price_mc, 0, u.cost_micro_usd FROM limner.usage_tail(%(org)s) u WHERE {which}
+  SELECT {columns}, u.kind, u.jobs, u.quantity, u.price_mc, NULL, u.cost_micro_usd FROM limner.usage_tail(%(org)s) u WHERE {which}
   UNION ALL
-  SELECT {columns}, u.kind, 0, 0, 0, u.refunded_mc, 0 FROM limner.usage_refunds(%(org)s, %(first)s, %(last)s) u WHERE {which}),
+  SELECT {columns}, u.kind, NULL, NULL, NULL, u.refunded_mc, NULL FROM limner.usage_refunds(%(org)s, %(first)s, %(last)s) u WHERE {which}),
 page AS (
-  SELECT {columns}, sum(u.jobs) AS jobs, sum(u.quantity) AS quantity, sum(u.price_mc) AS price_mc, sum(u.refunded_mc) AS refunded_mc,
-         sum(u.cost_micro_usd) AS cost_micro_usd
+  SELECT {columns}, sum(u.jobs) AS jobs, {quantity} AS quantity, sum(u.price_mc) AS price_mc, sum(u.refunded_mc) AS refunded_mc,
+         {cost} AS cost_micro_usd
     FROM used u WHERE (%(costs)s OR u.of_kind <> '{failed}') AND {after}
    GROUP BY {columns} ORDER BY {columns} LIMIT %(limit)s)
 SELECT u.*{named} FROM page u {joins} ORDER BY {columns}
@@ -68,7 +68,7 @@ class Query:
 class Line:
     """One group. `keys`: its columns' values; `app` its slug and `user_id` its external id (None: the organization), where grouped by.
 
-    `quantity` is of `unit`, and says something only where grouped by kind.
+    `quantity` is of `unit`, and told only where grouped by kind, `cost_micro_usd` only where the query is with costs.
     """
 
     keys: tuple[Any, ...]
@@ -152,7 +152,8 @@ def _statement(query: Query, after: Sequence[str] | None) -> tuple[str, dict[str
         joins += " LEFT JOIN limner.end_user e ON e.org_id = %(org)s AND e.id = u.payer_id"
     text = QUERY.format(
         columns=", ".join(f"u.{name}" for name in query.columns), sums="usage_user_day" if by_user else "usage_day",
-        which=which, after=behind, failed=FAILED_ATTEMPT, named=named, joins=joins,
+        which=which, after=behind, quantity="sum(u.quantity)" if "kind" in query.group_by else "0",
+        cost="sum(u.cost_micro_usd)" if query.costs else "0", failed=FAILED_ATTEMPT, named=named, joins=joins,
     )  # fmt: skip
     return text, params
 
@@ -164,6 +165,6 @@ def _line(query: Query, row: Row) -> Line:
     )  # fmt: skip
 
 
-def _integer(value: Decimal) -> int:
+def _integer(value: Decimal | int | None) -> int:
     """Sums have no bound, integers on the wire do: one that is reached is no count but a mistake somewhere."""
-    return min(int(value), MAX_INTEGER)
+    return min(int(value or 0), MAX_INTEGER)
