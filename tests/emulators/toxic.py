@@ -27,6 +27,7 @@ class Toxic:
     """`fault` holds for each request that comes from now on; `arrived`: when each came, by time.monotonic."""
 
     def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
         address = urlsplit(upstream)
         self._upstream = (address.hostname or "", address.port or 80)
         self.origin = ""
