@@ -62,6 +62,7 @@ class TaskServer:
         self.requests: Counter[Kind] = Counter()
         self.lasts = 1
         self.picture = png(8)
+        self._made = 0
         self._turns: dict[Kind, deque[Turn]] = {kind: deque() for kind in ("create", "poll", "cancel", "file")}
         self._fates: deque[Fate] = deque()
 
@@ -94,6 +95,14 @@ class TaskServer:
         for turns in self._turns.values():
             turns.clear()
 
+    def forget(self) -> None:
+        """As it was when it began."""
+        self.calm_down()
+        self.created.clear()
+        self.requests.clear()
+        self.lasts = 1
+        self.picture = png(8)
+
     def of(self, name: str) -> list[Task]:
         """The tasks of one prompt."""
         return [task for task in self.created if task.name == name]
@@ -106,7 +115,8 @@ class TaskServer:
     def new(self, request: web.Request, asked: dict[str, Any]) -> Task:
         """A task that costs money from now on."""
         fate = self._fates.popleft() if self._fates else "succeeds"
-        task = Task(f"task{len(self.created) + 1:06d}", asked, request.headers, fate)
+        self._made += 1  # no name comes twice, whatever is forgotten
+        task = Task(f"task{self._made:06d}", asked, request.headers, fate)
         self.created.append(task)
         return task
 

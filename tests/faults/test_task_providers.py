@@ -1,11 +1,18 @@
-"""Providers that work on tasks, through the front door: submitted over HTTP, worked on by a worker, told by a receipt."""
+"""Providers that work on tasks, through the front door: submitted over HTTP, worked on by a worker, told by a receipt.
 
+And their webhooks: they wake whoever waits, they bring back a task whose name was lost, and a forged one changes nothing.
+"""
+
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -25,7 +32,12 @@ from tests.running import Client
 
 KEY = "r8-secret-9c41aa07d2"
 OWN = "acme/own"
+PUBLIC = "https://limner.example"
 QUICK = {"poll_s": 0.05}
+SLOW_S = 30.0
+SELDOM = {"poll_s": SLOW_S}
+"""Asked so seldom that only a hook explains a quick end."""
+CALL = "SELECT state, provider_task_id, send_no FROM limner.provider_call WHERE org_id = %s"
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,12 @@ async def far() -> AsyncIterator[Far]:
 def api(server: Server, db: Database, far: Far) -> Iterator[ApiProcess]:
     """One API and one worker for this file; the worker reaches both servers, and has their keys."""
     cluster = Cluster(server)
-    api = cluster.api(wait=False)
+    api = cluster.api(wait=False, LIMNER_PUBLIC_URL=PUBLIC)
     origins = f"{far.replicate.origin},{far.defapi.origin}"
     keys = json.dumps({far.replicate.origin: KEY, far.defapi.origin: KEY})
+    far.replicate.hooks_to = api.url
     reach = {
+        "LIMNER_PUBLIC_URL": PUBLIC,
         "LIMNER_EGRESS_PLAIN_ORIGINS": origins,
         "LIMNER_EGRESS_ALLOW_ORIGINS": origins,
         "LIMNER_PROVIDER_KEYS": keys,
@@ -98,9 +112,9 @@ class Shop:
 @pytest.fixture
 def shop(db: Database, tenant: Tenant, api: ApiProcess, far: Far, http: aiohttp.ClientSession) -> Shop:
     for one in (far.replicate, far.defapi):
-        one.calm_down()
-        one.created.clear()
-        one.lasts = 1
+        one.forget()
+    far.replicate.hooked.clear()
+    far.replicate.done = None
     return Shop(db, tenant, far, Client(http, api.url, tenant.api_key))
 
 
@@ -114,7 +128,7 @@ async def test_a_picture_of_replicates_is_kept_charged_and_told(shop: Shop) -> N
     job, receipt = await shop.buy()
 
     assert (job["status"], job["provider_used"], job["tokens_charged"]) == ("succeeded", "replicate", 1)
-    assert (await shop.client.call("GET", job["outputs"][0]["url"])).body.startswith(b"\x89PNG")
+    assert (await shop.client.call("GET", job["outputs"][0]["url"].removeprefix(PUBLIC))).body.startswith(b"\x89PNG")
     assert [(use["kind"], use["quantity"], use["unit"]) for use in receipt["usage"]] == [
         ("image", 1, "image"), ("predict_time", 4520, "millisecond"),
     ]  # fmt: skip
@@ -197,3 +211,94 @@ async def test_mj9_a_task_that_cannot_be_asked_after_is_asked_after_by_the_next_
 
 async def is_in(shop: Shop, job_id: str, state: str) -> bool:
     return bool((await shop.client.call("GET", f"/api/v1/jobs/{job_id}")).json["status"] == state)
+
+
+async def test_a_hook_ends_the_waiting_and_the_provider_is_asked_for_the_truth(shop: Shop, far: Far) -> None:
+    await shop.sell("image.generate", ("replicate", SELDOM))
+    far.replicate.done = asyncio.Event()
+    far.replicate.ends("hangs")
+    began = time.monotonic()
+    job_id = await shop.order()
+    [task] = await eventually(lambda: far.replicate.created)
+    assert task.asked["webhook"].startswith("https://limner.example/hooks/replicate/")
+    assert task.asked["webhook_events_filter"] == ["start", "completed"]
+    await eventually(lambda: task.polls)
+
+    far.replicate.done.set()
+
+    assert (await shop.client.finished(job_id))["status"] == "succeeded"
+    assert time.monotonic() - began < SLOW_S
+    assert set(far.replicate.hooked) == {204}
+
+
+async def test_mj9_a_task_whose_name_was_lost_is_brought_back_by_its_hook(
+    shop: Shop, far: Far, superuser: psycopg.Connection
+) -> None:
+    await shop.sell("image.generate", ("replicate", SELDOM))
+    far.replicate.then("hangs up afterwards")
+
+    job = await shop.client.finished(await shop.order())
+
+    assert (job["status"], job["tokens_charged"], len(far.replicate.created)) == ("succeeded", 1, 1)
+    row = superuser.execute(CALL, [shop.tenant.org_id]).fetchall()
+    assert row == [("done", far.replicate.created[0].id, 1)]
+
+
+async def test_mj9_a_forged_hook_changes_nothing(shop: Shop, far: Far, superuser: psycopg.Connection) -> None:
+    await shop.sell("image.generate", ("replicate", SELDOM))
+    far.replicate.ends("hangs")
+    job_id = await shop.order()
+    [task] = await eventually(lambda: far.replicate.created)
+    await eventually(lambda: task.polls == 2)  # the second at its start, by the provider's own hook
+    before = (superuser.execute(CALL, [shop.tenant.org_id]).fetchall(), task.polls)
+    path = urlsplit(task.asked["webhook"]).path
+    prefix, _, token = path.rpartition("/")
+    packed, _, signature = token.partition(".")
+    forged = [
+        f"{prefix}/{packed}.{signature[::-1]}", f"{prefix}/{packed[:-4]}AAAA.{signature}", f"{prefix}/x", f"{prefix}/.",
+        f"{prefix}/{'A' * 5000}", f"{prefix}/%00.%ff", path.replace("replicate", "defapi"), f"{prefix}/{packed}", f"{prefix}/é.ü",
+    ]  # fmt: skip
+
+    async with aiohttp.ClientSession() as http:
+        statuses = []
+        for where in forged:
+            async with http.post(far.replicate.hooks_to + where, json={"id": "evil1", "status": "succeeded"}) as answer:
+                statuses.append(answer.status)
+        bad = []
+        for body in (b"", b"[]", b"{", b'{"id": "../x"}', b'{"id": 7}'):
+            async with http.post(far.replicate.hooks_to + path, data=body) as answer:
+                bad.append(answer.status)
+        async with http.get(far.replicate.hooks_to + path) as answer:
+            got = answer.status
+    await asyncio.sleep(0.3)
+
+    assert (set(statuses), set(bad), got) == ({404}, {400}, 405)
+    assert (superuser.execute(CALL, [shop.tenant.org_id]).fetchall(), task.polls) == before
+    cancelled: Any = await shop.client.call("POST", f"/api/v1/jobs/{job_id}/cancel")
+    assert cancelled.json["status"] == "requested"
+
+
+async def test_a_true_hook_that_lies_is_not_believed(shop: Shop, far: Far, superuser: psycopg.Connection) -> None:
+    """Another name is not taken in the place of the one that is known, and a success is one when the provider says so itself."""
+    await shop.sell("image.generate", ("replicate", SELDOM))
+    far.replicate.done = asyncio.Event()
+    far.replicate.ends("hangs")
+    job_id = await shop.order()
+    [task] = await eventually(lambda: far.replicate.created)
+    await eventually(lambda: task.polls == 2)  # the second at its start, by the provider's own hook
+
+    assert (
+        await far.replicate.post(task, {"id": "evil1", "status": "succeeded", "output": ["https://evil.example/x.png"]})
+        == 204
+    )
+
+    await eventually(lambda: task.polls == 3)
+    assert superuser.execute(CALL, [shop.tenant.org_id]).fetchall() == [("accepted", task.id, 1)]
+    assert (await shop.client.call("GET", f"/api/v1/jobs/{job_id}")).json["status"] == "running"
+    far.replicate.done.set()
+    job = await shop.client.finished(job_id)
+    assert (job["status"], "evil" in json.dumps(job)) == ("succeeded", False)
+    assert await far.replicate.post(task, {"id": task.id}) == 204, (
+        "the job is over: nothing to do, and no error for the provider"
+    )
+    assert await acts.books(shop.db, shop.tenant.org_id) == {}

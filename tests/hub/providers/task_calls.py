@@ -28,6 +28,13 @@ class Desk:
         self.accepted: list[str] = []
         self.progress: list[tuple[int, str]] = []
 
+    def forget(self) -> None:
+        """As it was when it began."""
+        self.server.forget()
+        self.server.key = KEY
+        self.accepted.clear()
+        self.progress.clear()
+
     async def ask(self, kind: str = "image.generate", **facts: Any) -> ProviderResult:
         return await self.adapter.run(self.call(kind, **facts))
 

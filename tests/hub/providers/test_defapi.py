@@ -20,12 +20,19 @@ class DefApiDesk(Desk):
     server: DefApiServer
 
 
-@pytest_asyncio.fixture(name="desk")
+@pytest_asyncio.fixture(name="opened", scope="module")
 async def open_desk() -> AsyncIterator[DefApiDesk]:
     async with defapi_server.running(KEY) as server:
         door, results = doors(server)
         yield DefApiDesk(server, DefApiAdapter(door, results), "google/nano-banana")
         await door.aclose()
+
+
+@pytest.fixture
+def desk(opened: DefApiDesk) -> DefApiDesk:
+    opened.forget()
+    opened.server.fresh, opened.server.consumed = 0, "0.04"
+    return opened
 
 
 async def test_a_picture_is_made_recorded_waited_for_and_fetched(desk: DefApiDesk) -> None:

@@ -20,12 +20,18 @@ from tests.hub.providers.task_calls import KEY, Desk, doors, picture, verdict
 DATA_URI = "data:image/png;base64," + base64.b64encode(png(8)).decode()
 
 
-@pytest_asyncio.fixture(name="desk")
+@pytest_asyncio.fixture(name="opened", scope="module")
 async def open_desk() -> AsyncIterator[Desk]:
     async with replicate_server.running(KEY) as server:
         door, results = doors(server)
         yield Desk(server, ReplicateAdapter(door, results), "acme/painter")
         await door.aclose()
+
+
+@pytest.fixture
+def desk(opened: Desk) -> Desk:
+    opened.forget()
+    return opened
 
 
 async def test_a_picture_is_made_recorded_waited_for_and_fetched(desk: Desk) -> None:
