@@ -77,6 +77,20 @@ class Probe:
 NO_PROBE = Probe()
 
 
+@dataclass(frozen=True, slots=True)
+class _Lately:
+    """A moment that this process decided on; from `known_at` on it is known, or was changed, by the routes."""
+
+    until: float
+    known_at: float
+
+    def at(self, now: float) -> float:
+        return self.until if now < self.known_at else 0.0
+
+
+NOT_LATELY = _Lately(0.0, 0.0)
+
+
 @dataclass(slots=True)
 class _Seen:
     """What this process saw of one key since it began; `unsaid`: something of it is not in the table yet."""
@@ -85,8 +99,8 @@ class _Seen:
     calls: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=LOOKED_AT))
     last_error: str | None = None
     latency_ms: float | None = None
-    open_until: float = 0.0
-    rest_until: float = 0.0
+    opened: _Lately = NOT_LATELY
+    rests: _Lately = NOT_LATELY
     ask_at: float = 0.0
     refused: int = 0
     unsaid: bool = False
@@ -105,14 +119,14 @@ class Health:
         """Whether the provider may be asked now. Costs a statement only where its breaker is open and its pause over."""
         seen = self._seen.get(key_of(route))
         now = self._db.clock.now()
-        rest_until = max(route.rest_until, seen.rest_until if seen else 0.0)
+        rest_until = max(route.rest_until, seen.rests.at(now) if seen else 0.0)
         if rest_until > now:
             return Shut(
                 "provider_resting", rest_until, f"was passed over (it asked for a rest until {moment(rest_until)})"
             )
         if not self._settings.failures or route.adapter == HERE:
             return NO_PROBE
-        open_until = max(route.open_until, seen.open_until if seen else 0.0)
+        open_until = max(route.open_until, seen.opened.at(now) if seen else 0.0)
         if open_until > now:
             return _open(open_until, self._of(route))
         return NO_PROBE if route.open_until == 0.0 else await self._probe(route)
@@ -199,7 +213,8 @@ class Health:
     async def _open(self, route: Route, seen: _Seen, probe: Probe, failure: Failure) -> None:
         long_s = self._settings.long_pause_s
         pause_s = long_s if failure.kind == "auth" else min(self._settings.pause_s, long_s)
-        seen.open_until = self._db.clock.now() + pause_s
+        until = self._db.clock.now() + pause_s
+        seen.opened = _Lately(until, until)
         seen.failures = 0
         seen.calls.clear()
         self.abandon(probe)
@@ -207,20 +222,21 @@ class Health:
             "SELECT limner.open_breaker(%s, %s, %s, %s, %s, %s, %s) AS until",
             [*key_of(route), failure.code[:100], pause_s, long_s, probe.id],
         )
-        until = seen.open_until if row is None else row["until"] or 0.0
-        log.warning("breaker.opened", provider=route.provider, code=failure.code, until=moment(until))
         if row is not None:
-            seen.open_until = min(until, self._db.clock.now() + BY_ROUTES_S)
+            until = row["until"] or 0.0
+            seen.opened = _Lately(until, self._db.clock.now() + BY_ROUTES_S)
+        log.warning("breaker.opened", provider=route.provider, code=failure.code, until=moment(until))
 
     async def _rest(self, route: Route, failure: Failure) -> None:
         seconds = min(failure.retry_after_s, MAX_REST_S)
         seen = self._of(route)
-        seen.rest_until = self._db.clock.now() + seconds
+        until = self._db.clock.now() + seconds
+        seen.rests = _Lately(until, until)
         row = await self._write(
             "SELECT limner.rest_provider(%s, %s, %s, %s, %s) AS until", [*key_of(route), failure.code[:100], seconds]
         )
         if row is not None:
-            seen.rest_until = min(row["until"], self._db.clock.now() + BY_ROUTES_S)
+            seen.rests = _Lately(row["until"], self._db.clock.now() + BY_ROUTES_S)
 
     async def _end(self, route: Route, probe: UUID, *, answered: bool) -> None:
         self._probes.discard(probe)

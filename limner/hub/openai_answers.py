@@ -94,6 +94,8 @@ class _Answering:
         last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
         await self._desk.calls.end(self._order.call, Finish("failed", last.code, last.message))
         wait = {"Retry-After": str(math.ceil(last.retry_after_s))} if last.retry_after_s else {}
+        if last.full:
+            return ApiError(503, "provider_unavailable", MESSAGES["provider_unavailable"], headers=wait)
         status = 400 if last.code in REQUESTS_FAULT else STATUSES[last.kind]
         return ApiError(status, last.code, last.message, headers=wait)
 

@@ -324,3 +324,20 @@ async def test_a_provider_that_rests_is_passed_over_and_the_receipt_says_so(
         receipt = await answer.json()
     (attempt,) = receipt["attempts"]
     assert attempt["rule"].startswith("2 of 2 by priority 2, after busy was passed over (it asked for a rest until 20")
+
+
+async def test_where_one_provider_fails_and_the_other_rests_the_client_hears_when_to_come_back(
+    house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
+) -> None:
+    tenant = await make_tenant(credits=100)
+    await sell(db, tenant, ("broken", far.url), ("busy", far.url))
+    far.then(BROKEN, Says(429, {"error": {"message": "slow down"}}, {"Retry-After": "60"}))
+    wanted = {"model": MODEL, "messages": HELLO}
+    assert (await ask(house, tenant, wanted))[0] == 429, "who asks first hears it from the provider"
+
+    for streamed in (False, True):
+        far.then(BROKEN)
+        status, body, headers = await ask(house, tenant, wanted | {"stream": streamed})
+        assert (status, body["error"]["code"]) == (503, "provider_unavailable")
+        assert 50 < int(headers["Retry-After"]) <= 60
+    assert books(superuser, tenant) == [("failed", 0)] * 3
