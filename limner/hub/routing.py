@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limner.hub.catalog import Route
+from limner.hub.providers.configuration import KEYLESS
 
 CALL_TIMEOUT_S = 300.0
 
@@ -66,7 +67,7 @@ def _why_not(route: Route, adapters: Collection[str], own_only: bool) -> str | N
         return None
     if own_only:
         return "ordered on own keys"
-    return "own keys only" if route.own_keys_only and route.base_url is not None else None
+    return "own keys only" if route.own_keys_only and route.adapter not in KEYLESS else None
 
 
 def timeout_s(route: Route) -> float | None:

@@ -36,5 +36,7 @@ def _openai(base_url: str | None, config: Mapping[str, Any]) -> None:
 
 ADAPTERS: dict[str, Callable[[str | None, Mapping[str, Any]], None]] = {"local": _local, "openai": _openai}
 """By the name that a provider's row gives its adapter; limner/worker.py makes them."""
+KEYLESS = frozenset({"local"})
+"""Adapters that ask nobody outside, and so need nobody's key."""
 OWN_KEYS = frozenset({"openai"})
 """Adapters that hand an organization's own key (ProviderCall.own_key, Route.own_key) to the door with every request."""
