@@ -187,11 +187,17 @@ async def find_sold(tx: Tx, name: str) -> tuple[Model, Mapping[str, Any] | None]
         " LEFT JOIN LATERAL (SELECT bool_and(k.id IS NOT NULL) AS own_only, max(coalesce(s.byok_fee_percent, 0)) AS fee_percent"
         "   FROM limner.route r JOIN limner.provider p ON p.org_id = r.provider_org AND p.id = r.provider_id AND p.is_enabled"
         f"   {OWN} WHERE r.org_id = m.org_id AND r.model_id = m.id AND r.is_enabled"
-        "    AND NOT (coalesce(s.own_keys_only, false) AND p.base_url IS NOT NULL AND k.id IS NULL)"
+        "    AND NOT (coalesce(s.own_keys_only, false) AND p.adapter <> ALL(%(keyless)s) AND k.id IS NULL)"
         "  HAVING count(k.id) > 0) t ON true"
         " WHERE m.org_id IN (%(org)s, %(platform)s) AND m.name = %(name)s AND m.is_enabled"
         " ORDER BY m.org_id = %(platform)s LIMIT 1",
-        {"org": tx.org_id, "platform": PLATFORM, "name": name, "adapters": configuration.with_own_keys()},
+        {
+            "org": tx.org_id,
+            "platform": PLATFORM,
+            "name": name,
+            "adapters": configuration.with_own_keys(),
+            "keyless": sorted(configuration.keyless()),
+        },
     )
     if row is None:
         return None

@@ -10,7 +10,7 @@ from uuid import UUID
 from limner.hub import pricing
 from limner.hub.catalog import Route
 from limner.hub.pricing import Tokens
-from limner.hub.providers import texts
+from limner.hub.providers import configuration, texts
 
 CALL_TIMEOUT_S = 300.0
 NO_TOKENS = Tokens(0, 0, 0)
@@ -102,7 +102,7 @@ def _why_not(route: Route, adapters: Collection[str], own_only: bool) -> str | N
         return None
     if own_only:
         return "ordered on own keys"
-    return "own keys only" if route.own_keys_only and route.base_url is not None else None
+    return "own keys only" if route.own_keys_only and route.adapter not in configuration.keyless() else None
 
 
 def timeout_s(route: Route) -> float | None:

@@ -8,6 +8,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limner.egress.own_keys import SealedKey
 from limner.hub import routing
 from limner.hub.catalog import Route
 from limner.hub.pricing import Tokens
@@ -118,3 +119,21 @@ def test_every_route_is_a_candidate_or_skipped_and_the_order_is_total(routes: li
     keys = [(c.route.priority, c.route.provider) for c in candidates]
     assert keys == sorted(keys)
     assert all(f"of {len(candidates)}" in c.rule for c in candidates)
+
+
+def test_where_only_own_keys_may_be_used_routes_without_one_are_passed_over_but_for_the_local_ones() -> None:
+    own = SealedKey(UUID(int=1), UUID(int=2), UUID(int=3), b"")
+    routes = [
+        replace(_route("keyed", 3, "openai"), own_key=own, own_keys_only=True),
+        replace(_route("keyless", 1, "openai"), own_keys_only=True),
+        replace(_route("here", 2, "local"), own_keys_only=True),
+    ]
+
+    allowed, passed = routing.order(routes, {"openai", "local"})
+    held, refused = routing.order(routes, {"openai", "local"}, own_only=True)
+
+    assert [c.route.provider for c in allowed] == ["here", "keyed"]
+    assert [(s.provider, s.reason) for s in passed] == [("keyless", "own keys only")]
+    assert [c.route.provider for c in held] == ["keyed"]
+    assert {s.reason for s in refused} == {"ordered on own keys"}
+    assert [c.asked["own_key"] for c in allowed] == [False, True]

@@ -4,6 +4,7 @@ The same is read again at each call: rows may be older than this release. An ada
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from limner.hub.providers import registry
@@ -30,6 +31,13 @@ def address(adapter: str, base_url: str | None) -> str | None:
     return base_url if base_url or kind is None else kind.default_base_url
 
 
+@cache
 def with_own_keys() -> list[str]:
     """The adapters that hand an organization's own key to the door with every request."""
     return sorted(kind.name for kind in registry.all_kinds().values() if kind.own_keys)
+
+
+@cache
+def keyless() -> frozenset[str]:
+    """The adapters that ask nobody outside, and so need nobody's key."""
+    return frozenset(kind.name for kind in registry.all_kinds().values() if kind.keyless)

@@ -31,7 +31,8 @@ class AdapterKind:
     configuration that cannot work. `make`: what does jobs, in a worker. `answering`: what answers calls of /v1 (a chat.Answering),
     None where it answers none. `list_models`: which models a server has, by address and configuration; raises ProviderError.
     `default_base_url`: where a row without an address means. `auth`: how its servers want their key, which the door attaches.
-    `own_keys`: whether it hands an organization's own key (ProviderCall.own_key, Route.own_key) to the door with every request.
+    `own_keys`: whether it hands an organization's own key (ProviderCall.own_key, Route.own_key) to the door with every request. `keyless`:
+    it asks nobody outside, and so needs nobody's key.
     """
 
     name: str
@@ -44,3 +45,4 @@ class AdapterKind:
     default_base_url: str | None = None
     auth: KeyForm = BEARER
     own_keys: bool = False
+    keyless: bool = False

@@ -230,4 +230,5 @@ ADAPTER = AdapterKind(
     check=_check_row,
     make=lambda tools: LocalAdapter(tools.pool),
     answering=lambda tools: Reader(tools.pool, tools.clock),
+    keyless=True,
 )
