@@ -53,7 +53,7 @@ async def test_from_an_organization_to_a_refund(
     }
     books = limner.ok("invariants", "--org", slug)
     assert books["violations"] == 0
-    assert len(books["invariants"]) == 14
+    assert len(books["invariants"]) == 15
 
     actions = [entry["action"] for entry in limner.ok("org", "audit", slug)["entries"]]
     assert actions[::-1][:4] == ["organization.created", "app.created", "api_key.created", "end_user.granted"]

@@ -430,3 +430,39 @@ async def test_a_sum_that_is_not_the_records_sum_breaks_the_invariant(
     superuser.execute(bent, [tenant.org_id])
 
     assert [name.split()[0] for name in await acts.books(db, tenant.org_id)] == ["I15"]
+
+
+async def test_what_is_read_beside_the_sums_does_not_grow_with_the_log(
+    db: Database, tenant: Tenant, superuser: psycopg.Connection
+) -> None:
+    """Under the policies of who asks, and although the planner last looked at a log that was next to empty."""
+    read = (
+        "SELECT coalesce(sum(idx_tup_read), 0) FROM pg_stat_user_indexes"
+        " WHERE schemaname = 'limner' AND relname IN ('event', 'event_order', 'usage_record')"
+    )
+    await lived(db, tenant, superuser)
+    await place(db)
+    superuser.execute("ANALYZE limner.event, limner.event_order, limner.usage_record")
+    row = superuser.execute("SELECT max(seq) FROM limner.event_order WHERE org_id = %s", [tenant.org_id]).fetchone()
+    assert row is not None
+    superuser.execute(
+        "WITH made AS (INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload)"
+        " SELECT %(org)s, gen_random_uuid(), %(app)s, 'job.started', gen_random_uuid(), '{}' FROM generate_series(1, 4000) RETURNING *)"
+        " INSERT INTO limner.event_order (org_id, seq, event_id, app_id, subject_id)"
+        " SELECT org_id, %(top)s + row_number() OVER (), id, app_id, subject_id FROM made",
+        {"org": tenant.org_id, "app": tenant.app.id, "top": row[0]},
+    )
+    superuser.execute(
+        "UPDATE limner.event_relay SET xid = pg_current_xact_id(), id = 'ffffffff-ffff-ffff-ffff-ffffffffffff'"
+    )
+    await roll_all(db, tenant, 5000)
+    await use(db, tenant)
+    acts.end_sessions(superuser)
+    before = acts.count(superuser, read)
+
+    async with db.tenant_tx(tenant.org_id) as tx:
+        [line] = await tx.all("SELECT * FROM limner.usage_tail(%s)", [tenant.org_id])
+
+    acts.end_sessions(superuser)
+    assert (line["jobs"], line["price_mc"]) == (1, MC)
+    assert acts.count(superuser, read) - before < 200
