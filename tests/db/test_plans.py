@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from limner.db.pools import Address, Database
 from limner.events import deliveries, endpoints, log
-from limner.hub import catalog, jobs, queue, runs
-from limner.kit import ids
+from limner.hub import batch_receipts, batches, catalog, jobs, queue, runs
+from limner.kit import crypto, ids
 from limner.kit.crypto import RootKey, Sealer
 from limner.kit.money import MC
 from limner.ledger import invariants
@@ -25,7 +25,7 @@ __all__ = ["db_alone", "server_alone", "superuser_alone"]
 
 LARGE = (
     "job", "job_queue", "transfer", "wallet", "event", "usage_record", "provider_call", "end_user", "webhook_endpoint",
-    "webhook_delivery", "webhook_attempt",
+    "webhook_delivery", "webhook_attempt", "batch", "batch_item",
 )  # fmt: skip
 SCHEMA = {"type": "object", "additionalProperties": False, "properties": {}}
 SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'limner' AND relname = ANY (%s)"
@@ -63,6 +63,15 @@ async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connec
         "INSERT INTO limner.webhook_delivery (org_id, id, endpoint_id, event_id) SELECT org_id, gen_random_uuid(), %s, id"
         " FROM limner.event WHERE org_id = %s",
         [endpoint, other.org_id],
+    )
+    for _ in range(3):
+        wanted = batches.Wanted([acts.request(other) for _ in range(300)], None, crypto.sha256(b"theirs"), None)
+        await batches.submit(db, other.org_id, wanted)
+    superuser.execute(
+        "INSERT INTO limner.batch (org_id, id, app_id, principal_id, request_hash, items, hold_mc, available_mc, open_at, succeeded,"
+        " failed, cancelled, charged_mc, finished_at) SELECT %s, gen_random_uuid(), %s, %s, sha256(''), 1, 0, 0, -1, 1, 0, 0, 0, now()"
+        " FROM generate_series(1, 3000)",
+        [other.org_id, other.app.id, other.app.id],
     )
     # a small table is read whole because that is cheap: here it is read whole only where no index would do
     name = superuser.info.dbname
@@ -135,6 +144,33 @@ async def _others(db: Database, tenant: Tenant) -> None:
     async with db.tenant_tx(tenant.org_id) as tx:
         assert await jobs.list_of_app(tx, tenant.app.id, external_id="ann", state=None, limit=20, before=None)
         assert await jobs.list_of_app(tx, tenant.app.id, external_id=None, state="queued", limit=20, before=None)
+    await _batches(db, tenant)
+
+
+async def _batches(db: Database, tenant: Tenant) -> None:
+    """A batch among many: submitted, replayed, worked at, cancelled, ended by whoever looks, and what owners read."""
+    hash_of = crypto.sha256(b"a batch")
+    wanted = batches.Wanted([acts.request(tenant) for _ in range(20)], "b", hash_of, None)
+    batch_id = (await batches.submit(db, tenant.org_id, wanted)).batch_id
+    assert (await batches.submit(db, tenant.org_id, wanted)).replayed
+    async with db.tenant_tx(tenant.org_id) as tx:
+        items = await batches.list_items(tx, batch_id, state="queued", limit=5)
+    await acts.work(db, items[0].job.id)
+    assert await batches.cancel(db, tenant.org_id, tenant.app.id, batch_id) == "cancelled"
+    other = (
+        await batches.submit(db, tenant.org_id, replace(wanted, items=wanted.items[:2], idempotency_key=None))
+    ).batch_id
+    async with db.tenant_tx(tenant.org_id) as tx:
+        for item in await batches.list_items(tx, other, state=None, limit=5):
+            await acts.cancel(db, tenant, item.job.id)
+    async with db.system_tx("limner_dispatch", "a test looks for batches") as tx:
+        due = await tx.all("SELECT * FROM limner.due_batches(200)")
+    assert [row["batch_id"] for row in due] == [other]
+    async with db.tenant_single(tenant.org_id, "limner_worker") as tx:
+        assert (await tx.get("SELECT limner.end_batch(%s, %s, %s) AS ended", [tx.ctx, other, ids.new()]))["ended"]
+    async with db.tenant_tx(tenant.org_id) as tx:
+        assert len(await batches.list_of_app(tx, tenant.app.id, external_id="ann", limit=20, before=None)) == 2
+        assert len((await batch_receipts.build(tx, await batches.get(tx, tenant.app.id, batch_id)))["items"]) == 20
 
 
 async def _capped(db: Database, tenant: Tenant) -> None:

@@ -245,6 +245,25 @@ async def test_a_batch_for_later_waits_and_is_cancelled_at_once(client: Client, 
     assert await acts.books(db, tenant.org_id) == {}
 
 
+async def test_the_batchs_end_is_owed_to_the_url_that_it_named_and_to_webhooks_that_ask_for_it(
+    client: Client, db: Database
+) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=3)).isoformat()
+    hook = {"url": "https://hooks.example.com/batches", "event_types": ["batch.completed", "batch.cancelled"]}
+    app = Client(client.http, client.url, client.api_key, user=None)
+    assert (await app.call("POST", "/api/v1/webhooks", hook)).status == 201
+    named = asked(3, run_at=later, webhook_url="https://hooks.example.com/mine")
+    batch_id = (await client.call("POST", BATCHES, named)).json["batch_id"]
+
+    await client.call("POST", f"{BATCHES}/{batch_id}/cancel")
+    async with db.system_tx("limner_dispatch", "a test relays") as tx:
+        await tx.get("SELECT placed FROM limner.relay_events(2000)")
+    receipt = (await client.call("GET", f"{BATCHES}/{batch_id}/receipt")).json
+
+    owed = sorted((delivery["to"], delivery["event"]) for delivery in receipt["webhooks"])
+    assert owed == [("request", "batch.cancelled"), ("webhook", "batch.cancelled")]
+
+
 async def test_batches_are_listed_newest_first_by_app_and_by_user(
     client: Client, http: Any, api: Api, tenant: Tenant
 ) -> None:

@@ -102,7 +102,7 @@ async def test_a_cancelled_batch_delivers_and_charges_an_item_or_gives_its_hold_
     shop: Client, far: OpenAIServer, db: Database, tenant: Tenant, superuser: psycopg.Connection, count: int
 ) -> None:
     far.then(*[None] * 12)
-    far.always("is slow")
+    far.always("stalls")
     batch_id = (await shop.call("POST", BATCHES, asked(count))).json["batch_id"]
 
     async def delivered() -> bool:

@@ -95,7 +95,7 @@ async def test_a_deadline_ends_what_waits_and_what_runs_and_gives_the_hold_back(
     shop: Client, far: OpenAIServer, db: Database, tenant: Tenant, superuser: psycopg.Connection
 ) -> None:
     far.then("stalls")
-    running = (await ask(shop, **{"Cancel-After": "5"})).json["job_id"]
+    running = (await ask(shop, **{"Cancel-After": "7"})).json["job_id"]
     superuser.execute(
         "INSERT INTO limner.queue_policy (org_id, app_id) VALUES (%s, %s)", [tenant.org_id, tenant.app.id]
     )

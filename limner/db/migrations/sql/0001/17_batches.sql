@@ -287,14 +287,14 @@ BEGIN
 END $$;
 
 -- Cross-tenant, run as limner_dispatch: open batches that somebody must look at: the item that was open last has ended, or they are being
--- cancelled. One look into two indexes each.
+-- cancelled. One look into two indexes each; in no order, so that many that stay due hide none of the others.
 CREATE FUNCTION limner.due_batches(p_most int) RETURNS TABLE (org_id uuid, batch_id uuid, cancelling boolean)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
   SELECT b.org_id, b.id, b.cancel_requested_at IS NOT NULL FROM limner.batch b
    WHERE b.finished_at IS NULL AND (b.cancel_requested_at IS NOT NULL OR NOT EXISTS (
      SELECT 1 FROM limner.batch_item i JOIN limner.job_queue q ON q.org_id = i.org_id AND q.job_id = i.job_id
       WHERE i.org_id = b.org_id AND i.batch_id = b.id AND i.place = b.open_at))
-   LIMIT p_most;
+   ORDER BY random() LIMIT p_most;
 $$;
 
 GRANT EXECUTE ON FUNCTION limner.submit_batch TO limner_api;
