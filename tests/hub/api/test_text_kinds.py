@@ -108,7 +108,7 @@ async def test_a_model_that_judges_takes_no_jobs(client: Client, db: Database, s
     refused = await client.call("POST", "/api/v1/generate", {"model": "acme/judge", "input": {"input": "a harbour"}})
 
     assert (refused.status, refused.json["code"]) == (400, "model_not_supported")
-    assert "/v1/moderations" in refused.json["errors"]["/model"][0]
+    assert "/v1/moderations" in refused.json["details"]["/model"][0]
     assert far.asked == []
 
 
