@@ -23,7 +23,8 @@ def shape(upload: Upload) -> dict[str, Any]:
     return {
         "id": upload.id, "status": upload.state, "kind": upload.kind, "name": upload.name, "app_id": upload.app_id,
         "user_id": upload.external_id, "size_bytes": upload.size_bytes, "sha256": upload.sha256.hex(),
-        "media_type": upload.media_type, "width": upload.width, "height": upload.height, "bytes": upload.stored_bytes,
+        "media_type": upload.media_type, "width": upload.width, "height": upload.height,
+        "duration_ms": upload.duration_ms, "bytes": upload.stored_bytes,
         "key": upload.object_key, "created_at": upload.created_at, "ready_at": upload.ready_at,
         "error": {"code": upload.error_code, "message": upload.error_message} if upload.error_code else None,
     }  # fmt: skip
@@ -51,11 +52,11 @@ def list_all(
         )
         return
     rows = [
-        (u.id, u.state, u.name or None, u.external_id, _pixels(u), u.stored_bytes or u.size_bytes, u.created_at)
+        (u.id, u.state, u.name or None, u.external_id, _extent(u), u.stored_bytes or u.size_bytes, u.created_at)
         for u in found
     ]
     printing.table(
-        ("upload", "status", "name", "user", "pixels", "bytes", "created"), rows, empty="There are no such uploads."
+        ("upload", "status", "name", "user", "extent", "bytes", "created"), rows, empty="There are no such uploads."
     )
     printing.say(f"{used_files:,} uploads take {used_bytes:,} bytes of the quota.")
 
@@ -79,7 +80,7 @@ def show(upload: UploadId, org: Org, as_json: Json = False) -> None:
         [
             ("upload", found.id), ("status", found.state), ("kind", found.kind), ("name", found.name or None),
             ("end user", found.external_id), ("announced", f"{found.size_bytes:,} bytes"), ("sha-256", found.sha256.hex()),
-            ("pixels", _pixels(found)), ("type", found.media_type), ("stored", found.stored_bytes), ("key", found.object_key),
+            ("extent", _extent(found)), ("type", found.media_type), ("stored", found.stored_bytes), ("key", found.object_key),
             ("error", error), ("created", found.created_at), ("ready", found.ready_at),
         ]
     )  # fmt: skip
@@ -102,5 +103,8 @@ def delete(upload: UploadId, org: Org, as_json: Json = False) -> None:
         printing.say("the upload is deleted; a worker removes its objects")
 
 
-def _pixels(upload: Upload) -> str | None:
+def _extent(upload: Upload) -> str | None:
+    """Of a picture in pixels, of a recording in seconds."""
+    if upload.duration_ms is not None:
+        return f"{upload.duration_ms / 1000:.1f} s"
     return f"{upload.width} x {upload.height}" if upload.width is not None else None

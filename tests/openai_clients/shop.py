@@ -11,6 +11,7 @@ from limner.hub.providers.openai_compatible.offers import Kind
 from tests.conftest import Tenant
 
 CHAT, VECTORS, PICTURES, EDITS = "acme/chat", "acme/vectors", "acme/pictures", "acme/edits"
+VARIATIONS, TRANSCRIPTS = "acme/variations", "acme/transcripts"
 JUDGE = "omni-moderation-latest"
 INPUT_MC, CACHED_MC, OUTPUT_MC = 2_000_000, 1_000_000, 10_000_000
 WHOLE_MC = (8 * INPUT_MC + 4 * CACHED_MC + 7 * OUTPUT_MC) // 1_000_000
@@ -30,6 +31,8 @@ SOLD: tuple[tuple[str, Kind, str, dict[str, Any]], ...] = (
     (JUDGE, "text.moderate", "judge", {"price_mc": 5, "price_unit": "tokens"}),
     (PICTURES, "image.generate", "painter", {"price_mc": 2000}),
     (EDITS, "image.edit", "painter", {"price_mc": 3000}),
+    (VARIATIONS, "image.variations", "painter", {"price_mc": 1000}),
+    (TRANSCRIPTS, "audio.transcribe", "listener", {"price_mc": 60_000, "price_unit": "minute"}),
 )
 
 

@@ -23,7 +23,20 @@ from tests.conftest import MakeTenant, Tenant
 from tests.emulators import openai_server
 from tests.emulators.openai_server import OpenAIServer, Says
 from tests.faults.cluster import eventually
-from tests.openai_clients.shop import CHAT, EDITS, JUDGE, PICTURES, STREAM_MC, VECTORS, WHOLE_MC, Books, stock
+from tests.media import recordings
+from tests.openai_clients.shop import (
+    CHAT,
+    EDITS,
+    JUDGE,
+    PICTURES,
+    STREAM_MC,
+    TRANSCRIPTS,
+    VARIATIONS,
+    VECTORS,
+    WHOLE_MC,
+    Books,
+    stock,
+)
 from tests.running import Api
 
 HELLO: Any = [{"role": "user", "content": "a lighthouse"}]
@@ -184,6 +197,33 @@ async def test_several_pictures_are_edited_together(client: AsyncOpenAI, far: Op
 
     assert len(made.data or []) == 2
     assert (far.asked[-1].path, far.asked[-1].body["image[]"]) == ("/v1/images/edits", [photo, photo])
+
+
+@pytest.mark.filterwarnings("ignore:deprecated")
+async def test_variations_of_a_picture(client: AsyncOpenAI, books: Books, photo: bytes) -> None:
+    made = await client.images.create_variation(model=VARIATIONS, image=("photo.png", photo), n=2, size="256x256")
+
+    assert len(made.data or []) == 2
+    assert books.jobs() == [("succeeded", 2000)]
+
+
+async def test_a_recording_is_transcribed_in_each_form(client: AsyncOpenAI, books: Books) -> None:
+    sound = recordings.read("tone.mp3")
+    file = ("speech.mp3", sound)
+
+    short = await client.audio.transcriptions.create(model=TRANSCRIPTS, file=file)
+    plain = await client.audio.transcriptions.create(
+        model=TRANSCRIPTS, file=file, response_format="text", language="en"
+    )
+    long = await client.audio.transcriptions.create(model=TRANSCRIPTS, file=file, response_format="verbose_json")
+
+    assert short.text == openai_server.heard_in(sound)
+    assert plain == f"{short.text}\n"
+    assert (long.language, long.duration, long.segments[0].end if long.segments else 0) == ("english", 2.9, 2.9)
+    assert books.jobs() == [("succeeded", 2000)] * 3
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.audio.transcriptions.create(model=TRANSCRIPTS, file=("page.mp3", b"<html>"))
+    assert (refused.value.code, refused.value.param) == ("unsupported_media", "file")
 
 
 async def test_models_are_listed_and_looked_up(client: AsyncOpenAI) -> None:

@@ -140,6 +140,10 @@ async def test_an_upload_becomes_a_text_charged_by_the_seconds_the_provider_coun
         {"kind": "audio", "quantity": 1, "unit": "second", "credits": "0.1", "cost_micro_usd": 100}
     ]
     assert receipt["provider_cost_micro_usd"] == 100
+    left = shop.sender.superuser.execute(
+        "SELECT count(*) FROM limner.job_input WHERE job_id = %s", [job["job_id"]]
+    ).fetchone()
+    assert left == (0,), "the job's copy of the recording goes with its end"
 
 
 async def test_a_provider_that_counts_more_than_there_was_is_charged_as_the_hold(shop: Shop) -> None:

@@ -215,7 +215,7 @@ BEGIN
   VALUES (t, p_event, j.app_id, CASE p_outcome WHEN 'succeeded' THEN 'job.completed' ELSE 'job.' || p_outcome END, p_job,
           json_build_object('job_id', p_job, 'status', p_outcome, 'charged_mc', amount, 'error_code', p_error_code), j.webhook_url);
   DELETE FROM limner.job_queue q WHERE q.org_id = t AND q.job_id = p_job;
-  IF j.input ?| ARRAY['images', 'mask'] THEN
+  IF j.input ?| ARRAY['images', 'mask', 'audio'] THEN
     DELETE FROM limner.job_input i WHERE i.org_id = t AND i.job_id = p_job;
   END IF;
   IF p_fence > 1 OR p_outcome <> 'succeeded' THEN       -- runs may have left objects that nobody refers to

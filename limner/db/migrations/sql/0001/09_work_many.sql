@@ -77,7 +77,8 @@ BEGIN
         JOIN LATERAL (SELECT 1 FROM limner.job_queue q
                        WHERE q.org_id = a.org AND q.job_id = a.job AND q.fence = a.fence AND q.lease_owner IS NOT NULL
                          FOR UPDATE SKIP LOCKED) q ON true
-        JOIN LATERAL (SELECT j.app_id, j.end_user_id, j.model, j.wallet_id, j.price_hold_mc, j.webhook_url, j.input ?| ARRAY['images', 'mask'] AS pictures
+        JOIN LATERAL (SELECT j.app_id, j.end_user_id, j.model, j.wallet_id, j.price_hold_mc, j.webhook_url,
+                             j.input ?| ARRAY['images', 'mask', 'audio'] AS pictures
                         FROM limner.job j WHERE j.org_id = a.org AND j.id = a.job AND NOT j.drew_lots
                          AND (a.outcome <> 'succeeded' OR a.amount = 0
                               OR (a.amount BETWEEN 0 AND j.price_hold_mc AND jsonb_array_length(a.usage) > 0))
