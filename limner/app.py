@@ -98,13 +98,6 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
     waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
     hub = hub_api.HubApi(db, authenticate, submitter, urls, waiting)
-    webhooks = webhooks_api.WebhooksApi(
-        db, authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
-        settings.webhook_secret_overlap_s, settings.keep_deliveries_days,
-    )  # fmt: skip
-    checker = checks.Checker(
-        pool, checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
-    )
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens, pool)
     door = doors.fixed(settings, root)
@@ -139,8 +132,8 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
         batches_api.router(_batches(settings, hub)),
         users_api.router(hub),
         usage_api.router(hub, settings.usage_max_days),
-        checks_api.router(hub, checker, rates.KeyLimit("checks", settings.checks_per_min)),
-        webhooks_api.router(webhooks),
+        checks_api.router(hub, _checker(settings, pool), rates.KeyLimit("checks", settings.checks_per_min)),
+        webhooks_api.router(_webhooks(settings, root, hub, allowed)),
         provider_keys_api.router(provider_keys_api.ProviderKeysApi(db, authenticate, OwnKeys(root))),
         settings_api.router(settings_api.SettingsApi(db, authenticate)),
         uploads_api.router(brought),
@@ -164,6 +157,20 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     app.state.close_streams = board.close
     app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
+
+
+def _webhooks(
+    settings: Settings, root: RootKey, hub: hub_api.HubApi, allowed: Destinations
+) -> webhooks_api.WebhooksApi:
+    return webhooks_api.WebhooksApi(
+        hub.db, hub.authenticate, Sealer(root, endpoints.PURPOSE), allowed, settings.webhooks_per_app,
+        settings.webhook_secret_overlap_s, settings.keep_deliveries_days,
+    )  # fmt: skip
+
+
+def _checker(settings: Settings, pool: CpuPool) -> checks.Checker:
+    limits = checks.CheckLimits(settings.check_max_chars, settings.check_backlog, settings.check_time_limit_s)
+    return checks.Checker(pool, limits)
 
 
 def _body_limits(settings: Settings) -> dict[str, int]:

@@ -75,9 +75,7 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         settings.org_max_running or None,
     )
     loop = WorkerLoop(resources, limits)
-    duties = _duties(settings, db, store, pool)
-    if root.old:
-        duties.append(chores.Chore("reseal_old", resealing.EVERY_S, resealing.Resealing(db, root).reseal_old))
+    duties = _duties(settings, root, db, store, pool)
 
     def stop() -> None:
         loop.stop()
@@ -118,7 +116,8 @@ async def run(settings: Settings, root: RootKey, address: Address) -> None:
         await db.close()
 
 
-def _duties(settings: Settings, db: Database, store: ObjectStore, pool: CpuPool) -> list[chores.Chore]:
+def _duties(settings: Settings, root: RootKey, db: Database, store: ObjectStore, pool: CpuPool) -> list[chores.Chore]:
+    resealing_old = chores.Chore("reseal_old", resealing.EVERY_S, resealing.Resealing(db, root).reseal_old)
     hub = hub_chores.HubChores(db, store, settings.loser_sweep_after_s)
     deliveries = forgetting.Forgetting(db, settings.keep_deliveries_days)
     kept = retention.Retention(db, store, settings.keep_days, settings.keep_jobs)
@@ -131,6 +130,7 @@ def _duties(settings: Settings, db: Database, store: ObjectStore, pool: CpuPool)
         chores.Chore("erase_old", retention.ERASE_EVERY_S, kept.erase_old),
         chores.Chore("forget_deliveries", forgetting.FORGET_EVERY_S, deliveries.forget_deliveries),
         chores.Chore("tend_uploads", tending.EVERY_S, _uploads(db, store, settings, pool).tend),
+        *([resealing_old] if root.old else []),
     ]
 
 
