@@ -145,18 +145,22 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     ):
         app.include_router(router)
     _serve_docs(app)
-    bounds = BodyBounds(settings.body_within_s, settings.max_body_values, BodyMemory(settings.max_bodies_bytes))
-    limits = _body_limits(settings)
-    app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={}, bounds=bounds)
-    direct: dict[str, Endpoint] = {
+    _edge(app, settings, {
         "POST /api/v1/generate": hub_api.JobEndpoints(hub).generate,
         "POST /v1/chat/completions": openai_api.ChatEndpoints(openai).chat,
         f"GET {media_api.PREFIX}": media,
-    }
-    edge = Edge(app, settings.max_body_bytes, limits, direct, bounds)
+    })  # fmt: skip
     app.state.close_streams = board.close
-    app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
     return app
+
+
+def _edge(app: Application, settings: Settings, direct: dict[str, Endpoint]) -> None:
+    """What stands before every endpoint; `direct` are answered without a router."""
+    bounds = BodyBounds(settings.body_within_s, settings.max_body_values, BodyMemory(settings.max_bodies_bytes))
+    limits = _body_limits(settings)
+    app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={}, bounds=bounds)
+    edge = Edge(app, settings.max_body_bytes, limits, direct, bounds)
+    app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
 
 
 def _webhooks(
