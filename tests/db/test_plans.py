@@ -176,7 +176,13 @@ async def _batches(db: Database, tenant: Tenant) -> None:
 async def _capped(db: Database, tenant: Tenant) -> None:
     """A job among some hundred others whose provider has a cap: sorted, claimed with a place, moved on, released, claimed again."""
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
-        facts = {"name": "own/model", "display_name": "Own", "kind": "image", "input_schema": SCHEMA, "price_mc": MC}
+        facts = {
+            "name": "own/model",
+            "display_name": "Own",
+            "kind": "image.generate",
+            "input_schema": SCHEMA,
+            "price_mc": MC,
+        }
         model_id = await catalog.put_model(tx, facts)
         providers = []
         for name, cap in (("narrow", 1), ("wide", 3)):

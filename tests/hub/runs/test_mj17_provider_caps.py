@@ -48,7 +48,13 @@ class Market:
     async def model(self, tenant: Tenant, *providers: str) -> UUID:
         name = f"test/{ids.new().hex}"
         async with self.db.tenant_tx(tenant.org_id, "limner_operator") as tx:
-            facts = {"name": name, "display_name": name, "kind": "image", "input_schema": SCHEMA, "price_mc": MC}
+            facts = {
+                "name": name,
+                "display_name": name,
+                "kind": "image.generate",
+                "input_schema": SCHEMA,
+                "price_mc": MC,
+            }
             model_id = await catalog.put_model(tx, facts)
             for place, provider in enumerate(providers, start=1):
                 await catalog.put_route(tx, name, provider, provider_model="m", priority=place)
