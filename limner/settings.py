@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     max_image_pixels: PositiveInt = 40_000_000
     max_image_side: PositiveInt = 16_384
     max_audio_bytes: PositiveInt = 25 * MIB
-    max_audio_s: int = Field(default=7200, ge=1, le=86_400)
+    max_audio_s: int = Field(default=7200, ge=1, le=10_800)
     upload_quota_bytes: PositiveInt = 5 * 1024 * MIB
     upload_quota_files: PositiveInt = 10_000
     key_cache_s: float = Field(default=60.0, ge=0, le=60)

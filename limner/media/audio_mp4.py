@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from limner.media.audio_parts import COMPRESSED, LOSSLESS, Sound, big, milliseconds, refused
+from limner.media.audio_parts import COMPRESSED, LOSSLESS, MAX_PARTS, Sound, big, milliseconds, refused
 
 HOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"mvex", b"moof", b"traf"})
 LOSSY = frozenset({b"mp4a", b"Opus", b"ac-3", b"ec-3", b".mp3"})
-MAX_BOXES = 200_000
 MAX_DEPTH = 10
-MAX_ENTRIES = 2_000_000
 
 
 @dataclass(slots=True)
@@ -23,7 +21,7 @@ class _Found:
     """What a sample lasts where its fragment does not say: of the whole track, then of the fragment."""
     fragment_each: int = 0
     bytes: int = 0
-    boxes: int = 0
+    parts: int = 0
 
 
 def read(data: bytes) -> Sound:
@@ -40,8 +38,8 @@ def read(data: bytes) -> Sound:
 
 def _walk(found: _Found, data: bytes, at: int, end: int, depth: int) -> None:
     for name, start, stop in _boxes(data, at, end):
-        found.boxes += 1
-        if found.boxes > MAX_BOXES or depth > MAX_DEPTH:
+        found.parts += 1
+        if found.parts > MAX_PARTS or depth > MAX_DEPTH:
             raise refused("it has too many parts")
         if name in HOLDERS:
             _walk(found, data, start, stop, depth + 1)
@@ -87,7 +85,8 @@ def _note(found: _Found, name: bytes, data: bytes, at: int, end: int) -> None:
 
 def _add_listed(found: _Found, data: bytes, at: int, end: int) -> None:
     count = big(data, at + 4, 4)
-    if count > MAX_ENTRIES or at + 8 + count * 8 > end:
+    found.parts += count
+    if found.parts > MAX_PARTS or at + 8 + count * 8 > end:
         raise refused("a list of it is longer than it can be")
     for entry in range(at + 8, at + 8 + count * 8, 8):
         found.listed += big(data, entry, 4) * big(data, entry + 4, 4)
@@ -106,7 +105,8 @@ def _add_run(found: _Found, data: bytes, at: int, end: int) -> None:
         return
     step = 4 * sum(bool(flags & bit) for bit in (0x100, 0x200, 0x400, 0x800))
     place = at + 8 + (4 if flags & 1 else 0) + (4 if flags & 4 else 0)
-    if count > MAX_ENTRIES or place + count * step > end:
+    found.parts += count
+    if found.parts > MAX_PARTS or place + count * step > end:
         raise refused("a list of it is longer than it can be")
     for entry in range(place, place + count * step, step):
         found.listed += big(data, entry, 4)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from limner.media.audio_parts import COMPRESSED, Sound, big, little, milliseconds, refused
+from limner.media.audio_parts import COMPRESSED, MAX_PARTS, Sound, big, little, milliseconds, refused
 
 RATES = ((11_025, 12_000, 8_000), (), (22_050, 24_000, 16_000), (44_100, 48_000, 32_000))
 """Samples a second, by the two bits of the version: 2.5, none, 2, 1."""
@@ -12,7 +12,6 @@ _V1L3 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _V2L1 = (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
 _V2L23 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 MAX_TAGS = 2
-MAX_FRAMES = 2_000_000
 MAX_PADDING = 64 * 1024
 
 
@@ -54,7 +53,7 @@ def read(data: bytes) -> Sound:
         samples += frame.samples
         at += frame.size
         frames += 1
-        if frames > MAX_FRAMES:
+        if frames > MAX_PARTS:
             raise refused("it has too many parts")
     if at > len(data):  # the last one was cut off, as recorders do
         samples, at = samples - first.samples, len(data)

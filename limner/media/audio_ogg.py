@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from limner.media.audio_parts import COMPRESSED, Sound, little, milliseconds, refused
+from limner.media.audio_parts import COMPRESSED, MAX_PARTS, Sound, little, milliseconds, refused
 
 OPUS_RATE = 48_000
 FIRST, LAST, GOES_ON = 0x02, 0x04, 0x01
 NO_POSITION = 2**64 - 1
-MAX_PAGES = 500_000
 _SILK, _HYBRID, _CELT = (480, 960, 1920, 2880), (480, 960), (120, 240, 480, 960)
 
 
@@ -45,6 +44,8 @@ def read(data: bytes) -> Sound:
         for start in page.starts:
             packets += 1
             samples += opus_samples(data, start) if counts and packets > 1 else 0  # the first is the comment
+        if packets > MAX_PARTS:
+            raise refused("it has too many parts")
         position = page.position if page.position != NO_POSITION else position
         last = page
     if not last.flags & LAST:
@@ -66,7 +67,7 @@ def opus_samples(data: bytes, at: int) -> int:
 
 def _pages(data: bytes) -> Iterator[Page]:
     at = 0
-    for _ in range(MAX_PAGES):
+    for _ in range(MAX_PARTS):
         if data[at : at + 4] != b"OggS" or little(data, at + 4, 1) != 0:
             raise refused("it is no Ogg file to its end")
         flags, count = little(data, at + 5, 1), little(data, at + 26, 1)

@@ -11,6 +11,10 @@ LOSSLESS = 40_000_000
 """Bits a second of eight channels at 192 kHz in 24 bits, and some."""
 
 
+MAX_PARTS = 600_000
+"""Frames, packets, blocks: three hours have 540,000 of 20 ms. Walking through as many takes a second or two; a file may hold millions."""
+
+
 class AudioRejected(MediaRejected):
     """A recording: unsupported_media, audio_too_large, audio_too_long."""
 

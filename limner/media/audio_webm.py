@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from limner.media.audio_ogg import OPUS_RATE, opus_samples
-from limner.media.audio_parts import COMPRESSED, Sound, big, refused
+from limner.media.audio_parts import COMPRESSED, MAX_PARTS, Sound, big, refused
 
 EBML, DOC_TYPE = 0x1A45DFA3, 0x4282
 SEGMENT, INFO, TRACKS, TRACK, CLUSTER, GROUP = 0x18538067, 0x1549A966, 0x1654AE6B, 0xAE, 0x1F43B675, 0xA0
@@ -17,7 +17,6 @@ SCALE, DURATION, TRACK_TYPE, CODEC, TIME, SIMPLE, BLOCK, LASTS = 0x2AD7B1, 0x448
 HOLDERS = frozenset({EBML, SEGMENT, INFO, TRACKS, TRACK, CLUSTER, GROUP})
 AUDIO = 2
 CODECS = frozenset({b"A_OPUS", b"A_VORBIS"})
-MAX_ELEMENTS = 3_000_000
 BLOCK_MS = 60.0
 """How long a last block is taken to last where nothing says it."""
 
@@ -37,7 +36,7 @@ class _Found:
 def read(data: bytes) -> Sound:
     """Raises AudioRejected."""
     found, at = _Found(), 0
-    for _ in range(MAX_ELEMENTS):
+    for _ in range(MAX_PARTS):
         if at == len(data):
             break
         name, at = _name(data, at)

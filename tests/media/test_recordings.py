@@ -90,6 +90,13 @@ def test_damaged_recordings_are_refused_or_measured_and_nothing_else_happens(cou
         assert found(cut) in {"unsupported_media", "audio_too_long"} | set(NAMES.values())
 
 
+def test_a_file_of_millions_of_parts_is_given_up_early() -> None:
+    bomb = recordings.read("live.webm") + b"\xec\x80" * 700_000
+
+    with pytest.raises(AudioRejected, match="too many parts"):
+        audio.measure(bomb, MAX_S)
+
+
 def found(data: bytes) -> str:
     """What it is, or the code it is refused with."""
     try:

@@ -23,7 +23,7 @@ KEY = "sk-behind-4f2c71"
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def far() -> AsyncIterator[OpenAIServer]:
-    async with openai_server.running(KEY, "judge") as server:
+    async with openai_server.running(KEY, "judge", "whisper-1") as server:
         yield server
 
 

@@ -74,7 +74,7 @@ def _prepared(route: Route, asked: Asked, model: Model) -> tuple[Config, bytes]:
         configured = config.read(route.base_url, route.config)
     except ConfigInvalid as error:
         raise verdicts.misconfigured(error) from None
-    own = requests.gateway_fields(configured)
+    own = requests.gateway_fields(configured) if asked.surface.writes else chat.NOTHING
     return configured, chat.payload(asked, model, route.provider_model, configured.max_tokens_field, own)
 
 

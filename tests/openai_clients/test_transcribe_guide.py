@@ -7,20 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
-from limner.db.pools import Database
 from tests.conftest import Server, Tenant
 from tests.contracts.source import REPOSITORY
-from tests.emulators import openai_server
 from tests.emulators.openai_server import OpenAIServer, heard_in
 from tests.media import recordings
-from tests.running import Api, Client, start_worker
+from tests.running import Api, Client
 
 GUIDE = (REPOSITORY / "docs" / "guide" / "transcribe.md").read_text()
 THERE = "http://127.0.0.1:8001"
@@ -30,33 +26,19 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def speech() -> AsyncIterator[OpenAIServer]:
-    async with openai_server.running("sk-heard", "whisper-1") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def house(server: Server, db: Database, speech: OpenAIServer) -> Iterator[Api]:
-    api, worker = Api(server.home, **speech.environment), start_worker(server.home, **speech.environment)
-    yield api
-    api.stop()
-    worker.stop()
-
-
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="the guide is written for curl and jq")
 async def test_the_guide_works_as_it_is_written(
-    house: Api, speech: OpenAIServer, server: Server, tenant: Tenant, http: aiohttp.ClientSession, tmp_path: Path
+    house: Api, far: OpenAIServer, server: Server, shop: Tenant, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     sound = recordings.read("tone.mp3")
     (tmp_path / "speech.mp3").write_bytes(sound)
     environment = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY),
-        "LIMNER_HOME": str(server.home), "LIMNER_URL": house.url, "KEY": tenant.api_key, **speech.environment,
+        "LIMNER_HOME": str(server.home), "LIMNER_DATABASE_URL": server.url, "LIMNER_URL": house.url, "KEY": shop.api_key, **far.environment,
     }  # fmt: skip
     sell, *rest = blocks("sh")
-    sell = re.sub(r"^limner .*$", rf"\g<0> --org {tenant.slug}", sell.replace(THERE, speech.origin), flags=re.MULTILINE)
-    script = "\n".join(["set -eu", sell, *rest]).replace("demo-user", tenant.user)
+    sell = re.sub(r"^limner .*$", rf"\g<0> --org {shop.slug}", sell.replace(THERE, far.origin), flags=re.MULTILINE)
+    script = "\n".join(["set -eu", sell, *rest]).replace("demo-user", shop.user)
 
     done = await asyncio.to_thread(
         subprocess.run,
@@ -69,11 +51,11 @@ async def test_the_guide_works_as_it_is_written(
         timeout=90,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    job = await Client(http, house.url, tenant.api_key).finished(
+    job = await Client(http, house.url, shop.api_key).finished(
         json.loads((tmp_path / "job.json").read_text())["job_id"]
     )
     [program] = blocks("python")
-    program = program.replace("demo-user", tenant.user)
+    program = program.replace("demo-user", shop.user)
     said = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True,
         text=True, check=False, timeout=60,
