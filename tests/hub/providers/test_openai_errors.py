@@ -190,6 +190,19 @@ async def test_why_there_are_no_words_decides_what_follows(desk: Desk, choice: A
     assert (error.code, error.kind) == (code, kind)
 
 
+async def test_an_answer_that_its_filter_kept_back_says_what_it_consumed(desk: Desk) -> None:
+    usage = {"prompt_tokens": 12, "completion_tokens": 7}
+    desk.server.then(
+        Says(200, {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}], "usage": usage})
+    )
+
+    error = await desk.refused(prompt="a hare")
+
+    assert [(use.kind, use.quantity, use.unit) for use in error.usage] == [
+        ("input_tokens", 12, "token"), ("output_tokens", 7, "token"),
+    ]  # fmt: skip
+
+
 async def test_of_several_texts_those_that_are_there_are_kept(desk: Desk) -> None:
     choices = [
         {"message": {"content": "one"}, "finish_reason": "length"},
