@@ -8,6 +8,7 @@ from uuid import UUID
 from limner.hub.executor import Run
 from limner.hub.gates import Gates
 from limner.hub.health import BreakerSettings
+from limner.hub.remembered import RouteCache
 from tests.hub.doubles import Shop
 
 QUICK = BreakerSettings(failures=3, pause_s=0.4, long_pause_s=30)
