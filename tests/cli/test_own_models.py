@@ -135,7 +135,10 @@ def test_an_adapter_that_no_worker_has_is_put_with_a_remark(limner: Limner, org:
     said = limner("providers", "put", str(path), "--org", org)
 
     assert said.code == 0
-    assert "no worker of this release has an adapter opneai; there are anthropic, gemini, local, openai" in said.err
+    assert (
+        "no worker of this release has an adapter opneai; there are anthropic, defapi, gemini, local, openai, replicate"
+        in said.err
+    )
 
 
 @pytest.mark.parametrize("kind", list(offers.SCHEMAS))

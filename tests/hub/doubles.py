@@ -186,7 +186,13 @@ async def open_shop(
     name = f"test/painter-{random.randrange(10**9)}"
     adapters: dict[str, Adapter] = {provider.name: provider for provider in providers}
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
-        facts = {"name": name, "display_name": "Painter", "kind": "image", "input_schema": SCHEMA, "price_mc": MC}
+        facts = {
+            "name": name,
+            "display_name": "Painter",
+            "kind": "image.generate",
+            "input_schema": SCHEMA,
+            "price_mc": MC,
+        }
         model_id = await catalog.put_model(tx, facts)
         for place, provider in enumerate(providers, start=1):
             await catalog.put_provider(
