@@ -39,7 +39,7 @@ from limner.hub import (
     webhooks_api,
 )
 from limner.hub.batch_submission import BatchSubmitter
-from limner.hub.calls import Calls
+from limner.hub.calls import Calls, Reading
 from limner.hub.chat import Answering
 from limner.hub.hooks import Hooks
 from limner.hub.imports import Imports
@@ -97,11 +97,15 @@ def build(settings: Settings, root: RootKey, address: Address) -> FastAPI:
     submitter = _submitter(settings, db, pool, store, allowed)
     authenticate = KeyAuthenticator(db, settings.key_cache_s, rates.KeyLimit("reads", settings.reads_per_min))
     waiting = WaitingRoom(board, settings.max_waiting, settings.longest_wait_s)
-    hub = hub_api.HubApi(db, authenticate, submitter, urls, waiting)
+    reading = Reading(authenticate)
+    hub = hub_api.HubApi(db, reading, submitter, urls, waiting)
     tokens = TokenTickets(root, settings.base_url)
     brought = _uploads(settings, hub, store, tokens, pool)
     door = doors.fixed(settings, root)
-    openai = _openai(settings, hub, store, pool, _answerers(Tools(door, pool, db.clock, doors.untrusted(settings))))
+    openai = _openai(
+        settings, hub, authenticate, store, pool, _answerers(Tools(door, pool, db.clock, doors.untrusted(settings)))
+    )
+    reading.calls = openai.desk.calls
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -206,8 +210,9 @@ def _submitter(settings: Settings, db: Database, pool: CpuPool, store: ObjectSto
 
 
 def _openai(
-    settings: Settings, hub: hub_api.HubApi, store: ObjectStore, pool: CpuPool, providers: dict[str, Answering]
-) -> openai_api.OpenAIApi:
+    settings: Settings, hub: hub_api.HubApi, authenticate: KeyAuthenticator, store: ObjectStore, pool: CpuPool,
+    providers: dict[str, Answering],
+) -> openai_api.OpenAIApi:  # fmt: skip
     """Calls that this process answers itself, settled as a worker settles its runs."""
     waker = hub.submitter.waker
     resources = executor.resources(
@@ -218,7 +223,7 @@ def _openai(
     )  # fmt: skip
     calls = Calls(hub.db, hub.submitter.intake, resources, settings.lease_s, settings.heartbeat_s)
     return openai_api.OpenAIApi(
-        hub.db, hub.authenticate, hub.submitter, Desk(calls, providers, settings.stream_heartbeat_s), resources.routes
+        hub.db, authenticate, hub.submitter, Desk(calls, providers, settings.stream_heartbeat_s), resources.routes
     )
 
 

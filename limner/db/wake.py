@@ -81,6 +81,13 @@ class Herald:
             await asyncio.sleep(QUIET_S)
 
 
+async def ring(db: Database, role: str, channel: str, subject: UUID) -> None:
+    """One notice about one thing, for whoever listens on a channel of its own. It may get lost."""
+    with contextlib.suppress(DatabaseUnavailable, psycopg.Error):
+        async with db.statement(role) as conn:
+            await conn.execute("SELECT pg_notify(%s, %s)", [channel, subject.hex])
+
+
 def read_news(payload: str) -> set[UUID] | None:
     """Whose news a NOTIFY tells of; None: anybody's."""
     if payload == EVERYBODY:

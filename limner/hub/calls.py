@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from starlette.requests import Request
+
 from limner.db.pools import AWAY, Database
 from limner.hub import endings, jobs, pricing, routing, runs, stated, terms
 from limner.hub.catalog import Model, Route
@@ -25,6 +27,7 @@ from limner.hub.runs import Delivery, Lease
 from limner.kit import ids
 from limner.ledger import refusals
 from limner.telemetry import logs, metrics
+from limner.web.caller import Authenticate, Caller
 
 ROLE = "limner_dispatch"
 SETTLED_WITHIN_S = 1.0
@@ -125,6 +128,27 @@ def _failure(error: ProviderError) -> Failure:
     )
 
 
+class Reading:
+    """Who a key stands for, once what this process answered for the organization is in the books: a reader finds it there."""
+
+    def __init__(self, authenticate: Authenticate) -> None:
+        self._authenticate = authenticate
+        self.calls: Calls | None = None
+
+    async def __call__(self, request: Request) -> Caller:
+        caller = await self._authenticate(request)
+        return await self._after(caller) if request.method == "GET" else caller
+
+    async def again(self, request: Request) -> Caller:
+        """As Authenticate's."""
+        return await self._after(await self._authenticate.again(request))
+
+    async def _after(self, caller: Caller) -> Caller:
+        if self.calls is not None:
+            await self.calls.settled(caller.org_id)
+        return caller
+
+
 class NoneOpen(Exception):
     """Every provider of a model is left alone for now; one of them for `wait_s` at least."""
 
@@ -194,11 +218,11 @@ class Calls:
         try:
             return await self._intake.submit(org_id, submission, alone=alone)
         except refusals.TooFewCredits:
-            if not await self._settled(org_id):
+            if not await self.settled(org_id):
                 raise
         return await self._intake.submit(org_id, submission, alone=alone)
 
-    async def _settled(self, org_id: UUID) -> bool:
+    async def settled(self, org_id: UUID) -> bool:
         """Wait for the settlements of an organization that are under way; False when there are none."""
         settling = [task for task, org in self._settling.items() if org == org_id]
         if settling:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-import psycopg
-
-from limner.db.pools import Database, DatabaseUnavailable
+from limner.db import wake
+from limner.db.pools import Database
 from limner.hub import runs
 from limner.hub.runs import Lease
 from limner.kit import crypto
@@ -106,9 +105,9 @@ class Hooks:
             adopted = await runs.adopt_task(tx, named.job_id, named.step, named.provider, task_id)
         if adopted:
             log.info("task.adopted", job=named.job_id, provider=named.provider)
-        with contextlib.suppress(DatabaseUnavailable, psycopg.Error):  # it asks by itself, later
-            async with db.statement(ROLE) as conn:
-                await conn.execute("SELECT pg_notify(%s, %s)", [CHANNEL, named.job_id.hex])
+        await wake.ring(
+            db, ROLE, CHANNEL, named.job_id
+        )  # whoever waits asks by itself, later, where this does not arrive
         return adopted
 
     async def listen(self, db: Database) -> None:
