@@ -58,7 +58,7 @@ POLLED_S = 2.5
 """For a task: it is ordered, asked after, and fetched."""
 EMULATORS = (
     Far("openai", "openai", "text.generate", "tiny", "/v1", openai_server.running),
-    Far("openrouter", "openai", "text.generate", "tiny", "/v1", openrouter.running, {"states_cost": True}),
+    Far("openrouter", "openai", "text.generate", "tiny", "/api/v1", openrouter.running, {"states_cost": True}),
     Far("anthropic", "anthropic", "text.generate", "claude-small", "/v1", anthropic_server.running),
     Far("gemini", "gemini", "text.generate", "gemini-small", "/v1beta", gemini_server.running),
     Far("replicate", "replicate", "image.generate", "acme/painter", "/v1", replicate_server.running, POLLED, POLLED_S),
