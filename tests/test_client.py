@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -192,7 +193,12 @@ def test_the_same_without_an_event_loop(api: Api, worker: Process, tenant: Tenan
         with pytest.raises(LimnerError):
             limner.job("nothing")
     with blocking.Limner(api.url, tenant.api_key) as limner:
-        log = [event.type for event in limner.events()]
+        log = list[str]()
+        for _ in range(200):  # an event has its place in the log a moment after its commit
+            log = [event.type for event in limner.events()]
+            if len(log) > len(told):
+                break
+            time.sleep(0.05)
 
     assert job.status == "succeeded"
     assert told == ["job.started", "job.completed"]
