@@ -1,9 +1,7 @@
 """`limner providers health` and `limner providers test`: how providers fare, and whether they answer at all."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from limner.cli import printing, session
 from limner.cli.arguments import Json, OrgOrPlatform
@@ -14,9 +12,6 @@ from limner.hub import health
 from limner.hub.health import Faring
 
 AT_ONCE = 8
-OptionalName = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="The provider's name; without it all of them.")
-]
 
 
 @app.command("health")

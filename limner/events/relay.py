@@ -10,6 +10,7 @@ import psycopg
 
 from limner.db.pools import Database, DatabaseUnavailable
 from limner.db.wake import Herald
+from limner.kit.bell import Bell
 from limner.telemetry import logs, metrics
 
 ROLE = "limner_dispatch"
@@ -33,19 +34,14 @@ class Relay:
         self._db = db
         self._herald = herald
         self._on_placed = on_placed
-        self._due = asyncio.Event()
+        self._due = Bell()
 
     def wake(self) -> None:
-        self._due.set()
+        self._due.ring()
 
     async def run(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(POLL_S):
-                    await self._due.wait()
-            except TimeoutError:
-                pass  # the poll behind the wake-ups
-            self._due.clear()
+            await self._due.heard(POLL_S)
             try:
                 pause_s = await self._pass()
             except (DatabaseUnavailable, psycopg.Error) as error:
@@ -58,7 +54,7 @@ class Relay:
         async with self._db.system_tx(ROLE, "the log's order reaches over organizations: ids, never a payload") as tx:
             found = await tx.get("SELECT placed, more, subjects, lag_s FROM limner.relay_events(%s)", [MOST])
         if found["more"]:
-            self._due.set()
+            self._due.ring()
         if not found["placed"]:
             return WAITING_S if found["more"] else PASS_S
         metrics.EVENTS_PLACED.inc(found["placed"])

@@ -9,6 +9,7 @@ import psycopg
 from limner.db.pools import Database, DatabaseUnavailable
 from limner.hub import batches
 from limner.kit import ids
+from limner.kit.bell import Bell
 from limner.telemetry import logs
 
 ROLE = "limner_dispatch"
@@ -26,19 +27,14 @@ class BatchTending:
     def __init__(self, db: Database, on_ended: Callable[[], None]) -> None:
         self._db = db
         self._on_ended = on_ended
-        self._due = asyncio.Event()
+        self._due = Bell()
 
     def wake(self) -> None:
-        self._due.set()
+        self._due.ring()
 
     async def run(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(POLL_S):
-                    await self._due.wait()
-            except TimeoutError:
-                pass  # the poll behind the wake-ups
-            self._due.clear()
+            await self._due.heard(POLL_S)
             try:
                 await self._pass()
             except (DatabaseUnavailable, psycopg.Error) as error:

@@ -85,7 +85,7 @@ class Call(Run):
 
     async def answered(self, error: ProviderError | None, used: Tokens | None) -> None:
         """The provider delivered, as far as it did: `error` is why no further."""
-        await self._passage.end(None if error is None else _failure(error), used.all if used else None)
+        await self._passage.end(None if error is None else endings.failed(error), used.all if used else None)
 
     def leave(self) -> None:
         """Nobody will hear how the call went on."""
@@ -120,12 +120,6 @@ class Call(Run):
 
     def _latency_ms(self) -> int:
         return round((time.monotonic() - self.asked_at) * 1000)
-
-
-def _failure(error: ProviderError) -> Failure:
-    return Failure(
-        error.code, error.message, error.kind, known=not error.outcome_unknown, retry_after_s=error.retry_after_s or 0
-    )
 
 
 class Reading:

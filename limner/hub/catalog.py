@@ -352,11 +352,6 @@ async def enable_provider(tx: Tx, name: str, *, enabled: bool) -> None:
         raise ProviderNotFound(f"there is no provider {name} here")
 
 
-async def cap_provider(tx: Tx, name: str, max_running: int | None) -> None:
-    """How many jobs may be at a provider at once; None: any number. Holds for jobs claimed from now on. Raises ProviderNotFound."""
-    await limit_provider(tx, name, {"max_running": max_running})
-
-
 async def limit_provider(tx: Tx, name: str, limits: Mapping[str, int | None]) -> None:
     """Change those of LIMITS that are given; None lifts one. Permits follow with the next slice.
 

@@ -8,7 +8,7 @@ from typing import Any
 from limner.hub import outputs, pricing, runs
 from limner.hub.pricing import Rates, Tokens
 from limner.hub.providers import texts
-from limner.hub.providers.base import ErrorKind, Usage
+from limner.hub.providers.base import ErrorKind, ProviderError, Usage
 from limner.hub.runs import Work
 
 MAX_DEFERRAL_S = 3600.0
@@ -111,6 +111,13 @@ class Failure:
 SECONDS = ("audio", "second")
 """How an adapter names the seconds of a recording that it worked on."""
 FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True, passed="was full")
+
+
+def failed(error: ProviderError) -> Failure:
+    """What an adapter raised, as a run reads it."""
+    return Failure(
+        error.code, error.message, error.kind, known=not error.outcome_unknown, retry_after_s=error.retry_after_s or 0
+    )
 
 
 def without_result(failures: Sequence[Failure], backoff_s: float, remaining_s: float, *, is_last: bool) -> Ending:

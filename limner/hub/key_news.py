@@ -33,7 +33,10 @@ def worded(error: ProviderError, key: SealedKey | None) -> ProviderError:
     if key is None or error.code not in WORDS:
         return error
     code, words = WORDS[error.code]
-    return ProviderError(code, words, error.kind, error.retry_after_s, outcome_unknown=error.outcome_unknown)
+    return ProviderError(
+        code, words, error.kind, error.retry_after_s, outcome_unknown=error.outcome_unknown, usage=error.usage,
+        cost_micro_usd=error.cost_micro_usd,
+    )  # fmt: skip
 
 
 class KeyNews:

@@ -1,7 +1,7 @@
 """What a provider states about its own work: taken where it can be true, counted and left out where it cannot."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from limner.hub import endings, pricing
@@ -46,10 +46,7 @@ def bill(result: ProviderResult | ProviderError, route: Route, facts: Mapping[st
 
 def failure(error: ProviderError, route: Route, facts: Mapping[str, Any]) -> Failure:
     """What an adapter's error means for the run."""
-    return Failure(
-        error.code, error.message, error.kind, known=not error.outcome_unknown, retry_after_s=error.retry_after_s or 0,
-        cost_micro_usd=bill(error, route, facts).of_failure,
-    )  # fmt: skip
+    return replace(endings.failed(error), cost_micro_usd=bill(error, route, facts).of_failure)
 
 
 def cost_micro_usd(

@@ -8,7 +8,8 @@ import orjson
 from aiohttp import web
 
 from tests.emulators import tasks
-from tests.emulators.tasks import Says, Task, TaskServer, say
+from tests.emulators.openai_server import Says, say
+from tests.emulators.tasks import Task, TaskServer
 
 FIELDS = {"model": str, "prompt": str, "images": list, "aspect_ratio": str}
 RATIOS = {"1:1", "16:9", "21:9", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16"}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import orjson
 from aiohttp import web
 
-from tests.emulators.openai_server import STALL_S, Asked, Says, Turn
+from tests.emulators.openai_server import STALL_S, Asked, Says, Turn, half, hang_up, listening, say
 from tests.emulators.provider import KILL
 
 
@@ -115,7 +115,7 @@ class FarServer:
             return hang_up(request)
         body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
         if turn in {"breaks off", "stalls after its headers"}:
-            return await _half(request, body, 0 if turn == "breaks off" else STALL_S)
+            return await half(request, body, {}, 0 if turn == "breaks off" else STALL_S)
         return web.Response(body=body, content_type="application/json")
 
     async def _stream(self, request: web.Request, asked: Asked, turn: Turn) -> web.StreamResponse:
@@ -142,40 +142,10 @@ class FarServer:
 @asynccontextmanager
 async def serving(server: FarServer) -> AsyncIterator[None]:
     """On a port of its own."""
-    application = web.Application(client_max_size=64 * 2**20)
-    application.add_routes([web.route("*", "/{path:.*}", server.serve)])
-    runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        server.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with listening([web.route("*", "/{path:.*}", server.serve)]) as server.origin:
         yield
-    finally:
-        await runner.cleanup()
-
-
-def say(says: Says) -> web.Response:
-    body = says.body if isinstance(says.body, bytes) else orjson.dumps(says.body)
-    return web.Response(status=says.status, body=body, content_type="application/json", headers=dict(says.headers))
-
-
-def hang_up(request: web.Request) -> web.Response:
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()
 
 
 def is_typed(fields: Mapping[str, Any], known: Mapping[str, Any]) -> str | None:
     """The first field that is unknown, or of another type than it must be."""
     return next((n for n, value in fields.items() if n not in known or not isinstance(value, known[n])), None)
-
-
-async def _half(request: web.Request, body: bytes, pause_s: float) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Length": str(len(body)), "Content-Type": "application/json"})
-    await response.prepare(request)
-    await response.write(body[: len(body) // 2] if not pause_s else b"")
-    await asyncio.sleep(pause_s)
-    assert request.transport is not None
-    request.transport.close()
-    return response

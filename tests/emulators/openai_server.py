@@ -10,7 +10,7 @@ import os
 import signal
 import struct
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -124,14 +124,14 @@ class OpenAIServer:
         self.keys[job].append(job)
         turn = self._turns.popleft() if self._turns else self._always
         if isinstance(turn, Says):
-            return _say(turn)
+            return say(turn)
         if turn == "hangs up":
-            return _hang_up(request)
+            return hang_up(request)
         if turn in {"stalls", "is slow"}:
             await asyncio.sleep(STALL_S if turn == "stalls" else 1)
         wrong = self._refusal(request, asked)
         if wrong is not None:
-            return _say(wrong)
+            return say(wrong)
         if asked.body.get("stream"):
             return await self._stream(request, asked, turn)
         answer = self.changes(self._work(asked))
@@ -139,17 +139,17 @@ class OpenAIServer:
         if KILL in request.headers:
             os.kill(int(request.headers[KILL]), signal.SIGKILL)
         if turn == "hangs up afterwards":
-            return _hang_up(request)
+            return hang_up(request)
         body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
         headers = {"x-request-id": f"req_{len(self.asked)}"}
         if turn in {"breaks off", "stalls after its headers"}:
-            return await _half(request, body, headers, 0 if turn == "breaks off" else STALL_S)
+            return await half(request, body, headers, 0 if turn == "breaks off" else STALL_S)
         return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def list_models(self, request: web.Request) -> web.Response:
         """GET /v1/models."""
         if (wrong := self._unauthorized(request)) is not None:
-            return _say(wrong)
+            return say(wrong)
         data = [{"id": name, "object": "model", "created": 1, "owned_by": "us"} for name in self.models]
         return web.json_response({"object": "list", "data": data})
 
@@ -192,7 +192,7 @@ class OpenAIServer:
             if self.token_s:
                 await asyncio.sleep(self.token_s)
             if turn == "breaks off" and number == self.tokens // 2:
-                return _hang_up(request)
+                return hang_up(request)
             delta: dict[str, Any] = {"content": f"word{number} "} | ({} if number else {"role": "assistant"})
             choice = {"index": 0, "delta": delta, "finish_reason": None}
             await response.write(_event({**frame, "choices": [choice], **({"usage": None} if counts else {})}))
@@ -253,15 +253,22 @@ async def running(key: str | None = None, *models: str) -> AsyncIterator[OpenAIS
 @asynccontextmanager
 async def serving(server: Served) -> AsyncIterator[Served]:
     """This server on a port of its own."""
+    routes = [web.get(f"{server.root}/models", server.list_models), web.post("/{path:.*}", server.serve)]
+    async with listening(routes) as server.origin:
+        yield server
+
+
+@asynccontextmanager
+async def listening(routes: Iterable[web.RouteDef]) -> AsyncIterator[str]:
+    """The origin where they are served, on a port of its own."""
     application = web.Application(client_max_size=64 * 2**20)
-    application.add_routes([web.get(f"{server.root}/models", server.list_models), web.post("/{path:.*}", server.serve)])
+    application.add_routes(routes)
     runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        server.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield server
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -401,18 +408,20 @@ def _error(status: int, message: str, *, code: str | None = None, param: str | N
     return Says(status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}})
 
 
-def _say(says: Says) -> web.Response:
+def say(says: Says) -> web.Response:
+    """The answer."""
     body = says.body if isinstance(says.body, bytes) else orjson.dumps(says.body)
     return web.Response(status=says.status, body=body, headers={"Content-Type": "application/json", **says.headers})
 
 
-def _hang_up(request: web.Request) -> web.Response:
+def hang_up(request: web.Request) -> web.Response:
+    """Closes the line."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
 
 
-async def _half(request: web.Request, body: bytes, headers: Mapping[str, str], pause_s: float) -> web.StreamResponse:
+async def half(request: web.Request, body: bytes, headers: Mapping[str, str], pause_s: float) -> web.StreamResponse:
     """All of the headers, half of the body, and after a pause the end of the line."""
     response = web.StreamResponse(
         headers={**headers, "Content-Length": str(len(body)), "Content-Type": "application/json"}

@@ -12,7 +12,8 @@ import orjson
 from aiohttp import web
 
 from tests.emulators import tasks
-from tests.emulators.tasks import Says, Task, TaskServer, say
+from tests.emulators.openai_server import Says, say
+from tests.emulators.tasks import Task, TaskServer
 
 FIELDS = {
     "prompt": str, "image": str, "image_input": list, "mask": str, "num_outputs": int, "aspect_ratio": str, "scale": int,

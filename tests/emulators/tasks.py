@@ -6,26 +6,15 @@ import signal
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 from aiohttp import web
 
+from tests.emulators.openai_server import STALL_S, Says, hang_up, listening, say
 from tests.emulators.provider import KILL
 from tests.hub.doubles import png
-
-STALL_S = 60.0
-
-
-@dataclass(frozen=True)
-class Says:
-    """Answers this instead of doing anything."""
-
-    status: int = 200
-    body: Any = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-
 
 Misfortune = Literal["stalls", "hangs up", "hangs up afterwards"]
 """It takes the request and says nothing; closes the line before it has done anything, or when all is done and nothing said."""
@@ -157,27 +146,5 @@ class TaskServer:
 @asynccontextmanager
 async def running(server: TaskServer) -> AsyncIterator[None]:
     """The server on a port of its own."""
-    application = web.Application(client_max_size=64 * 2**20)
-    application.add_routes([*server.routes(), web.get("/files/{path:.*}", server.file)])
-    runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        server.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with listening([*server.routes(), web.get("/files/{path:.*}", server.file)]) as server.origin:
         yield
-    finally:
-        await runner.cleanup()
-
-
-def say(says: Says) -> web.Response:
-    """The answer."""
-    body = says.body if isinstance(says.body, bytes) else orjson.dumps(says.body)
-    return web.Response(status=says.status, body=body, content_type="application/json", headers=dict(says.headers))
-
-
-def hang_up(request: web.Request) -> web.Response:
-    """Closes the line."""
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()

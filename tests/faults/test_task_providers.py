@@ -25,8 +25,8 @@ from tests import acts
 from tests.conftest import Server, Tenant
 from tests.emulators import defapi_server, replicate_server
 from tests.emulators.defapi_server import DefApiServer
+from tests.emulators.openai_server import Says
 from tests.emulators.replicate_server import ReplicateServer
-from tests.emulators.tasks import Says
 from tests.faults.cluster import PICTURE, ApiProcess, Cluster, eventually
 from tests.running import Client
 

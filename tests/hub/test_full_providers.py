@@ -23,7 +23,7 @@ DOWN = ProviderError("provider_down", "It is down.", "retryable")
 
 async def _cap(shop: Shop, name: str, cap: int | None) -> None:
     async with shop.db.tenant_tx(shop.tenant.org_id, "limner_operator") as tx:
-        await catalog.cap_provider(tx, name, cap)
+        await catalog.limit_provider(tx, name, {"max_running": cap})
 
 
 async def _fill(shop: Shop, name: str) -> Lease:

@@ -12,7 +12,7 @@ from limner.hub.providers.defapi.adapter import DefApiAdapter
 from limner.hub.providers.fetching import data_uri
 from tests.emulators import defapi_server, tasks
 from tests.emulators.defapi_server import DefApiServer
-from tests.emulators.tasks import Says
+from tests.emulators.openai_server import Says
 from tests.hub.providers.task_calls import KEY, Desk, doors, picture, verdict
 
 

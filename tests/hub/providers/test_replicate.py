@@ -12,8 +12,8 @@ from limner.hub.providers.fetching import data_uri
 from limner.hub.providers.replicate import config
 from limner.hub.providers.replicate.adapter import ReplicateAdapter
 from tests.emulators import replicate_server, tasks
+from tests.emulators.openai_server import Says
 from tests.emulators.replicate_server import VERSION
-from tests.emulators.tasks import Says
 from tests.hub.doubles import png
 from tests.hub.providers.task_calls import KEY, Desk, doors, picture, verdict
 

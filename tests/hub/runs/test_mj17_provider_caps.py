@@ -43,7 +43,7 @@ class Market:
 
     async def cap(self, name: str, cap: int | None) -> None:
         async with self.db.tenant_tx(PLATFORM, "limner_operator") as tx:
-            await catalog.cap_provider(tx, name, cap)
+            await catalog.limit_provider(tx, name, {"max_running": cap})
 
     async def model(self, tenant: Tenant, *providers: str) -> UUID:
         name = f"test/{ids.new().hex}"

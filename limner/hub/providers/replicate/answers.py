@@ -13,7 +13,6 @@ from limner.hub.providers.base import ProviderError, Usage
 from limner.hub.providers.fetching import is_picture
 
 ID = re.compile(r"[A-Za-z0-9]{1,100}", re.ASCII)
-UNDER_WAY = frozenset({"starting", "processing", "queued"})
 ENDED = frozenset({"succeeded", "failed", "canceled", "aborted"})
 WAITING, WORKING, NEARLY = 12, 20, 90
 LOGS_LOOKED_AT = 2000
