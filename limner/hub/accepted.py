@@ -73,14 +73,14 @@ class Record:
         return self.id if stated is None else outputs.plain(str(stated), MAX_TASK_ID)
 
 
-async def first(insist: Insist, lease: Lease, candidates: list[Candidate]) -> list[Candidate]:
-    """The same, those first that have a task of an earlier run under way: another provider would be paid for the same work."""
-    if lease.fence == 1:
-        return candidates
-    tasks: list[Task] = await insist("read", lambda tx: runs.list_tasks(tx, lease.job_id), single=False)
-    waiting = {task.provider for task in tasks}
-    under_way = [replace(c, rule=f"its task is under way; {c.rule}") for c in candidates if c.route.provider in waiting]
-    return under_way + [c for c in candidates if c.route.provider not in waiting]
+def first(candidates: list[Candidate], answered: Mapping[str, bool]) -> list[Candidate]:
+    """The same, those first that have a task of an earlier run under way: another provider would be paid for the same work.
+
+    `answered`: as from runs.answered.
+    """
+    works = {provider for provider, under_way in answered.items() if under_way}
+    under_way = [replace(c, rule=f"its task is under way; {c.rule}") for c in candidates if c.route.provider in works]
+    return under_way + [c for c in candidates if c.route.provider not in works]
 
 
 async def call_off(db: Database, adapters: Mapping[str, Adapter], lease: Lease) -> None:

@@ -83,7 +83,7 @@ class Prepared:
     images: Mapping[str, Blob]
     candidates: list[routing.Candidate]
     asked: routing.Asking
-    answered: frozenset[str]
+    answered: Mapping[str, bool]
 
 
 class Run:
@@ -205,13 +205,12 @@ class Run:
             routes = self._resources.routes.put(self.lease.org_id, work.model_id, read)
         asked, own_only = routing.asking(self.lease.job_id, work.kind, work.input), terms.own_only(work.terms)
         candidates, skipped = routing.order(routes, self._resources.adapters, asked, own_only=own_only)
-        candidates = await accepted.first(self._insist, self.lease, candidates)
         for skip in skipped:
             log.warning("route.skipped", job=self.lease.job_id, provider=skip.provider, reason=skip.reason)
-        answered: frozenset[str] = frozenset()
+        answered: dict[str, bool] = {}
         if self.lease.fence > 1:  # what an earlier run has got needs no leave to ask
             answered = await self._insist("look", lambda tx: runs.answered(tx, self.lease.job_id), single=False)
-        return Prepared(work, images, candidates, asked, answered)
+        return Prepared(work, images, accepted.first(candidates, answered), asked, answered)
 
     async def _attempt(self, prepared: Prepared, candidate: routing.Candidate) -> Kept | Failure:
         """One try at one provider: the kept outputs, or why there are none."""

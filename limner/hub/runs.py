@@ -182,13 +182,14 @@ async def load_images(tx: Tx, job_id: UUID) -> dict[str, Blob]:
     return {row.pop("name"): Blob(**row) for row in rows}
 
 
-async def answered(tx: Tx, job_id: UUID) -> frozenset[str]:
-    """The providers that have taken, or done, the job's work in an earlier run."""
+async def answered(tx: Tx, job_id: UUID) -> dict[str, bool]:
+    """The providers that have taken, or done, the job's work in an earlier run, and whether a task of it is under way there."""
     rows = await tx.all(
-        "SELECT DISTINCT c.provider FROM limner.provider_call c WHERE c.org_id = %s AND c.job_id = %s AND c.state IN ('accepted', 'done')",
+        "SELECT c.provider, bool_or(c.state = 'accepted') AS works FROM limner.provider_call c"
+        " WHERE c.org_id = %s AND c.job_id = %s AND c.state IN ('accepted', 'done') GROUP BY c.provider",
         [tx.org_id, job_id],
     )
-    return frozenset(row["provider"] for row in rows)
+    return {row["provider"]: row["works"] for row in rows}
 
 
 async def intend(
