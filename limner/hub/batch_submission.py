@@ -2,10 +2,7 @@
 
 import asyncio
 import hashlib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -13,17 +10,14 @@ import orjson
 from starlette.requests import Request
 
 from limner.db.pools import Database
-from limner.hub import batches, inputs, jobs, pricing, submission
+from limner.hub import batches, submission
 from limner.hub.batches import Submitted, Wanted
 from limner.hub.jobs import Submission
-from limner.hub.providers import texts
-from limner.hub.providers.base import Blob
 from limner.hub.schema import ENVELOPE as JOB
 from limner.hub.schema import MAX_REPORTED, InputSchema
-from limner.hub.submission import Submitter
-from limner.hub.waits import Order
+from limner.hub.submission import Common, Submitter
 from limner.ledger import refusals
-from limner.web import parsing, preferences
+from limner.web import parsing
 from limner.web.caller import Caller
 from limner.web.errors import ApiError, invalid
 
@@ -66,22 +60,6 @@ ITEM: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Common:
-    """What all items of a batch share. `asked_s`: the deadline it asks for."""
-
-    caller: Caller
-    external_id: str | None
-    model: str | None
-    priority: int
-    run_at: datetime | None
-    ahead_s: float
-    asked_s: int | None
-    limits: jobs.Limits
-    request_id: str
-    traceparent: str | None
-
-
 class BatchSubmitter:
     """Takes `POST /api/v1/batches` of authenticated callers: at most `most` items, with pictures of `most_bytes` together."""
 
@@ -105,7 +83,7 @@ class BatchSubmitter:
         return submitted
 
     async def _read(self, request: Request, caller: Caller) -> Wanted:
-        external_id = submission.payer(caller)
+        submission.payer(caller)
         _, body = await parsing.json_body(request, TIMES)
         envelope = self._envelope.parse(body)
         given = envelope["items"]
@@ -115,16 +93,11 @@ class BatchSubmitter:
         webhook_url = envelope.get("webhook_url")
         if webhook_url is not None:
             self._submitter.check_webhook(webhook_url)
-        run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
-        common = Common(
-            caller, external_id, envelope.get("model"), envelope["priority"], run_at, self._submitter.ahead_s(run_at),
-            preferences.cancel_after_s(request), self._submitter.limits.of(caller.quotas, for_user=external_id is not None),
-            request.state.request_id, parsing.traceparent(request),
-        )  # fmt: skip
-        items = await self._items(given, common)
+        common = self._submitter.common(request, caller, {**envelope, "webhook_url": None}, None)
+        items = await self._items(given, common, envelope.get("model"))
         return Wanted(items, key, hashlib.sha256(_canonical(items, common, webhook_url)).digest(), webhook_url)
 
-    async def _items(self, given: list[Mapping[str, Any]], common: Common) -> list[Submission]:
+    async def _items(self, given: list[Mapping[str, Any]], common: Common, model: str | None) -> list[Submission]:
         """Raises ApiError 400 with what is wrong in each, by the item's place."""
         wrong: dict[str, list[str]] = {}
         items: list[Submission] = []
@@ -133,7 +106,7 @@ class BatchSubmitter:
             if place % BREATH == BREATH - 1:
                 await asyncio.sleep(0)
             try:
-                items.append(await self._one(value, common))
+                items.append(await self._one(value, common, model))
             except ApiError as error:
                 if error.status >= 500:
                     raise
@@ -152,56 +125,23 @@ class BatchSubmitter:
             raise invalid(first, "invalid_items", "Some items are wrong: nothing was ordered.")
         return items
 
-    async def _one(self, value: Mapping[str, Any], common: Common) -> Submission:
-        """An item as a job. Raises ApiError, with pointers into the item."""
+    async def _one(self, value: Mapping[str, Any], common: Common, model: str | None) -> Submission:
+        """An item as a job; `model` where it names none itself. Raises ApiError, with pointers into the item."""
         item = self._item.parse(value)
-        name = item.get("model", common.model)
+        name = item.get("model", model)
         if name is None:
             raise invalid({"/model": ["is required, here or for the whole batch"]})
-        caller = common.caller
-        model = await self._submitter.model(caller.org_id, name)
-        if model.row.kind in texts.BY_CALLS:
-            raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]})
-        parsed = submission.parsed_by(model, item["input"])
-        price_mc = submission.foreseen_mc(model.row, item["input"], parsed)
-        _refuse_data(parsed)
-        recorded = parsed
-        blobs: list[tuple[str, Blob]] = []
-        if any(field in parsed for field in inputs.FIELDS):
-            recorded, blobs = await self._submitter.images.take(caller, parsed, submission.NO_FILES)
-        order = Order(caller.org_id, caller.app_id, model.row.name, common.priority)
-        deadline_s = min(common.asked_s or model.row.deadline_s, model.row.deadline_s)
-        return Submission(
-            app_id=caller.app_id,
-            external_id=common.external_id,
-            route=submission.ROUTE,
-            model_id=model.row.id,
-            model=model.row.name,
-            kind=model.row.kind,
-            unit_price_mc=model.row.price_mc,
-            hold_mc=self._submitter.timed_mc(model.row, recorded, price_mc),
-            token_prices=pricing.kept_with_orders(model.row),
-            priority=common.priority,
-            idempotency_key=None,
-            request_hash=b"",
-            input=recorded,
-            images=blobs,
-            wait_s=math.ceil(common.ahead_s) + await self._submitter.waits.get(order, model.row.expected_s),
-            deadline_s=deadline_s,
-            cancel_after_s=None if common.asked_s is None else deadline_s,
-            max_runs=self._submitter.limits.max_runs,
-            request_id=common.request_id,
-            traceparent=common.traceparent,
-            run_at=common.run_at if common.ahead_s else None,
-            limits=common.limits,
+        _refuse_data(item["input"])
+        return await self._submitter.order(
+            common, await self._submitter.model(common.caller.org_id, name), item["input"]
         )
 
 
-def _refuse_data(parsed: Mapping[str, Any]) -> None:
+def _refuse_data(given: Mapping[str, Any]) -> None:
     """Pictures come to a batch by name: a body full of them would be decoded one by one while its client waits."""
-    images = parsed.get("images")
+    images = given.get("images")
     found = {f"/input/images/{place}": one for place, one in enumerate(images if isinstance(images, list) else ())}
-    named = found | {"/input/mask": parsed.get("mask")}
+    named = found | {"/input/mask": given.get("mask")}
     wrong = [pointer for pointer, text in named.items() if isinstance(text, str) and text[:5].lower() == "data:"]
     if wrong:
         raise invalid({pointer: ["must be upload:<id> or an https URL in a batch"] for pointer in wrong})

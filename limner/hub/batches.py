@@ -199,7 +199,7 @@ def _parameters(wanted: Wanted) -> list[Any]:
     items = [
         {"job": job_id, "model_id": one.model_id, "model": one.model, "kind": one.kind, "unit_price": one.unit_price_mc,
          "hold": one.hold_mc, "input": one.input, "wait": one.wait_s, "deadline_s": one.deadline_s,
-         "cancel_after": one.cancel_after_s, "token_prices": one.token_prices}
+         "cancel_after": one.cancel_after_s, "token_prices": one.token_prices, "terms": one.terms}
         for job_id, one in zip(job_ids, wanted.items, strict=True)
     ]  # fmt: skip
     facts = {

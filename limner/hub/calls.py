@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +33,7 @@ ROLE = "limner_dispatch"
 SETTLED_WITHIN_S = 1.0
 MAX_RUNS = 1
 """So that whoever claims it afterwards finds its runs used up."""
+Candidates = Sequence[routing.Candidate]
 log = logs.get("calls")
 
 
@@ -166,35 +167,43 @@ class Calls:
         """Of the open ones: those whose lease is somebody else's, or whose owner asked to stop."""
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex[-8:]}"
 
-    def first(self, candidate: routing.Candidate) -> jobs.FirstCall:
-        """What a submission needs to be born as a call."""
+    def first(self, candidates: Candidates) -> jobs.FirstCall:
+        """What a submission needs to be born as a call that asks the first of them."""
+        candidate = candidates[0]
         route = candidate.route
+        is_capped = any(one.route.max_running is not None for one in candidates)
         return jobs.FirstCall(
-            self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule, route.own_key is not None
-        )
+            self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule, route.own_key is not None,
+            route.provider_id if is_capped else None,
+        )  # fmt: skip
 
-    async def choose(
-        self, candidates: Sequence[routing.Candidate], tokens: int
-    ) -> tuple[Sequence[routing.Candidate], Passage]:
-        """The candidates from the first on that may be asked now, and the leave to ask it. Raises NoneOpen."""
+    async def reserve(
+        self, org_id: UUID, candidates: Candidates, tokens: int, order: Callable[[Candidates], jobs.Submission]
+    ) -> tuple[Candidates, Call | jobs.Submitted]:
+        """The candidates from the first on that may be asked now, and the call, or what its idempotency key stands for.
+
+        `order`: the submission for those that are left. Raises NoneOpen, and what Intake.submit raises.
+        """
         before: list[tuple[str, str]] = []
         shut: list[Failure] = []
         for place, candidate in enumerate(candidates):
             passage = await self._resources.gates.enter(candidate.route, tokens)
+            failure = passage if isinstance(passage, Failure) else endings.FULL
             if not isinstance(passage, Failure):
-                return [routing.after(candidate, before), *candidates[place + 1 :]], passage
-            metrics.ATTEMPTS.labels(candidate.route.provider, passage.code).inc()
-            before.append((candidate.route.provider, passage.passed))
-            shut.append(passage)
+                left = [routing.after(candidate, before), *candidates[place + 1 :]]
+                try:
+                    return left, await self._reserve(org_id, order(left), passage)
+                except refusals.NoPlace:
+                    pass
+            metrics.ATTEMPTS.labels(candidate.route.provider, failure.code).inc()
+            before.append((candidate.route.provider, failure.passed))
+            shut.append(failure)
         raise NoneOpen(min((failure.retry_after_s for failure in shut if failure.full), default=0.0))
 
-    async def reserve(
-        self, org_id: UUID, submission: jobs.Submission, passage: Passage, *, alone: bool
-    ) -> Call | jobs.Submitted:
-        """The call, or what its idempotency key stands for. Raises what Intake.submit raises.
-
-        Credits that answered calls of this organization still hold are waited for before it is refused for too few.
-        """
+    async def _reserve(self, org_id: UUID, submission: jobs.Submission, passage: Passage) -> Call | jobs.Submitted:
+        """Credits that answered calls of this organization still hold are waited for before it is refused for too few."""
+        bounds, first = submission.limits, submission.call
+        alone = bounds.org_per_min is not None or bounds.max_open is not None or bool(first and first.place)
         try:
             submitted = await self._submit(org_id, submission, alone=alone)
         except BaseException:

@@ -107,7 +107,7 @@ class Route:
     the model's. `requests_per_min` and `tokens_per_min`: what the provider takes of the key `key_id` of `key_org` (zero: the one of
     the settings). What was seen of it: `open_until` and `rest_until`, by the database's clock, 0 for never; `latency_ms` of late.
     `own_key`: the organization's, which goes instead of the platform's; `own_keys_only`: nothing of this organization goes with the
-    platform's key; `fee_percent`: of the list price, for what an own key delivers.
+    platform's key; `fee_percent`: of the list price, for what an own key delivers. `max_running`: the provider's.
     """
 
     provider: str
@@ -135,11 +135,12 @@ class Route:
     own_key: SealedKey | None = None
     own_keys_only: bool = False
     fee_percent: int = 0
+    max_running: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who runs models. `max_running`: how many jobs may be at it at once; None: any number.
+    """Who runs models. `max_running`: how many jobs and calls may be at it at once; None: any number.
 
     `requests_per_min` and `tokens_per_min`: what it takes of one key; in any `window_s` seconds, in proportion.
     """
@@ -209,7 +210,7 @@ async def routes_of(tx: Tx, model_id: UUID) -> list[Route]:
     """The enabled routes of a model over enabled providers, in priority order, with the organization's own keys."""
     rows = await tx.all(
         "SELECT p.name AS provider, p.adapter, p.base_url, r.provider_model, r.priority, r.cost_micro_usd,"
-        " p.config || r.config AS config, p.id AS provider_id, r.input_cost_micro_usd, r.cached_cost_micro_usd,"
+        " p.config || r.config AS config, p.id AS provider_id, p.max_running, r.input_cost_micro_usd, r.cached_cost_micro_usd,"
         " r.output_cost_micro_usd, r.weight, m.routing, m.next_on, p.org_id AS provider_org,"
         " CASE WHEN k.id IS NULL THEN p.org_id ELSE k.org_id END AS key_org, coalesce(k.id, %(platform)s) AS key_id,"
         " CASE WHEN k.id IS NULL THEN p.requests_per_min END AS requests_per_min,"

@@ -91,7 +91,10 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class FirstCall:
-    """Of a job that is answered at once: who has its lease, for how many seconds, and whom it asks first, why, and with whose key."""
+    """Of a job that is answered at once: who has its lease, for how many seconds, and whom it asks first, why, and with whose key.
+
+    `place`: that provider's id, where it or one of those that may follow takes only so many at once.
+    """
 
     owner: str
     lease_s: float
@@ -99,6 +102,7 @@ class FirstCall:
     provider_model: str
     rule: str
     own_key: bool = False
+    place: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,8 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
     """Idempotency, hold, job and queue row in one statement.
 
     `job_id` is the caller's; `again` says that it was sent before and the answer lost, so that it may be a replay. Raises
-    refusals.TooFewCredits, refusals.Inactive, refusals.Reused, refusals.TooMany; nothing is written then.
+    refusals.TooFewCredits, refusals.Inactive, refusals.Reused, refusals.TooMany, and for a call
+    refusals.NoPlace; nothing is written then.
     """
     limits = request.limits
     parameters: list[Any] = [
@@ -211,6 +216,17 @@ async def submit(tx: Tx, job_id: UUID, request: Submission, *, again: bool = Fal
         raise refusals.read(error) from error
     row["replayed"] = row.pop("outcome") == "replayed"
     return Submitted(**row)
+
+
+async def find_replayed(tx: Tx, request: Submission) -> Submitted | None:
+    """What the request's idempotency key stands for, where nothing new can be accepted. Raises refusals.Reused."""
+    query = "SELECT * FROM limner.find_replayed(%s, %s, %s, %s, %s, %s)"
+    asked = [request.app_id, request.external_id, request.route, request.idempotency_key, request.request_hash]
+    try:
+        row = await tx.find(query, [tx.ctx, *asked])
+    except psycopg.Error as error:
+        raise refusals.read(error) from error
+    return Submitted(replayed=True, **row) if row else None
 
 
 async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) -> dict[UUID, Submitted]:

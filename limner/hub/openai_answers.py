@@ -93,7 +93,8 @@ class _Answering:
         """Give the hold back; the error to answer with."""
         last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
         await self._desk.calls.end(self._order.call, Finish("failed", last.code, last.message))
-        wait = {"Retry-After": str(math.ceil(last.retry_after_s))} if last.retry_after_s else {}
+        wait_s = max(math.ceil(last.retry_after_s), int(last.full))
+        wait = {"Retry-After": str(wait_s)} if wait_s else {}
         if last.full:
             return ApiError(503, "provider_unavailable", MESSAGES["provider_unavailable"], headers=wait)
         status = 400 if last.code in REQUESTS_FAULT else STATUSES[last.kind]

@@ -3,9 +3,10 @@
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import orjson
 from fastapi import APIRouter
@@ -29,16 +30,15 @@ from limner.hub import (
     terms,
 )
 from limner.hub.api import answer
+from limner.hub.calls import Candidates
 from limner.hub.catalog import Model
 from limner.hub.chat import Asked, Surface
 from limner.hub.endings import MESSAGES
-from limner.hub.gates import Passage
 from limner.hub.openai_answers import Desk, Order, StreamedAnswer, WholeAnswer, whole_estimate
 from limner.hub.openai_audio import AudioApi, AudioEndpoints
 from limner.hub.openai_images import ImageEndpoints, ImagesApi
 from limner.hub.pricing import Tokens
 from limner.hub.remembered import RouteCache
-from limner.hub.routing import Candidate
 from limner.hub.submission import Submitter
 from limner.hub.terms import Terms
 from limner.kit import ids
@@ -117,24 +117,24 @@ class ChatEndpoints:
         most = chat.most(asked, model)
         key = parsing.idempotency_key(request, None)
         job_id = ids.new()
-        candidates, passage = await self._choose(routes, routing.Asking(job_id, Tokens(asked.likely, 0, most.written)))
-        agreed = terms.of_call(candidates)
+        asking = routing.Asking(job_id, Tokens(asked.likely, 0, most.written))
         bounds = self._api.submitter.limits.of(caller.quotas, for_user=external_id is not None)
-        wanted = jobs.Submission(
-            app_id=caller.app_id, external_id=external_id, route=surface.path[1:].replace("/", "."), model_id=model.id,
-            model=model.name, kind=model.kind, unit_price_mc=model.price_mc,
-            hold_mc=terms.hold_mc(pricing.tokens_mc(model, most), agreed), token_prices=pricing.rates(model), terms=agreed,
-            priority=10, idempotency_key=key,
-            request_hash=hashlib.sha256(raw if key is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).digest(),
-            input=_facts(asked, model, most, agreed), wait_s=0, deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS,
-            request_id=request.state.request_id, traceparent=parsing.traceparent(request), limits=bounds,
-            call=self._api.desk.calls.first(candidates[0]), job_id=job_id,
-        )  # fmt: skip
-        alone = bounds.org_per_min is not None or bounds.max_open is not None
-        try:
-            call = await self._api.desk.calls.reserve(caller.org_id, wanted, passage, alone=alone)
-        except refusals.Refused as error:
-            raise submission.worded(error, wanted) from None
+        path = surface.path[1:].replace("/", ".")
+        canonical = raw if key is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+        def wanted(candidates: Candidates) -> jobs.Submission:
+            agreed = terms.of_call(candidates)
+            return jobs.Submission(
+                app_id=caller.app_id, external_id=external_id, route=path, model_id=model.id, model=model.name, kind=model.kind,
+                unit_price_mc=model.price_mc, hold_mc=terms.hold_mc(pricing.tokens_mc(model, most), agreed),
+                token_prices=pricing.rates(model), terms=agreed, priority=10, idempotency_key=key,
+                request_hash=hashlib.sha256(canonical).digest(), input=_facts(asked, model, most, agreed), wait_s=0,
+                deadline_s=DEADLINE_S, max_runs=calls.MAX_RUNS, request_id=request.state.request_id,
+                traceparent=parsing.traceparent(request), limits=bounds,
+                call=self._api.desk.calls.first(candidates), job_id=job_id,
+            )  # fmt: skip
+
+        candidates, call = await self._book(caller.org_id, routes, asking, wanted)
         if isinstance(call, jobs.Submitted):
             return await openai_replays.replay(self._api.db, caller, call)
         request.state.log |= {"job": call.lease.job_id, "model": model.name}
@@ -163,18 +163,32 @@ class ChatEndpoints:
                 routes = self._api.routes.put(caller.org_id, model.id, await catalog.routes_of(tx, model.id))
         return model, routes
 
-    async def _choose(
-        self, routes: Sequence[catalog.Route], asking: routing.Asking
-    ) -> tuple[Sequence[Candidate], Passage]:
-        """Who may be asked, in order, and the leave to ask the first. Raises ApiError 503 where nobody can be."""
+    async def _book(
+        self, org_id: UUID, routes: Sequence[catalog.Route], asking: routing.Asking, wanted: Callable[[Candidates], jobs.Submission]
+    ) -> tuple[Candidates, calls.Call | jobs.Submitted]:  # fmt: skip
+        """As Calls.reserve. Where nobody can be asked, what the idempotency key stands for, or ApiError 503."""
         candidates, _ = routing.order(routes, self._api.desk.providers.keys(), asking)
         if not candidates:
             raise ApiError(503, "no_provider", MESSAGES["no_provider"])
         try:
-            return await self._api.desk.calls.choose(candidates, asking.tokens.all)
+            return await self._api.desk.calls.reserve(org_id, candidates, asking.tokens.all, wanted)
+        except refusals.Refused as error:
+            raise submission.worded(error, wanted(candidates)) from None
         except calls.NoneOpen as error:
+            earlier = await self._earlier(org_id, wanted(candidates))
+            if earlier is not None:
+                return candidates, earlier
             wait = {"Retry-After": str(max(math.ceil(error.wait_s), 1))}
             raise ApiError(503, "provider_unavailable", MESSAGES["provider_unavailable"], headers=wait) from None
+
+    async def _earlier(self, org_id: UUID, wanted: jobs.Submission) -> jobs.Submitted | None:
+        if wanted.idempotency_key is None:
+            return None
+        try:
+            async with self._api.db.tenant_tx(org_id) as tx:
+                return await jobs.find_replayed(tx, wanted)
+        except refusals.Refused as error:
+            raise submission.worded(error, wanted) from None
 
 
 def _model_body(model: Model) -> dict[str, Any]:

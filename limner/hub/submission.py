@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -40,6 +40,10 @@ LARGEST_SHARED = 16_384
 """Bytes of a request: a longer one gets a commit of its own, so that it delays nobody else's."""
 
 
+def _no_digest(_: Mapping[str, Any]) -> bytes:
+    return b""
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """`headers` tell what is left of the limits."""
@@ -47,6 +51,23 @@ class Accepted:
     submitted: jobs.Submitted
     model: str
     headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What an order's body says beside its input, once for all items where it is a batch's. `asked_s`: the deadline it asks for."""
+
+    caller: Caller
+    external_id: str | None
+    priority: int
+    run_at: datetime | None
+    ahead_s: float
+    asked_s: int | None
+    limits: jobs.Limits
+    request_id: str
+    traceparent: str | None
+    idempotency_key: str | None = None
+    webhook_url: str | None = None
 
 
 class Submitter:
@@ -109,64 +130,83 @@ class Submitter:
         files: Mapping[str, bytes] = NO_FILES,
     ) -> tuple[jobs.Submission, bool]:
         """The request as parsed, priced and hashed, and whether it may share a commit. Raises ApiError."""
-        external_id = payer(caller)
+        payer(caller)
         body = await parsing.json_object(request) if body is None else body
         envelope = (self._by_kind if "kind" in body and "model" not in body else self._envelope).parse(body)
         key = parsing.idempotency_key(request, envelope.pop("idempotency_key", None))
         webhook_url = envelope.get("webhook_url")
         if webhook_url is not None:
             self.check_webhook(webhook_url)
-        run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
-        ahead_s = self.ahead_s(run_at)
+        common = self.common(request, caller, envelope, key)
         model, tone = await self._ordered(caller.org_id, envelope)
-        if model.row.kind in texts.BY_CALLS:
+        # of an order by kind, what was said counts: neither the tone nor the model of this moment makes it another one
+        what = model.row.name if tone is None else {"kind": envelope["kind"]}
+        canonical = b""
+
+        def digest(said: Mapping[str, Any]) -> bytes:
+            nonlocal canonical
+            canonical = _canonical(what, said, common)
+            return hashlib.sha256(canonical).digest()
+
+        submission = await self.order(common, model, envelope["input"], tone=tone, files=files, digest=digest)
+        # what the shared statement does not count, or would wait for
+        counted_alone = common.limits.org_per_min is not None or common.limits.max_open is not None
+        return submission, not (submission.images or counted_alone or len(canonical) > LARGEST_SHARED)
+
+    def common(
+        self, request: Request, caller: Caller, envelope: Mapping[str, Any], idempotency_key: str | None
+    ) -> Common:
+        """Of the body's envelope, and of the headers. Raises ApiError."""
+        run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
+        return Common(
+            caller, caller.external_id, envelope["priority"], run_at, self._ahead_s(run_at), preferences.cancel_after_s(request),
+            self.limits.of(caller.quotas, for_user=caller.external_id is not None), request.state.request_id,
+            parsing.traceparent(request), idempotency_key, envelope.get("webhook_url"),
+        )  # fmt: skip
+
+    async def order(
+        self, common: Common, model: CompiledModel, given: Mapping[str, Any], *, tone: str | None = None,
+        files: Mapping[str, bytes] = NO_FILES, digest: Callable[[Mapping[str, Any]], bytes] = _no_digest,
+    ) -> jobs.Submission:  # fmt: skip
+        """A job of this input, priced; `digest`: of what was said, and for what came as bytes of their names. Raises ApiError."""
+        row = model.row
+        if row.kind in texts.BY_CALLS:
             raise invalid({"/model": ["takes no jobs: POST /v1/moderations"]}, "model_not_supported")
-        said = parsed_by(model, envelope["input"])
+        said = parsed_by(model, given)
         parsed, agreed = terms.of_order(said, model, tone)
-        price_mc = foreseen_mc(model.row, envelope["input"], parsed)
+        price_mc = foreseen_mc(row, given, parsed)
         recorded = parsed
         blobs: list[tuple[str, Blob]] = []
         if any(field in parsed for field in inputs.FIELDS):
-            recorded, blobs = await self.images.take(caller, parsed, files)
-        hold_mc = terms.hold_mc(self.timed_mc(model.row, recorded, price_mc), agreed)
-        asked_s = preferences.cancel_after_s(request)
-        deadline_s = model.row.deadline_s if asked_s is None else min(asked_s, model.row.deadline_s)
-        # of an order by kind, what was said counts: neither the tone nor the model of this moment makes it another one
-        what = model.row.name if tone is None else {"kind": envelope["kind"]}
-        canonical = _canonical(
-            what, said if recorded is parsed else recorded, envelope["priority"], run_at, webhook_url, asked_s
-        )
-        bounds = self.limits.of(caller.quotas, for_user=external_id is not None)
-        order = Order(caller.org_id, caller.app_id, model.row.name, envelope["priority"])
-        submission = jobs.Submission(
-            app_id=caller.app_id,
-            external_id=external_id,
+            recorded, blobs = await self.images.take(common.caller, parsed, files)
+        deadline_s = row.deadline_s if common.asked_s is None else min(common.asked_s, row.deadline_s)
+        line = Order(common.caller.org_id, common.caller.app_id, row.name, common.priority)
+        return jobs.Submission(
+            app_id=common.caller.app_id,
+            external_id=common.external_id,
             route=ROUTE,
-            model_id=model.row.id,
-            model=model.row.name,
-            kind=model.row.kind,
-            unit_price_mc=model.row.price_mc,
-            hold_mc=hold_mc,
-            token_prices=pricing.kept_with_orders(model.row),
-            priority=envelope["priority"],
-            idempotency_key=key,
-            request_hash=hashlib.sha256(canonical).digest(),
+            model_id=row.id,
+            model=row.name,
+            kind=row.kind,
+            unit_price_mc=row.price_mc,
+            hold_mc=terms.hold_mc(self._timed_mc(row, recorded, price_mc), agreed),
+            token_prices=pricing.kept_with_orders(row),
+            priority=common.priority,
+            idempotency_key=common.idempotency_key,
+            request_hash=digest(said if recorded is parsed else recorded),
             input=recorded,
             images=blobs,
-            wait_s=math.ceil(ahead_s) + await self.waits.get(order, model.row.expected_s),
+            wait_s=math.ceil(common.ahead_s) + await self.waits.get(line, row.expected_s),
             deadline_s=deadline_s,
-            cancel_after_s=None if asked_s is None else deadline_s,
+            cancel_after_s=None if common.asked_s is None else deadline_s,
             max_runs=self.limits.max_runs,
-            request_id=request.state.request_id,
-            traceparent=parsing.traceparent(request),
-            run_at=run_at if ahead_s else None,
-            limits=bounds,
-            webhook_url=webhook_url,
+            request_id=common.request_id,
+            traceparent=common.traceparent,
+            run_at=common.run_at if common.ahead_s else None,
+            limits=common.limits,
+            webhook_url=common.webhook_url,
             terms=agreed,
         )
-        # what the shared statement does not count, or would wait for
-        counted_alone = bounds.org_per_min is not None or bounds.max_open is not None
-        return submission, not (blobs or counted_alone or len(canonical) > LARGEST_SHARED)
 
     def check_webhook(self, webhook_url: str) -> None:
         """Raises ApiError 400 for a URL that nothing would ever be sent to."""
@@ -175,7 +215,7 @@ class Submitter:
         except DestinationNotAllowed as error:
             raise invalid({"/webhook_url": [str(error)]}, error.code, "Nothing is sent to this URL.") from None
 
-    def ahead_s(self, run_at: datetime | None) -> float:
+    def _ahead_s(self, run_at: datetime | None) -> float:
         """Seconds until then by the database's clock, 0 for what is past. Raises ApiError 400 for what is too far."""
         if run_at is None:
             return 0
@@ -219,7 +259,7 @@ class Submitter:
             raise invalid({"/kind": ["has no default model here: name a model"]}, "no_default_model")
         return await self.model(org_id, name), settings.tone
 
-    def timed_mc(self, model: catalog.Model, recorded: Mapping[str, Any], price_mc: int) -> int:
+    def _timed_mc(self, model: catalog.Model, recorded: Mapping[str, Any], price_mc: int) -> int:
         """What is held for a model that is sold by time; `price_mc` for every other."""
         if model.price_unit not in pricing.BY_TIME:
             return price_mc
@@ -269,18 +309,15 @@ def for_its_user(caller: Caller, user: Any) -> Caller:
     return replace(caller, external_id=user)
 
 
-def _canonical(
-    model: str | dict[str, str], recorded: dict[str, Any], priority: int, run_at: datetime | None, webhook_url: str | None,
-    cancel_after_s: int | None,
-) -> bytes:  # fmt: skip
+def _canonical(model: str | dict[str, str], said: Mapping[str, Any], common: Common) -> bytes:
     """What makes two requests the same. Of an image its SHA-256 goes in: the same bytes are the same request."""
-    hashed: dict[str, Any] = {"model": model, "input": recorded, "priority": priority}
-    if run_at is not None:
-        hashed["run_at"] = run_at
-    if webhook_url is not None:
-        hashed["webhook_url"] = webhook_url
-    if cancel_after_s is not None:
-        hashed["cancel_after_s"] = cancel_after_s
+    hashed: dict[str, Any] = {"model": model, "input": said, "priority": common.priority}
+    if common.run_at is not None:
+        hashed["run_at"] = common.run_at
+    if common.webhook_url is not None:
+        hashed["webhook_url"] = common.webhook_url
+    if common.asked_s is not None:
+        hashed["cancel_after_s"] = common.asked_s
     return orjson.dumps(hashed, option=orjson.OPT_SORT_KEYS)
 
 

@@ -1,4 +1,4 @@
-"""What the SQL functions refuse, as exceptions: one class a code (LM402 … LM429)."""
+"""What the SQL functions refuse, as exceptions: one class a code (LM402 … LM503)."""
 
 import json
 
@@ -28,6 +28,10 @@ class TooMany(Refused):
         self.limit = limit
         self.size = size
         self.retry_after_s = retry_after_s
+
+
+class NoPlace(Refused):
+    """The provider has as many jobs and calls as it may have at once."""
 
 
 class Inactive(Refused):
@@ -72,8 +76,9 @@ def read(error: psycopg.Error) -> Exception:
             return TooFewCredits(
                 message, facts["wallet"], facts["balance_mc"], facts["required_mc"], facts.get("owed_mc", 0)
             )
-        case "LM403" | "LM404" | "LM409":
-            return {"LM403": Inactive, "LM404": Absent, "LM409": StaleLease}[error.sqlstate](message)
+        case "LM403" | "LM404" | "LM409" | "LM503":
+            classes = {"LM403": Inactive, "LM404": Absent, "LM409": StaleLease, "LM503": NoPlace}
+            return classes[error.sqlstate](message)
         case "LM429":
             facts = json.loads(detail)
             return TooMany(message, facts["limit"], facts["size"], facts["retry_after_s"])

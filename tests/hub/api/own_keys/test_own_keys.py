@@ -27,6 +27,7 @@ from tests.hub.api.own_keys.brought import (
     House,
     Shops,
 )
+from tests.hub.api.test_batches import ended, items_of
 from tests.running import Api, Client
 
 HELLO = [{"role": "user", "content": "a lighthouse"}]
@@ -284,3 +285,22 @@ async def test_a_call_whose_process_dies_is_charged_by_whose_key_was_at_work(
 def _likely() -> int:
     """Tokens that the request above is taken for."""
     return len(orjson.dumps({"model": CHAT, "messages": HELLO})) // 4 + FRAME_TOKENS // 4 + 1
+
+
+async def test_a_batch_holds_and_costs_what_was_agreed_when_it_was_ordered(shops: Shops) -> None:
+    """The fee rises while it waits: that is for what is ordered from then on."""
+    shop = await shops(only_first=True)
+    await shop.fee(25)
+    await shop.bring(FIRST, OWN)
+    items = [{"input": {"prompt": f"hare {n}"}} for n in range(2)]
+    wanted = {"model": PICTURE, "items": items, "run_at": _in_seconds(shop.db, 1.5)}
+
+    ordered = (await shop.client.call("POST", "/api/v1/batches", wanted)).json
+    await shop.fee(75)
+    batch = await ended(shop.client, ordered["batch_id"])
+    done = await items_of(shop.client, ordered["batch_id"])
+    receipts = [await shop.receipt(one["job_id"]) for one in done]
+
+    part = PICTURE_MC * 25 / 100_000
+    assert (ordered["tokens_held"], batch["tokens_charged"]) == (2 * part, 2 * part)
+    assert [credits_of(one) for one in receipts] == [(part, part)] * 2

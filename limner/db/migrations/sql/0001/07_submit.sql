@@ -94,12 +94,12 @@ BEGIN
   INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
   VALUES (t, p_job, 'hold', v_wallet, v_version, available, 'revenue', p_hold, p_job);
   INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, wallet_id, hold_mc, phase, claimable_at, max_runs, deadline_at, created_at,
-                                runs, fence, lease_owner)
+                                runs, fence, lease_owner, provider_id)
   VALUES (t, p_job, p_app, p_priority, v_wallet, p_hold,
           CASE WHEN p_call IS NOT NULL THEN 'leased' WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
           greatest(p_run_at, clock_timestamp()) + make_interval(secs => coalesce((p_call ->> 'lease_s')::float8, 0)), p_max_runs,
           greatest(p_run_at, clock_timestamp()) + make_interval(secs => p_deadline_s), greatest(p_run_at, clock_timestamp()),
-          (p_call IS NOT NULL)::int, (p_call IS NOT NULL)::int, p_call ->> 'owner');
+          (p_call IS NOT NULL)::int, (p_call IS NOT NULL)::int, p_call ->> 'owner', (p_call ->> 'place')::uuid);
   IF p_call IS NOT NULL THEN                          -- a call that answers at once is born running
     INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, own_key, idem_key)
     VALUES (t, p_job, 'main', p_call ->> 'provider', 1, 1, 1, p_call ->> 'provider_model', p_call ->> 'rule',
@@ -121,7 +121,7 @@ BEGIN
     FROM limner.job j JOIN limner.transfer x ON x.org_id = t AND x.id = j.id
    WHERE j.org_id = t AND ((j.principal_id = p_principal AND j.route = p_route AND j.idem_key = p_key) OR j.id = p_job);
   IF NOT FOUND THEN RETURN; END IF;
-  IF old.lapsed AND old.closed AND old.id <> p_job THEN
+  IF old.lapsed AND old.closed AND old.id IS DISTINCT FROM p_job THEN
     UPDATE limner.job j SET idem_key = NULL WHERE j.org_id = t AND j.id = old.id;
     RETURN;
   END IF;
@@ -129,6 +129,21 @@ BEGIN
     RAISE EXCEPTION 'this idempotency key was used for another request' USING ERRCODE = 'LM422', DETAIL = 'idempotency';
   END IF;
   RETURN QUERY SELECT old.id, old.price_hold_mc, old.available, old.wait_s;
+END $$;
+
+-- What `submit_job` would replay: where nothing new can be accepted just now, what was accepted before is still answered.
+CREATE FUNCTION limner.find_replayed(p_ctx text, p_app uuid, p_external text, p_route text, p_key text, p_hash bytea)
+RETURNS TABLE (job_id uuid, hold_mc bigint, available_mc bigint, wait_s int)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  t uuid := limner.enter(p_ctx);
+  v_user uuid;
+BEGIN
+  IF p_external IS NOT NULL THEN
+    SELECT u.id INTO v_user FROM limner.end_user u WHERE u.org_id = t AND u.app_id = p_app AND u.external_id = p_external AND u.is_active;
+    IF NOT FOUND THEN RETURN; END IF;
+  END IF;
+  RETURN QUERY SELECT r.* FROM limner._replayed(t, NULL, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
 END $$;
 
 -- One submit: idempotency, limits, the wallet's hold, job and queue row, in one statement of the caller. `p_again`: this id may have
@@ -188,6 +203,9 @@ BEGIN
       RAISE EXCEPTION 'too many open jobs'
         USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', p_max_open, 'retry_after_s', 5);
     END IF;
+  END IF;
+  IF p_call ->> 'place' IS NOT NULL AND limner.find_place(t, (p_call ->> 'place')::uuid) = 'full' THEN
+    RAISE EXCEPTION 'no place at the provider' USING ERRCODE = 'LM503';
   END IF;
   SELECT p.available, p.full_at INTO available_mc, user_full_at
     FROM limner._place(t, p_job, p_app, v_user, p_route, p_model_id, p_model, p_kind, p_unit_price, p_hold, p_priority, p_key, p_hash, p_input,

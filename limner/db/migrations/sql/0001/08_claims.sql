@@ -289,7 +289,7 @@ RESET ROLE;
 
 GRANT CREATE ON SCHEMA limner TO limner_lookup;
 SET ROLE limner_lookup;
--- for a job that is about to move to another provider than it has its place at: 'free' (no cap, or room, and nobody else gets a place
+-- for a call that is about to be born with a provider, and a job that is about to move to another one than it has its place at: 'free' (no cap, or room, and nobody else gets a place
 -- there before this transaction ends) or 'full'
 CREATE FUNCTION limner.find_place(p_org uuid, p_provider uuid) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -297,6 +297,9 @@ DECLARE most int;
 BEGIN
   SELECT p.max_running INTO most FROM limner.provider p WHERE p.org_id IN (p_org, limner.platform()) AND p.id = p_provider;
   IF most IS NULL THEN RETURN 'free'; END IF;
+  IF (SELECT count(*) FROM limner.job_queue q WHERE q.provider_id = p_provider AND q.phase = 'leased') >= most THEN
+    RETURN 'full';                                   -- nobody waits for the lock to hear that
+  END IF;
   SELECT p.max_running INTO most FROM limner.provider p WHERE p.org_id IN (p_org, limner.platform()) AND p.id = p_provider FOR NO KEY UPDATE;
   RETURN CASE WHEN (SELECT count(*) FROM limner.job_queue q WHERE q.provider_id = p_provider AND q.phase = 'leased') >= most
               THEN 'full' ELSE 'free' END;

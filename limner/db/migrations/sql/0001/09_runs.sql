@@ -298,7 +298,7 @@ BEGIN
   RETURN 'requested';
 END $$;
 
-GRANT EXECUTE ON FUNCTION limner.submit_job, limner.cancel_job, limner.grant_credits,
+GRANT EXECUTE ON FUNCTION limner.submit_job, limner.find_replayed, limner.cancel_job, limner.grant_credits,
   limner.grant_batch TO limner_api;
 GRANT EXECUTE ON FUNCTION limner.start_job, limner.release_job, limner.call_intent, limner.call_result, limner.finish_job,
   limner.erase_jobs TO limner_worker;

@@ -130,13 +130,14 @@ BEGIN
     SELECT i.*, i.ordinality - 1 AS place, sum(i.hold) OVER (ORDER BY i.ordinality) AS holds
       FROM ROWS FROM (json_to_recordset(p_items) AS (
         job uuid, model_id uuid, model text, kind text, unit_price bigint, hold bigint, input jsonb, wait int, deadline_s int, cancel_after int,
-        token_prices jsonb)) WITH ORDINALITY i),
+        token_prices jsonb, terms jsonb)) WITH ORDINALITY i),
   ordered AS (
     INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, request_hash, input,
-                            unit_price_mc, price_hold_mc, wait_s, run_at, cancel_after_s, drew_lots, request_id, traceparent, token_prices)
+                            unit_price_mc, price_hold_mc, wait_s, run_at, cancel_after_s, drew_lots, request_id, traceparent, token_prices,
+                            terms)
     SELECT t, i.job, p_app, p_user, coalesce(p_user, p_app), w.id, i.model_id, i.model, i.kind, (p_facts ->> 'priority')::int, 'generate', p_hash,
            i.input, i.unit_price, i.hold, i.wait, v_run_at, i.cancel_after, i.job = ANY (drew), p_facts ->> 'request_id',
-           p_facts ->> 'traceparent', i.token_prices FROM item i),
+           p_facts ->> 'traceparent', i.token_prices, i.terms FROM item i),
   held AS (
     INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
     SELECT t, i.job, 'hold', w.id, w.version + i.ordinality, w.available_mc - i.holds, 'revenue', i.hold, i.job FROM item i),
