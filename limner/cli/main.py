@@ -1,5 +1,6 @@
 """The `limner` command. Each noun's module is loaded when the noun is named, so that `limner --help` answers at once."""
 
+import gc
 import importlib
 import signal
 from collections.abc import Iterator, MutableMapping
@@ -34,14 +35,15 @@ if TYPE_CHECKING:  # loaded by name, below
         usage,
         users,
         webhooks,
+        work,
     )
 
 NOUNS: dict[str, tuple[str, str]] = {
     "up": ("limner.cli.up:app", "Start everything, keep it running until SIGTERM or Ctrl-C."),
     "demo": ("limner.cli.demo:app", "Take a photograph through the whole product, down to the receipt."),
     "doctor": ("limner.cli.doctor:app", "Check this installation, and say how to fix what is wrong."),
-    "api": ("limner.cli.serve:api_command", "Serve the API."),
-    "worker": ("limner.cli.serve:worker_command", "Work on jobs until told to stop."),
+    "api": ("limner.cli.serve:command", "Serve the API."),
+    "worker": ("limner.cli.work:command", "Work on jobs until told to stop."),
     "db": ("limner.cli.db:app", "The database: migrate, check, lint, psql, pgbouncer."),
     "org": ("limner.cli.orgs:app", "Organizations: the tenants, their credits and their audit log."),
     "app": ("limner.cli.apps:app", "Apps: an organization's API clients."),
@@ -72,7 +74,11 @@ class _OnDemand(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._loaded:
             module, _, attribute = NOUNS[name][0].partition(":")
-            command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+            gc.disable()  # what is loaded stays: looking for what could go costs a seventh of the time
+            try:
+                command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+            finally:
+                gc.enable()
             command.name = name
             self._loaded[name] = command
         return self._loaded[name]

@@ -1,39 +1,31 @@
-"""`limner api` and `limner worker`: one process each, any number of them over one database."""
+"""`limner api`: one process, any number of them over one database."""
 
 import gc
 import math
 import os
 import resource
-import signal
 import socket
-import threading
-import time
 from typing import Annotated
 
-import psycopg
 import typer
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 
 from limner import app as api_app
-from limner import worker as worker_app
-from limner.cli import listening, printing, session
+from limner.cli import listening, printing, session, starting
 from limner.db.pools import DatabaseUnavailable
-from limner.hub.providers import registry
 from limner.settings import Settings
 from limner.telemetry import logs
 from limner.web import wire
 
 OTHER_DESCRIPTORS = 512
 """For the database, the store, child processes and files, beside the connections of clients."""
-LEAVE_WITHIN_S = 10.0  # beyond the shutdown time: then the process is stuck, and ends without ceremony
 
-api_command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-worker_command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@api_command.command()
+@command.command()
 def api(
     host: Annotated[str | None, typer.Option(help="Address to listen on (LIMNER_HOST).")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on (LIMNER_PORT).")] = None,
@@ -43,8 +35,8 @@ def api(
     config = config.model_copy(update={k: v for k, v in {"host": host, "port": port}.items() if v is not None})
     root = session.root_key(config)
     logs.configure(config.log_level, process="api")
-    _leave_with_supervisor(config)
-    _load_adapters()
+    starting.leave_with_supervisor(config)
+    starting.load_adapters()
     with _listener(config) as listener, session.postgres(config) as url:
         config = config.model_copy(update={"port": listener.getsockname()[1]})
         session.refuse_unsafe(url, root, api_app.ROLES)
@@ -70,30 +62,6 @@ def api(
                 raise
         if not server.started:
             raise typer.Exit(1)
-
-
-@worker_command.command()
-def worker() -> None:
-    """Work on jobs until SIGTERM or Ctrl-C; what is under way is finished or given back."""
-    config = session.settings()
-    root = session.root_key(config)
-    logs.configure(config.log_level, process="worker")
-    _leave_with_supervisor(config)
-    _load_adapters()
-    with session.postgres(config) as url:
-        session.refuse_unsafe(url, root, worker_app.ROLES)
-        try:
-            uvloop.run(worker_app.run(config, root, session.address(config, url)))
-        except (DatabaseUnavailable, psycopg.OperationalError) as error:
-            printing.fail(f"the database cannot be reached: {error}")
-
-
-def _load_adapters() -> None:
-    """Leave where one cannot be used: its jobs would wait for a worker that never comes."""
-    try:
-        registry.all_kinds()
-    except registry.AdapterInvalid as error:
-        printing.fail(f"refusing to start: {error}", code=3)
 
 
 class _Server(uvicorn.Server):
@@ -137,19 +105,3 @@ def _room(connections: int) -> int:
     room = max(granted - OTHER_DESCRIPTORS, granted // 2)
     logs.get("api").warning("api.few_descriptors", descriptors=granted, max_connections=connections, room=room)
     return min(connections, room)
-
-
-def _leave_with_supervisor(config: Settings) -> None:
-    """Under `limner up`: stop when it is gone, however it went, so that nothing is left running."""
-    supervisor = os.environ.get(listening.SUPERVISOR)
-    if supervisor is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(supervisor):
-            time.sleep(0.25)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(config.shutdown_s + LEAVE_WITHIN_S)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="supervisor-watch").start()

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from limner.cli import serve
+from limner.cli import serve, work
 from limner.cli.main import main
 from limner.hub.providers.base import ProviderCall, ProviderResult
 from limner.hub.providers.local import adapter as local
@@ -22,7 +22,8 @@ SKEW_S = float(os.environ.pop("SKEW_S", "0"))
 SLOW_S = float(os.environ.pop("SLOW_S", "0"))
 BLOCK_S = float(os.environ.pop("BLOCK_S", "0"))
 SHIFT = datetime.timedelta(seconds=SKEW_S)
-assert serve, "loads everything that an API and a worker consist of"
+LOADED = (serve, work)
+"""Everything that an API and a worker consist of."""
 
 
 class Likeness(type):

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import psycopg
 
 from limner import app, worker
-from limner.cli import serve, session
+from limner.cli import serve, session, work
 from limner.db.pools import Database
 from limner.events.delivering import DeliveryLoop
 from limner.events.relay import Relay
@@ -125,7 +125,7 @@ def _main(plan: Plan) -> None:
     if plan.command == "api":
         serve.api(host=None, port=None)
     else:
-        serve.worker()
+        work.worker()
 
 
 class _Bent:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from uuid import uuid4
 
-from limner.cli import serve
+from limner.cli import work
 from limner.db.tx import Tx
 from limner.egress.untrusted import UntrustedDoor
 from limner.events import deliveries, delivering, relay
@@ -64,7 +64,7 @@ def _main(plan: Plan) -> None:
     crash.enter(plan.base)
     crash.idle(webhooks=True)
     _bend(plan.window)
-    serve.worker()
+    work.worker()
 
 
 def _die() -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import aiohttp
 
 from limner import worker
-from limner.cli import serve
+from limner.cli import work
 from limner.db.tx import Tx
 from limner.egress import doors
 from limner.egress.answers import Answer
@@ -91,7 +91,7 @@ def _main(plan: Plan) -> None:
         crash.vars_of(doors, FixedDoor=_door_of(plan))
     else:
         crash.vars_of(local, LocalAdapter=_adapter_of(plan))
-    serve.worker()
+    work.worker()
 
 
 def _die() -> None:
