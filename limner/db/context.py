@@ -5,6 +5,7 @@ into one organization's request cannot name another organization (docs/decisions
 """
 
 import time
+from collections.abc import Collection
 from uuid import UUID
 
 from limner.kit import crypto
@@ -37,10 +38,27 @@ class ContextSigner:
     def __init__(self, root: crypto.RootKey, clock: DatabaseClock) -> None:
         self._key = root.derive("ctx")
         self._clock = clock
+        self._second = 0
+        self._signed: dict[UUID, str] = {}
 
     def sign(self, *org_ids: UUID) -> str:
-        """For one organization; for several only where a function is made for batches (`limner.enter_all`)."""
-        message = f"{KID}.{','.join(map(str, org_ids))}.{int(self._clock.now()) + LIFE_S}"
+        """For one organization; for several only where a function is made for batches (`limner.enter_all`).
+
+        Those of one organization are the same within a second, and made once.
+        """
+        second = int(self._clock.now())
+        if len(org_ids) != 1:
+            return self._sign(org_ids, second)
+        if second != self._second:
+            self._second, self._signed = second, {}
+        (org_id,) = org_ids
+        signed = self._signed.get(org_id)
+        if signed is None:
+            signed = self._signed[org_id] = self._sign(org_ids, second)
+        return signed
+
+    def _sign(self, org_ids: Collection[UUID], second: int) -> str:
+        message = f"{KID}.{','.join(map(str, org_ids))}.{second + LIFE_S}"
         return f"{message}.{crypto.sign(self._key, message.encode()).hex()}"
 
 
