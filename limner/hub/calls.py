@@ -173,7 +173,7 @@ class Calls:
         route = candidate.route
         is_capped = any(one.route.max_running is not None for one in candidates)
         return jobs.FirstCall(
-            self.owner, self._lease_s, route.provider, route.provider_model, candidate.rule, route.own_key is not None,
+            self.owner, self._lease_s, route.provider, route.provider_model, candidate.told, route.own_key is not None,
             route.provider_id if is_capped else None,
         )  # fmt: skip
 

@@ -113,6 +113,12 @@ SECONDS = ("audio", "second")
 FULL = Failure("provider_full", MESSAGES["provider_full"], "rate", full=True, passed="was full")
 
 
+def nobody(left_out: str) -> Failure:
+    """No provider can be tried; `left_out`: whose routes there are, and why they are no use."""
+    words = MESSAGES["no_provider"]
+    return Failure("no_provider", f"{words} {left_out}." if left_out else words, "retryable")
+
+
 def failed(error: ProviderError) -> Failure:
     """What an adapter raised, as a run reads it."""
     return Failure(
@@ -125,7 +131,7 @@ def without_result(failures: Sequence[Failure], backoff_s: float, remaining_s: f
 
     Never for later than the deadline: an overdue job is closed by whoever claims it, and must be claimable.
     """
-    last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
+    last = failures[-1] if failures else nobody("")
     passed = [failure for failure in failures if failure.full]
     if passed and last.kind not in FINAL_KINDS and not last.stops:
         soonest = min(passed, key=lambda failure: failure.retry_after_s)

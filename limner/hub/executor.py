@@ -84,6 +84,7 @@ class Prepared:
     candidates: list[routing.Candidate]
     asked: routing.Asking
     answered: Mapping[str, bool]
+    left_out: str
 
 
 class Run:
@@ -131,6 +132,8 @@ class Run:
                 break
         if self._remaining_s() <= 0:
             return Finish("failed", "deadline_exceeded", MESSAGES["deadline_exceeded"])
+        if not prepared.candidates:
+            failures.append(endings.nobody(prepared.left_out))
         return self._without_result(failures)
 
     async def end(self, ending: Ending) -> None:
@@ -210,14 +213,16 @@ class Run:
         answered: dict[str, bool] = {}
         if self.lease.fence > 1:  # what an earlier run has got needs no leave to ask
             answered = await self._insist("look", lambda tx: runs.answered(tx, self.lease.job_id), single=False)
-        return Prepared(work, images, accepted.first(candidates, answered), asked, answered)
+        left_out = routing.told(skipped)
+        return Prepared(work, images, accepted.first(candidates, answered), asked, answered, left_out)
 
     async def _attempt(self, prepared: Prepared, candidate: routing.Candidate) -> Kept | Failure:
         """One try at one provider: the kept outputs, or why there are none."""
         route = candidate.route
         timeout_s = routing.timeout_s(route)
         if timeout_s is None:
-            return Failure("provider_misconfigured", MESSAGES["provider_misconfigured"], "fatal")
+            words = MESSAGES["provider_misconfigured"]
+            return Failure("provider_misconfigured", words, "fatal", passed="was misconfigured (timeout_s)")
         free = route.provider in prepared.answered
         passage = await self._resources.gates.enter(route, prepared.asked.tokens.all, free=free)
         if isinstance(passage, Failure):

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from limner.hub import chat, key_news, openai_replays
+from limner.hub import chat, endings, key_news, openai_replays
 from limner.hub.calls import Call, Calls
 from limner.hub.catalog import Model
 from limner.hub.chat import Answering, Asked
@@ -91,7 +91,7 @@ class _Answering:
 
     async def _fail(self, failures: Sequence[Failure]) -> ApiError:
         """Give the hold back; the error to answer with."""
-        last = failures[-1] if failures else Failure("no_provider", MESSAGES["no_provider"], "retryable")
+        last = failures[-1] if failures else endings.nobody("")
         await self._desk.calls.end(self._order.call, Finish("failed", last.code, last.message))
         wait_s = max(math.ceil(last.retry_after_s), int(last.full))
         wait = {"Retry-After": str(wait_s)} if wait_s else {}

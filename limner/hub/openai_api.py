@@ -20,6 +20,7 @@ from limner.hub import (
     calls,
     catalog,
     chat,
+    endings,
     jobs,
     limits,
     openai_docs,
@@ -167,9 +168,9 @@ class ChatEndpoints:
         self, org_id: UUID, routes: Sequence[catalog.Route], asking: routing.Asking, wanted: Callable[[Candidates], jobs.Submission]
     ) -> tuple[Candidates, calls.Call | jobs.Submitted]:  # fmt: skip
         """As Calls.reserve. Where nobody can be asked, what the idempotency key stands for, or ApiError 503."""
-        candidates, _ = routing.order(routes, self._api.desk.providers.keys(), asking)
+        candidates, skipped = routing.order(routes, self._api.desk.providers.keys(), asking)
         if not candidates:
-            raise ApiError(503, "no_provider", MESSAGES["no_provider"])
+            raise ApiError(503, "no_provider", endings.nobody(routing.told(skipped)).message)
         try:
             return await self._api.desk.calls.reserve(org_id, candidates, asking.tokens.all, wanted)
         except refusals.Refused as error:

@@ -29,16 +29,22 @@ NOTHING = Asking(UUID(int=0))
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A provider to try; `rule` says in words why it stands here."""
+    """A provider to try; `rule` says in words why it stands here, `left_out` which others cannot be tried, and why."""
 
     route: Route
     rule: str
+    left_out: str = ""
+
+    @property
+    def told(self) -> str:
+        """As it stands on a receipt."""
+        return f"{self.rule}; {self.left_out}" if self.left_out else self.rule
 
     @property
     def asked(self) -> dict[str, Any]:
         """What is written down before it is asked: runs.intend."""
         route = self.route
-        return {"provider": route.provider, "provider_model": route.provider_model, "rule": self.rule,
+        return {"provider": route.provider, "provider_model": route.provider_model, "rule": self.told,
                 "provider_id": route.provider_id, "own_key": route.own_key is not None}  # fmt: skip
 
 
@@ -70,6 +76,7 @@ def order(
     skipped = [Skipped(r.provider, why) for r, why in reasons if why is not None]
     if not usable:
         return [], skipped
+    left_out = told(skipped)
     key, reason = RULES[usable[0].routing]
     usable.sort(key=lambda route: (*key(route, asked), route.priority, route.provider))
     total = len(usable)
@@ -79,10 +86,16 @@ def order(
             f"first by {reason(route, asked)} of {total}"
             if place == 1
             else f"{place} of {total} by {reason(route, asked)}, after {usable[place - 2].provider} failed",
+            left_out,
         )
         for place, route in enumerate(usable, start=1)
     ]
     return candidates, skipped
+
+
+def told(skipped: Sequence[Skipped]) -> str:
+    """Who was left out, and why; nothing where nobody was."""
+    return ", ".join(f"{skip.provider} was left out ({skip.reason})" for skip in skipped)
 
 
 def after(candidate: Candidate, before: Sequence[tuple[str, str]]) -> Candidate:

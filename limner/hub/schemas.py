@@ -256,7 +256,7 @@ def dry_run_body(submission: Submission, foreseen: Foreseen) -> dict[str, Any]:
         "user_balance": money.whole(foreseen.available_mc),
         "routes": [
             {"provider": c.route.provider, "provider_model": c.route.provider_model, "priority": c.route.priority,
-             "rule": c.rule}
+             "rule": c.told}
             for c in foreseen.candidates
         ],
         "estimated_wait_seconds": submission.wait_s,

@@ -137,7 +137,26 @@ async def test_without_any_provider_the_job_is_tried_again_and_then_failed(shop:
     job = await here.run_to_the_end(job_id)
 
     assert (job.state, job.error_code, job.runs) == ("failed", "no_provider", 3)
+    assert job.error_message == "No provider serves this model at the moment. only was left out (no adapter only)."
     await assert_settled(here, job_id, 0, MC)
+
+
+async def test_a_receipt_says_which_routes_were_no_use_and_why(shop: Open) -> None:
+    here = await shop(Scripted("gone"), Scripted("odd"), Scripted("steady"))
+    here.resources.adapters.pop("gone")  # type: ignore[attr-defined]
+    async with here.db.tenant_tx(here.tenant.org_id, "limner_operator") as tx:
+        await tx.execute(
+            "UPDATE limner.provider SET config = '{\"timeout_s\": 0}' WHERE org_id = %s AND name = 'odd'", [tx.org_id]
+        )
+    job_id = await here.submit()
+
+    job = await here.run(job_id)
+
+    assert (job.state, job.provider_used) == ("succeeded", "steady")
+    (attempt,) = await here.attempts(job_id)
+    assert attempt["rule"] == (
+        "2 of 2 by priority 3, after odd was misconfigured (timeout_s); gone was left out (no adapter gone)"
+    )
 
 
 async def test_some_of_the_outputs_are_charged_for_what_they_are(shop: Open, store: ObjectStore) -> None:
