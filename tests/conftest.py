@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -98,30 +99,33 @@ class Tenant:
 MakeTenant = Callable[..., Awaitable[Tenant]]
 
 
+async def tenant_of(
+    db: Database,
+    *,
+    credits: int = 1000,
+    wallet_credits: int = 0,
+    welcome_mc: int = 0,
+    grants: organizations.Grants = "issue",
+    exposure_cap_mc: int | None = None,
+    scopes: tuple[str, ...] = api_keys.SCOPES,
+) -> Tenant:
+    """A fresh one."""
+    org_id = ids.new()
+    slug = f"t-{uuid4().hex[:12]}"
+    async with db.tenant_tx(org_id, "limner_operator") as tx:
+        await organizations.create(tx, slug, slug, actor="test", grants=grants, exposure_cap_mc=exposure_cap_mc)
+        app = await apps.create(tx, "main", "Main", actor="test", welcome_mc=welcome_mc)
+        _, key = await api_keys.create(tx, app, actor="test", scopes=scopes)
+        if wallet_credits:
+            await wallets.top_up(tx, wallet_credits * 1000, "test", ref="seed")
+        if credits:
+            await wallets.grant(tx, app.id, "ann", credits * 1000, "test", ref=None, request_hash=None)
+    return Tenant(org_id, slug, app, key, credits=credits)
+
+
 @pytest.fixture
 def make_tenant(db: Database) -> MakeTenant:
-    async def make(
-        *,
-        credits: int = 1000,
-        wallet_credits: int = 0,
-        welcome_mc: int = 0,
-        grants: organizations.Grants = "issue",
-        exposure_cap_mc: int | None = None,
-        scopes: tuple[str, ...] = api_keys.SCOPES,
-    ) -> Tenant:
-        org_id = ids.new()
-        slug = f"t-{uuid4().hex[:12]}"
-        async with db.tenant_tx(org_id, "limner_operator") as tx:
-            await organizations.create(tx, slug, slug, actor="test", grants=grants, exposure_cap_mc=exposure_cap_mc)
-            app = await apps.create(tx, "main", "Main", actor="test", welcome_mc=welcome_mc)
-            _, key = await api_keys.create(tx, app, actor="test", scopes=scopes)
-            if wallet_credits:
-                await wallets.top_up(tx, wallet_credits * 1000, "test", ref="seed")
-            if credits:
-                await wallets.grant(tx, app.id, "ann", credits * 1000, "test", ref=None, request_hash=None)
-        return Tenant(org_id, slug, app, key, credits=credits)
-
-    return make
+    return partial(tenant_of, db)
 
 
 @pytest_asyncio.fixture

@@ -218,7 +218,9 @@ def change(
     name: Name,
     max_running: Annotated[
         int | None,
-        typer.Option("--max-running", parser=read_bound, metavar="N|none", help="At most so many jobs and calls at once."),
+        typer.Option(
+            "--max-running", parser=read_bound, metavar="N|none", help="At most so many jobs and calls at once."
+        ),
     ] = None,
     requests_per_min: Annotated[
         int | None,

@@ -19,7 +19,7 @@ from limner.kit.money import MC
 from limner.ledger import invariants
 from tests import acts
 from tests.alone import db_alone, server_alone, superuser_alone, superuser_conninfo
-from tests.conftest import ROLES, MakeTenant, Server, Tenant
+from tests.conftest import ROLES, MakeTenant, Server, Tenant, tenant_of
 
 __all__ = ["db_alone", "server_alone", "superuser_alone"]
 
@@ -31,11 +31,31 @@ SCHEMA = {"type": "object", "additionalProperties": False, "properties": {}}
 SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'limner' AND relname = ANY (%s)"
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session", name="others")
+async def planted_others(server: Server, db: Database) -> AsyncIterator[None]:
+    """Some thousand rows in every table, which no test touches."""
+    with psycopg.connect(superuser_conninfo(server), autocommit=True) as superuser:
+        await _plant(db, superuser, await tenant_of(db, credits=100_000))
+        # a small table is read whole because that is cheap: here it is read whole only where no index would do
+        name = superuser.info.dbname
+        superuser.execute(f"ALTER DATABASE {name} SET enable_seqscan = off")
+        superuser.execute("ANALYZE")
+        # what sums up the pages of transfer_recent beside the tests reads them by the same means, and is counted
+        superuser.execute("ALTER TABLE limner.transfer SET (autovacuum_enabled = off)")
+    yield
+    with psycopg.connect(superuser_conninfo(server), autocommit=True) as superuser:
+        superuser.execute(f"ALTER DATABASE {name} RESET enable_seqscan")
+        superuser.execute("ALTER TABLE limner.transfer RESET (autovacuum_enabled)")
+
+
 @pytest_asyncio.fixture
-async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connection) -> AsyncIterator[Tenant]:
-    """A tenant among some thousand rows of others in every table."""
-    tenant = await make_tenant(credits=10_000, wallet_credits=10_000)
-    other = await make_tenant(credits=100_000)
+async def crowd(make_tenant: MakeTenant, others: None, superuser: psycopg.Connection) -> AsyncIterator[Tenant]:
+    """A tenant among them."""
+    yield await make_tenant(credits=10_000, wallet_credits=10_000)
+    acts.empty_queue(superuser)
+
+
+async def _plant(db: Database, superuser: psycopg.Connection, other: Tenant) -> None:
     for n in range(40):
         rows = [(other.org_id, ids.new(), acts.request(other, key=f"k{n}-{m}")) for m in range(50)]
         async with db.shared_single([other.org_id]) as tx:
@@ -73,13 +93,6 @@ async def crowd(db: Database, make_tenant: MakeTenant, superuser: psycopg.Connec
         " FROM generate_series(1, 3000)",
         [other.org_id, other.app.id, other.app.id],
     )
-    # a small table is read whole because that is cheap: here it is read whole only where no index would do
-    name = superuser.info.dbname
-    superuser.execute(f"ALTER DATABASE {name} SET enable_seqscan = off")
-    superuser.execute("ANALYZE")
-    yield tenant
-    superuser.execute(f"ALTER DATABASE {name} RESET enable_seqscan")
-    acts.empty_queue(superuser)
 
 
 @contextlib.asynccontextmanager

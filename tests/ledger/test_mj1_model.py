@@ -313,14 +313,19 @@ class Ledger(RuleBasedStateMachine):
             if begin:
                 self._start(job)
 
-    @rule(payer=st.sampled_from(["ann", None]), price=st.integers(1, 3), thousandths=st.sampled_from([1, 500, MC, MC]))
-    def deliver(self, payer: str | None, price: int, thousandths: int) -> None:
-        """The common life, whole: so that refunds and replays have something to work on."""
+    @rule(
+        payer=st.sampled_from(["ann", None]), price=st.integers(1, 3), thousandths=st.sampled_from([1, 500, MC, MC]),
+        back=st.sampled_from([None, 250, 3 * MC]),
+    )  # fmt: skip
+    def deliver(self, payer: str | None, price: int, thousandths: int, back: int | None) -> None:
+        """The common life, whole: so that refunds and replays have something to work on, and there are some."""
         self.submit(payer, price, None)
         if any(job.is_open and not job.leased for job in self.model.jobs.values()):
             self.claim(3, True)
         for job in self._where("leased", "running"):
             self._succeed(job, job.hold * thousandths // MC)
+        if back is not None and self.model.jobs:
+            self.refund(-1, back, "r1")
 
     @precondition(lambda self: self._where("leased", "queued"))
     @rule(which=picks)
