@@ -31,6 +31,8 @@ from limner.web.caller import Authenticate, Caller
 
 ROLE = "limner_dispatch"
 SETTLED_WITHIN_S = 1.0
+ELSEWHERE_S = 0.03
+"""How long a call that was answered by another process may still have its place."""
 MAX_RUNS = 1
 """So that whoever claims it afterwards finds its runs used up."""
 Candidates = Sequence[routing.Candidate]
@@ -201,7 +203,7 @@ class Calls:
         raise NoneOpen(min((failure.retry_after_s for failure in shut if failure.full), default=0.0))
 
     async def _reserve(self, org_id: UUID, submission: jobs.Submission, passage: Passage) -> Call | jobs.Submitted:
-        """Credits that answered calls of this organization still hold are waited for before it is refused for too few."""
+        """What answered calls still have is waited for before one is refused: credits of this organization, places of all."""
         bounds, first = submission.limits, submission.call
         alone = bounds.org_per_min is not None or bounds.max_open is not None or bool(first and first.place)
         try:
@@ -223,11 +225,14 @@ class Calls:
         except refusals.TooFewCredits:
             if not await self.settled(org_id):
                 raise
+        except refusals.NoPlace:
+            if not await self.settled():
+                await asyncio.sleep(ELSEWHERE_S)
         return await self._intake.submit(org_id, submission, alone=alone)
 
-    async def settled(self, org_id: UUID) -> bool:
-        """Wait for the settlements of an organization that are under way; False when there are none."""
-        settling = [task for task, org in self._settling.items() if org == org_id]
+    async def settled(self, org_id: UUID | None = None) -> bool:
+        """Wait for the settlements of an organization (None: of all) that are under way; False when there are none."""
+        settling = [task for task, org in self._settling.items() if org_id in {org, None}]
         if settling:
             await asyncio.wait(settling, timeout=SETTLED_WITHIN_S)
         return bool(settling)

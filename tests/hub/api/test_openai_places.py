@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import aiohttp
 import psycopg
 import pytest
 import pytest_asyncio
@@ -80,6 +81,22 @@ async def test_mj17_calls_never_ask_a_provider_more_often_at_once_than_it_takes(
     far.calm_down()
     again = await asyncio.gather(*(ask(house, tenant, WANTED | {"stream": True}) for _ in range(3)))
     assert [status for status, _, _ in again] == [200] * 3
+
+
+async def test_a_place_is_free_for_the_next_call_as_soon_as_one_is_answered(
+    house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer
+) -> None:
+    tenant = await make_tenant(credits=100)
+    await sell(db, tenant, ("far", far.url))
+    await cap(db, tenant, "far", 1)
+    headers = {"Authorization": f"Bearer {tenant.api_key}", "X-User-ID": tenant.user}
+    statuses = []
+    async with aiohttp.ClientSession(house.url, headers=headers) as http:
+        for _ in range(10):
+            async with http.post("/v1/chat/completions", json=WANTED) as answer:
+                await answer.read()
+                statuses.append(answer.status)
+    assert statuses == [200] * 10
 
 
 async def test_mj17_a_call_goes_on_to_a_provider_that_has_room_and_its_receipt_says_why(
