@@ -12,7 +12,7 @@ demo: .venv/ready
 	$(RUN)/limner demo $(IMAGE)
 
 test: .venv/ready
-	$(RUN)/pytest -q -n 3 --dist loadfile --durations=40 --durations-min=5
+	$(RUN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=5
 
 test-long: .venv/ready
 	$(RUN)/pytest -q -m long -n 2 --dist load --maxschedchunk 1 --durations=40 --durations-min=5

@@ -32,6 +32,15 @@ __all__ = ["pytest_configure", "pytest_sessionfinish", "pytest_terminal_summary"
 ROLES = ("limner_api", "limner_worker", "limner_dispatch", "limner_operator", "limner_audit")
 
 
+SLOW = ("faults", "cli", "db", "journeys", "web")
+"""Folders of tests that take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those first: none of them is left to one process at the end, while the others have nothing to do."""
+    items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] not in SLOW)
+
+
 @dataclass(frozen=True)
 class Server:
     """A running, migrated database and what reaches it."""

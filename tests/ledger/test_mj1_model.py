@@ -427,7 +427,7 @@ def driving(server: Server) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("lives", "steps"),
-    tiers.counts((100, 30), (1_000, 40), full=(10_000, 50)),
+    tiers.counts((60, 30), (1_000, 40), full=(10_000, 50)),
 )
 def test_mj1_credits_are_never_created_or_destroyed(
     server: Server, superuser: psycopg.Connection, lives: int, steps: int, tally: Tally

@@ -42,7 +42,7 @@ def test_ps13_exactly_the_streams_without_an_end_are_left_out() -> None:
     assert all(WITHOUT.values())
 
 
-@pytest.mark.parametrize(("examples", "anew"), counts(pr=(20, False), long=(100, False), soak=(1000, True)))
+@pytest.mark.parametrize(("examples", "anew"), counts(pr=(10, False), long=(100, False), soak=(1000, True)))
 async def test_ps13_no_request_is_answered_but_as_the_document_says(
     api: Api, worker: Process, client: Client, tenant: Tenant, tmp_path: Path, tally: Tally, examples: int, anew: bool
 ) -> None:
