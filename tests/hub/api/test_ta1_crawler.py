@@ -40,7 +40,7 @@ ROLES = {
     "none": (),
 }
 UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-TIMES = re.compile(r'\d{4}-\d\d-\d\dT[0-9:.]+Z|(?<="created":)\d{10}')
+TIMES = re.compile(r'\d{4}-\d\d-\d\dT[0-9:.]+Z|(?<=created":)\d{10}|(?<=created\\":)\d{10}')
 SIGNED = re.compile(r"\?e=\d+&s=[\w=-]+")
 LATER = frozenset({"/api/v1/jobs/{job_id}/events", "/api/v1/events"})
 """The one stays open while the job is, the other shows what a relay has placed: tests/hub/api/test_live.py reads both."""
