@@ -88,6 +88,7 @@ def _protocol(config: Settings) -> type[wire.BoundedHttp]:
         body_within_s=config.body_within_s,
         idle_within_s=config.keep_alive_s,
         send_within_s=config.send_within_s,
+        # cut off a few bytes over its limit, a body's client would read a reset connection instead of the answer
         discard_bytes=2 * max(config.max_body_bytes, config.max_generate_body_bytes),
     )
     return wire.bounded(wire.Connections(limits))

@@ -93,7 +93,7 @@ class BatchSubmitter:
         webhook_url = envelope.get("webhook_url")
         if webhook_url is not None:
             self._submitter.check_webhook(webhook_url)
-        common = self._submitter.common(request, caller, {**envelope, "webhook_url": None}, None)
+        common = self._submitter.common(request, caller, envelope)
         items = await self._items(given, common, envelope.get("model"))
         return Wanted(items, key, hashlib.sha256(_canonical(items, common, webhook_url)).digest(), webhook_url)
 

@@ -190,13 +190,14 @@ class Calls:
         shut: list[Failure] = []
         for place, candidate in enumerate(candidates):
             passage = await self._resources.gates.enter(candidate.route, tokens)
-            failure = passage if isinstance(passage, Failure) else endings.FULL
-            if not isinstance(passage, Failure):
+            if isinstance(passage, Failure):
+                failure = passage
+            else:
                 left = [routing.after(candidate, before), *candidates[place + 1 :]]
                 try:
                     return left, await self._reserve(org_id, order(left), passage)
                 except refusals.NoPlace:
-                    pass
+                    failure = endings.FULL
             metrics.ATTEMPTS.labels(candidate.route.provider, failure.code).inc()
             before.append((candidate.route.provider, failure.passed))
             shut.append(failure)
@@ -204,8 +205,8 @@ class Calls:
 
     async def _reserve(self, org_id: UUID, submission: jobs.Submission, passage: Passage) -> Call | jobs.Submitted:
         """What answered calls still have is waited for before one is refused: credits of this organization, places of all."""
-        bounds, first = submission.limits, submission.call
-        alone = bounds.org_per_min is not None or bounds.max_open is not None or bool(first and first.place)
+        first = submission.call
+        alone = submission.limits.count_alone or bool(first and first.place)
         try:
             submitted = await self._submit(org_id, submission, alone=alone)
         except BaseException:

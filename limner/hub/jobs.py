@@ -49,6 +49,11 @@ class Limits:
     org_per_min: int | None = None
     max_open: int | None = None
 
+    @property
+    def count_alone(self) -> bool:
+        """What a statement that several submits share does not count, or would wait for."""
+        return self.org_per_min is not None or self.max_open is not None
+
 
 NO_LIMITS = Limits()
 

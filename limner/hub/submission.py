@@ -58,7 +58,6 @@ class Common:
     """What an order's body says beside its input, once for all items where it is a batch's. `asked_s`: the deadline it asks for."""
 
     caller: Caller
-    external_id: str | None
     priority: int
     run_at: datetime | None
     ahead_s: float
@@ -137,7 +136,7 @@ class Submitter:
         webhook_url = envelope.get("webhook_url")
         if webhook_url is not None:
             self.check_webhook(webhook_url)
-        common = self.common(request, caller, envelope, key)
+        common = self.common(request, caller, envelope, idempotency_key=key, webhook_url=webhook_url)
         model, tone = await self._ordered(caller.org_id, envelope)
         # of an order by kind, what was said counts: neither the tone nor the model of this moment makes it another one
         what = model.row.name if tone is None else {"kind": envelope["kind"]}
@@ -149,19 +148,19 @@ class Submitter:
             return hashlib.sha256(canonical).digest()
 
         submission = await self.order(common, model, envelope["input"], tone=tone, files=files, digest=digest)
-        # what the shared statement does not count, or would wait for
-        counted_alone = common.limits.org_per_min is not None or common.limits.max_open is not None
-        return submission, not (submission.images or counted_alone or len(canonical) > LARGEST_SHARED)
+        alone = submission.images or common.limits.count_alone or len(canonical) > LARGEST_SHARED
+        return submission, not alone
 
     def common(
-        self, request: Request, caller: Caller, envelope: Mapping[str, Any], idempotency_key: str | None
-    ) -> Common:
-        """Of the body's envelope, and of the headers. Raises ApiError."""
+        self, request: Request, caller: Caller, envelope: Mapping[str, Any], *, idempotency_key: str | None = None,
+        webhook_url: str | None = None,
+    ) -> Common:  # fmt: skip
+        """Of the body's envelope, and of the headers; the key and the URL where they are each job's own. Raises ApiError."""
         run_at = parsing.moment_at("/run_at", envelope["run_at"]) if "run_at" in envelope else None
         return Common(
-            caller, caller.external_id, envelope["priority"], run_at, self._ahead_s(run_at), preferences.cancel_after_s(request),
+            caller, envelope["priority"], run_at, self._ahead_s(run_at), preferences.cancel_after_s(request),
             self.limits.of(caller.quotas, for_user=caller.external_id is not None), request.state.request_id,
-            parsing.traceparent(request), idempotency_key, envelope.get("webhook_url"),
+            parsing.traceparent(request), idempotency_key, webhook_url,
         )  # fmt: skip
 
     async def order(
@@ -183,7 +182,7 @@ class Submitter:
         line = Order(common.caller.org_id, common.caller.app_id, row.name, common.priority)
         return jobs.Submission(
             app_id=common.caller.app_id,
-            external_id=common.external_id,
+            external_id=common.caller.external_id,
             route=ROUTE,
             model_id=row.id,
             model=row.name,

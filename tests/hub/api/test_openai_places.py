@@ -1,52 +1,37 @@
 """Calls of `/v1` at a provider that takes only so many at once: they take places as jobs do, or are passed on, and hold nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import aiohttp
 import psycopg
-import pytest
-import pytest_asyncio
 
 from limner.db.pools import Database
 from limner.hub import catalog, jobs
 from limner.kit import ids
 from tests import acts
-from tests.conftest import MakeTenant, Server, Tenant
-from tests.emulators import openai_server
+from tests.conftest import MakeTenant, Tenant
 from tests.emulators.openai_server import OpenAIServer, Says
 from tests.faults.cluster import eventually
-from tests.hub.api.test_openai_chat import BROKEN, HELLO, MODEL, ask, books, sell
+from tests.hub.api.test_openai_chat import BROKEN, HELLO, MODEL, ask, books, calm, far, house, sell
 from tests.running import Api
+
+__all__ = ["calm", "far", "house"]
 
 WANTED = {"model": MODEL, "messages": HELLO}
 QUEUED = "SELECT count(*) FROM limner.job_queue WHERE org_id = %s"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def far() -> AsyncIterator[OpenAIServer]:
-    async with openai_server.running("sk-places") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def house(server: Server, db: Database, far: OpenAIServer) -> Iterator[Api]:
-    api = Api(server.home, LIMNER_DATABASE_URL=server.url, **far.environment)
-    yield api
-    api.stop()
-
-
-@pytest.fixture(autouse=True)
-def calm(far: OpenAIServer) -> None:
-    far.calm_down()
-    far.token_s = 0.0
-
-
-async def cap(db: Database, tenant: Tenant, name: str, most: int | None) -> None:
+async def opened(db: Database, make_tenant: MakeTenant, far: OpenAIServer, /, **most: int | None) -> Tenant:
+    """A tenant with the model at these providers, in this order, each with its cap or None."""
+    tenant = await make_tenant(credits=100)
+    await sell(db, tenant, *((name, far.url) for name in most))
     async with db.tenant_tx(tenant.org_id, "limner_operator") as tx:
-        await catalog.limit_provider(tx, name, {"max_running": most})
+        for name, cap in most.items():
+            await catalog.limit_provider(tx, name, {"max_running": cap})
+    return tenant
 
 
 @asynccontextmanager
@@ -65,9 +50,7 @@ async def test_mj17_calls_never_ask_a_provider_more_often_at_once_than_it_takes(
     house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
 ) -> None:
     """Of thirty at once three are answered; the others hold nothing and hear when to come back, and then they are answered too."""
-    tenant = await make_tenant(credits=100)
-    await sell(db, tenant, ("far", far.url))
-    await cap(db, tenant, "far", 3)
+    tenant = await opened(db, make_tenant, far, far=3)
     far.always("is slow")
     before = len(far.asked)
 
@@ -86,9 +69,7 @@ async def test_mj17_calls_never_ask_a_provider_more_often_at_once_than_it_takes(
 async def test_a_place_is_free_for_the_next_call_as_soon_as_one_is_answered(
     house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer
 ) -> None:
-    tenant = await make_tenant(credits=100)
-    await sell(db, tenant, ("far", far.url))
-    await cap(db, tenant, "far", 1)
+    tenant = await opened(db, make_tenant, far, far=1)
     headers = {"Authorization": f"Bearer {tenant.api_key}", "X-User-ID": tenant.user}
     statuses = []
     async with aiohttp.ClientSession(house.url, headers=headers) as http:
@@ -102,9 +83,7 @@ async def test_a_place_is_free_for_the_next_call_as_soon_as_one_is_answered(
 async def test_mj17_a_call_goes_on_to_a_provider_that_has_room_and_its_receipt_says_why(
     house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
 ) -> None:
-    tenant = await make_tenant(credits=100)
-    await sell(db, tenant, ("small", far.url), ("large", far.url))
-    await cap(db, tenant, "small", 1)
+    tenant = await opened(db, make_tenant, far, small=1, large=None)
     async with filling(house, tenant, far, superuser):
         status, _, headers = await ask(house, tenant, WANTED)
         rules = superuser.execute("SELECT rule FROM limner.provider_call WHERE job_id = %s", [headers["x-limner-job"]])
@@ -117,9 +96,7 @@ async def test_mj17_a_call_whose_provider_fails_finds_the_next_one_full(
     house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
 ) -> None:
     """A place is taken also by whoever comes from a provider without a cap."""
-    tenant = await make_tenant(credits=100)
-    await sell(db, tenant, ("large", far.url), ("small", far.url))
-    await cap(db, tenant, "small", 1)
+    tenant = await opened(db, make_tenant, far, large=None, small=1)
     far.then(BROKEN)
     before = len(far.asked)
     async with filling(house, tenant, far, superuser):  # failed at the first one, and works at the second
@@ -134,8 +111,7 @@ async def test_mj17_a_call_whose_provider_fails_finds_the_next_one_full(
 async def test_mj4_what_was_answered_is_told_again_while_nobody_can_be_asked(
     house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
 ) -> None:
-    tenant = await make_tenant(credits=100)
-    await sell(db, tenant, ("far", far.url))
+    tenant = await opened(db, make_tenant, far, far=None)
     key = {"Idempotency-Key": "before"}
     first = await ask(house, tenant, WANTED, key)
     far.then(Says(429, {"error": {"message": "slow down"}}, {"Retry-After": "60"}))
@@ -156,9 +132,7 @@ async def test_mj4_what_was_answered_is_told_again_while_nobody_can_be_asked(
 async def test_mj17_jobs_and_calls_share_the_places(
     house: Api, db: Database, make_tenant: MakeTenant, far: OpenAIServer, superuser: psycopg.Connection
 ) -> None:
-    tenant = await make_tenant(credits=100)
-    await sell(db, tenant, ("far", far.url))
-    await cap(db, tenant, "far", 1)
+    tenant = await opened(db, make_tenant, far, far=1)
     acts.empty_queue(superuser)
     (model_id,) = superuser.execute("SELECT id FROM limner.model WHERE org_id = %s", [tenant.org_id]).fetchall()[0]
     wanted = replace(acts.request(tenant), model_id=model_id, model=MODEL, kind="text.generate")
