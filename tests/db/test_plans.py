@@ -28,28 +28,39 @@ LARGE = (
     "webhook_delivery", "webhook_attempt", "batch", "batch_item",
 )  # fmt: skip
 SCHEMA = {"type": "object", "additionalProperties": False, "properties": {}}
+READ = """
+SELECT t.relname, coalesce(t.seq_tup_read, 0) + greatest(t.idx_tup_fetch, sum(i.idx_tup_read)::bigint, 0)
+  FROM pg_stat_user_tables t JOIN pg_stat_user_indexes i USING (relid) WHERE t.schemaname = 'limner' AND t.relname = ANY (%s)
+ GROUP BY t.relid, t.relname, t.seq_tup_read, t.idx_tup_fetch
+"""
+FEW = 60
+"""Rows of a table, index entries among them, that a job's life may read, where the organization has thousands."""
 SCANS = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE schemaname = 'limner' AND relname = ANY (%s)"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", name="others")
-async def planted_others(server: Server, db: Database) -> AsyncIterator[None]:
-    """Some thousand rows in every table, which no test touches."""
+async def planted_others(server: Server, db: Database) -> AsyncIterator[Tenant]:
+    """Some thousand rows in every table, of one tenant."""
     with psycopg.connect(superuser_conninfo(server), autocommit=True) as superuser:
-        await _plant(db, superuser, await tenant_of(db, credits=100_000))
+        other = await tenant_of(db, credits=100_000)
+        await _plant(db, superuser, other)
         # a small table is read whole because that is cheap: here it is read whole only where no index would do
         name = superuser.info.dbname
         superuser.execute(f"ALTER DATABASE {name} SET enable_seqscan = off")
+        # plans for whatever values: those for the first ones are better than what a session keeps
+        superuser.execute(f"ALTER DATABASE {name} SET plan_cache_mode = force_generic_plan")
         superuser.execute("ANALYZE")
         # what sums up the pages of transfer_recent beside the tests reads them by the same means, and is counted
         superuser.execute("ALTER TABLE limner.transfer SET (autovacuum_enabled = off)")
-    yield
+    yield other
     with psycopg.connect(superuser_conninfo(server), autocommit=True) as superuser:
         superuser.execute(f"ALTER DATABASE {name} RESET enable_seqscan")
+        superuser.execute(f"ALTER DATABASE {name} RESET plan_cache_mode")
         superuser.execute("ALTER TABLE limner.transfer RESET (autovacuum_enabled)")
 
 
 @pytest_asyncio.fixture
-async def crowd(make_tenant: MakeTenant, others: None, superuser: psycopg.Connection) -> AsyncIterator[Tenant]:
+async def crowd(make_tenant: MakeTenant, others: Tenant, superuser: psycopg.Connection) -> AsyncIterator[Tenant]:
     """A tenant among them."""
     yield await make_tenant(credits=10_000, wallet_credits=10_000)
     acts.empty_queue(superuser)
@@ -105,9 +116,13 @@ async def passing(server: Server) -> AsyncIterator[Database]:
 
 
 def scans(superuser: psycopg.Connection) -> dict[str, int]:
+    return counted(superuser, SCANS)
+
+
+def counted(superuser: psycopg.Connection, query: str) -> dict[str, int]:
     acts.end_sessions(superuser)  # a session that was closed may not have counted yet,
     superuser.execute("SELECT pg_stat_force_next_flush()")  # nor this one: it planted rows a moment ago
-    return dict(superuser.execute(SCANS, [list(LARGE)]).fetchall())
+    return dict(superuser.execute(query, [list(LARGE)]).fetchall())
 
 
 async def _life(db: Database, tenant: Tenant) -> UUID:
@@ -267,6 +282,22 @@ async def test_mj18_no_hot_statement_reads_a_table_from_end_to_end(
         await work(mine, crowd)
 
     assert scans(superuser) == before
+
+
+@pytest.mark.parametrize("work", [_life, _shared], ids=["alone", "shared"])
+async def test_mj18_a_job_reads_a_few_rows_of_an_organization_that_has_thousands(
+    server: Server, others: Tenant, superuser: psycopg.Connection, work: Callable[[Database, Tenant], Awaitable[object]]
+) -> None:
+    acts.empty_queue(superuser)
+    superuser.execute("VACUUM limner.job_queue")
+    before = counted(superuser, READ)
+
+    async with passing(server) as mine:
+        await work(mine, others)
+
+    read = {table: number - before[table] for table, number in counted(superuser, READ).items()}
+    assert {table: number for table, number in read.items() if number > FEW} == {}
+    assert read["wallet"] > 0
 
 
 async def test_mj18_the_minutes_check_of_the_books_reads_what_changed(

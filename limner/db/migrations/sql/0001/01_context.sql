@@ -17,30 +17,27 @@ CREATE TABLE limner_priv.ctx_key (
 CREATE FUNCTION limner.verify(v text, p_most int) RETURNS uuid[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  part text[];
+  message text := left(v, -65);         -- all but the signature, which hides no format of its own: what was signed here is well-formed
   key record;
 BEGIN
   IF v IS NULL OR v = '' THEN
     RAISE EXCEPTION 'tenant context not set' USING ERRCODE = 'LM001';
   END IF;
-  part := string_to_array(v, '.');      -- compared by hand: a regular expression costs twice the rest of this function
-  IF length(v) > 124 + 37 * p_most OR cardinality(part) <> 4 OR length(part[1]) NOT BETWEEN 1 AND 9 OR rtrim(part[1], '0123456789') <> ''
-     OR length(part[2]) NOT BETWEEN 36 AND 37 * p_most - 1 OR length(part[3]) NOT BETWEEN 1 AND 12 OR rtrim(part[3], '0123456789') <> ''
-     OR length(part[4]) <> 64 OR rtrim(part[4], '0123456789abcdef') <> '' THEN
-    RAISE EXCEPTION 'tenant context malformed' USING ERRCODE = 'LM001';
-  END IF;
-  SELECT ik, ok INTO key FROM limner_priv.ctx_key WHERE kid = part[1]::int;
+  SELECT encode(sha256(k.ok || sha256(k.ik || convert_to(message, 'UTF8'))), 'hex') = right(v, 64) AS signed INTO key
+    FROM limner_priv.ctx_key k WHERE k.kid::text = split_part(v, '.', 1);
   IF NOT FOUND THEN
     RAISE EXCEPTION 'tenant context names an unknown key' USING ERRCODE = 'LM001';
   END IF;
-  IF sha256(key.ok || sha256(key.ik || convert_to(part[1] || '.' || part[2] || '.' || part[3], 'UTF8')))
-     <> decode(part[4], 'hex') THEN
+  IF NOT key.signed THEN
     RAISE EXCEPTION 'tenant context forged' USING ERRCODE = 'LM001';
   END IF;
-  IF part[3]::bigint < extract(epoch FROM clock_timestamp()) THEN
+  IF split_part(message, '.', 3)::bigint < extract(epoch FROM clock_timestamp()) THEN
     RAISE EXCEPTION 'tenant context expired' USING ERRCODE = 'LM001';
   END IF;
-  RETURN string_to_array(part[2], ',')::uuid[];
+  IF length(split_part(message, '.', 2)) >= 37 * p_most THEN
+    RAISE EXCEPTION 'tenant context names too many organizations' USING ERRCODE = 'LM001';
+  END IF;
+  RETURN string_to_array(split_part(message, '.', 2), ',')::uuid[];   -- cast here: an assignment's own cast costs a third of all this
 END $$;
 
 -- what the run-time roles' policies compare with

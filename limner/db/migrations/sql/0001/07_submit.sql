@@ -52,62 +52,6 @@ BEGIN
     'full_after_s', extract(epoch FROM full_at - clock_timestamp()));
 END $$;
 
--- Internal, the end of every submit: the hold first, whose row lock orders everybody who spends this wallet, then job, transfer
--- and queue row. `available` NULL, and nothing written but what had ended, when the wallet holds too little, owes, or its user's rate is
--- used up.
-CREATE FUNCTION limner._place(
-  t uuid, p_job uuid, p_app uuid, p_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text, p_unit_price bigint, p_hold bigint,
-  p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int, p_max_runs int, p_request_id text, p_traceparent text,
-  p_run_at timestamptz, p_user_rate int, p_webhook_url text, p_call jsonb, p_token_prices jsonb, p_terms jsonb, p_cancel_after int,
-  OUT available bigint, OUT full_at timestamptz)
-LANGUAGE plpgsql AS $$
-DECLARE
-  v_wallet uuid := coalesce(p_user, t);
-  step interval := limner._step(p_user_rate, 1);
-  v_version bigint;
-  w limner.wallet;
-  lots boolean := false;
-BEGIN
-  UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold,
-                             version = x.version + 1, jobs_submitted = x.jobs_submitted + 1,
-                             rate_tat = coalesce(limner._moved(x.rate_tat, step), x.rate_tat)
-   WHERE x.org_id = t AND x.id = v_wallet AND x.available_mc >= p_hold        -- checked again after a lock wait
-     AND x.lots_end IS NULL AND x.owed_mc = 0 AND (step IS NULL OR limner._has_token(x.rate_tat, step))
-  RETURNING x.available_mc, x.version, x.rate_tat INTO available, v_version, full_at;
-  IF NOT FOUND THEN
-    w := limner._sweep(t, v_wallet);
-    IF w.id IS NULL OR w.owed_mc > 0 OR w.available_mc < p_hold OR NOT limner._has_token(w.rate_tat, step) THEN
-      RETURN;
-    END IF;
-    SELECT count(*) > 0 INTO lots FROM limner._draw(t, v_wallet, p_job, p_hold);
-    UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold, version = x.version + 1,
-                               jobs_submitted = x.jobs_submitted + 1, rate_tat = coalesce(limner._moved(x.rate_tat, step), x.rate_tat)
-     WHERE x.org_id = t AND x.id = v_wallet RETURNING x.available_mc, x.version, x.rate_tat INTO STRICT available, v_version, full_at;
-  END IF;
-  INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
-                          request_hash, input, unit_price_mc, price_hold_mc, wait_s, run_at, drew_lots, request_id, traceparent, webhook_url,
-                          state, runs, started_at, token_prices, terms, cancel_after_s)
-  VALUES (t, p_job, p_app, p_user, coalesce(p_user, p_app), v_wallet, p_model_id, p_model, p_kind, p_priority, p_route, p_key,
-          p_hash, p_input, p_unit_price, p_hold, p_wait, p_run_at, lots, p_request_id, p_traceparent, p_webhook_url,
-          CASE WHEN p_call IS NULL THEN 'queued' ELSE 'running' END, (p_call IS NOT NULL)::int, CASE WHEN p_call IS NOT NULL THEN clock_timestamp() END, p_token_prices,
-          p_terms, p_cancel_after);
-  INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
-  VALUES (t, p_job, 'hold', v_wallet, v_version, available, 'revenue', p_hold, p_job);
-  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, wallet_id, hold_mc, phase, claimable_at, max_runs, deadline_at, created_at,
-                                runs, fence, lease_owner, provider_id)
-  VALUES (t, p_job, p_app, p_priority, v_wallet, p_hold,
-          CASE WHEN p_call IS NOT NULL THEN 'leased' WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
-          greatest(p_run_at, clock_timestamp()) + make_interval(secs => coalesce((p_call ->> 'lease_s')::float8, 0)), p_max_runs,
-          greatest(p_run_at, clock_timestamp()) + make_interval(secs => p_deadline_s), greatest(p_run_at, clock_timestamp()),
-          (p_call IS NOT NULL)::int, (p_call IS NOT NULL)::int, p_call ->> 'owner', (p_call ->> 'place')::uuid);
-  IF p_call IS NOT NULL THEN                          -- a call that answers at once is born running
-    INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, own_key, idem_key)
-    VALUES (t, p_job, 'main', p_call ->> 'provider', 1, 1, 1, p_call ->> 'provider_model', p_call ->> 'rule',
-            coalesce((p_call ->> 'own_key')::boolean, false), p_job || ':main:' || (p_call ->> 'provider'));
-  END IF;
-  IF step IS NULL THEN full_at := NULL; END IF;
-END $$;
-
 -- Internal: the job an idempotency key stands for already, or the one with this very id; nothing when the request is new. A key
 -- whose closed job is older than 30 days lapses here.
 CREATE FUNCTION limner._replayed(t uuid, p_job uuid, p_principal uuid, p_route text, p_key text, p_hash bytea)
@@ -146,8 +90,9 @@ BEGIN
   RETURN QUERY SELECT r.* FROM limner._replayed(t, NULL, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
 END $$;
 
--- One submit: idempotency, limits, the wallet's hold, job and queue row, in one statement of the caller. `p_again`: this id may have
--- been submitted before, by a statement whose answer was lost. Rates are jobs a minute, NULL for none; p_max_open: open jobs.
+-- One submit: idempotency, limits, the wallet's hold, job and queue row, in one statement of the caller. The hold comes first, whose row
+-- lock orders everybody who spends this wallet, before the buckets as in a batch: two submits never wait for each other. `p_again`: this id
+-- may have been submitted before, by a statement whose answer was lost. Rates are jobs a minute, NULL for none; p_max_open: open jobs.
 CREATE FUNCTION limner.submit_job(
   p_ctx text, p_job uuid, p_app uuid, p_external text, p_new_user uuid, p_route text, p_model_id uuid, p_model text, p_kind text,
   p_unit_price bigint, p_hold bigint, p_priority int, p_key text, p_hash bytea, p_input jsonb, p_wait int, p_deadline_s int,
@@ -164,7 +109,13 @@ DECLARE
   t uuid := limner.enter(p_ctx);
   u record;
   v_user uuid;
+  v_wallet uuid := t;
   w limner.wallet;
+  step interval;
+  v_version bigint;
+  lots boolean := false;
+  is_call boolean := p_call IS NOT NULL;
+  due timestamptz;
 BEGIN
   IF p_external IS NOT NULL THEN
     SELECT x.id, x.is_active INTO u FROM limner.end_user x
@@ -176,18 +127,27 @@ BEGIN
       RAISE EXCEPTION 'this end user is deactivated' USING ERRCODE = 'LM403';
     END IF;
     v_user := u.id;
+    v_wallet := v_user;
+    step := limner._step(p_user_rate, 1);
   END IF;
   IF p_key IS NOT NULL OR p_again THEN
     RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
       FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
     IF FOUND THEN RETURN; END IF;
-  END IF;
-  -- the wallet before the buckets, as in a batch: two submits never wait for each other
-  PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t) FOR NO KEY UPDATE;
-  IF p_key IS NOT NULL OR p_again THEN               -- copies of one request pay from one wallet: whoever waited for it looks again
+    -- copies of one request pay from one wallet: whoever waited for it looks again
+    PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = v_wallet FOR NO KEY UPDATE;
     RETURN QUERY SELECT 'replayed', r.*, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz
       FROM limner._replayed(t, p_job, coalesce(v_user, p_app), p_route, p_key, p_hash) r;
     IF FOUND THEN RETURN; END IF;
+  END IF;
+  UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold,
+                             version = x.version + 1, jobs_submitted = x.jobs_submitted + 1,
+                             rate_tat = CASE WHEN step IS NULL THEN x.rate_tat ELSE limner._moved(x.rate_tat, step) END
+   WHERE x.org_id = t AND x.id = v_wallet AND x.available_mc >= p_hold        -- checked again after a lock wait
+     AND x.lots_end IS NULL AND x.owed_mc = 0 AND (step IS NULL OR limner._has_token(x.rate_tat, step))
+  RETURNING x.available_mc, x.version, CASE WHEN step IS NOT NULL THEN x.rate_tat END INTO available_mc, v_version, user_full_at;
+  IF available_mc IS NULL THEN                        -- what can be spent has to be found out, or is too little
+    w := limner._sweep(t, v_wallet);
   END IF;
   IF p_app_rate IS NOT NULL THEN
     app_full_at := limner._take_token(t, p_app, p_app_rate);
@@ -204,21 +164,45 @@ BEGIN
         USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', p_max_open, 'retry_after_s', 5);
     END IF;
   END IF;
-  IF p_call ->> 'place' IS NOT NULL AND limner.find_place(t, (p_call ->> 'place')::uuid) = 'full' THEN
+  IF is_call AND p_call ->> 'place' IS NOT NULL AND limner.find_place(t, (p_call ->> 'place')::uuid) = 'full' THEN
     RAISE EXCEPTION 'no place at the provider' USING ERRCODE = 'LM503';
   END IF;
-  SELECT p.available, p.full_at INTO available_mc, user_full_at
-    FROM limner._place(t, p_job, p_app, v_user, p_route, p_model_id, p_model, p_kind, p_unit_price, p_hold, p_priority, p_key, p_hash, p_input,
-                       p_wait, p_deadline_s, p_max_runs, p_request_id, p_traceparent, p_run_at, CASE WHEN v_user IS NOT NULL THEN p_user_rate END,
-                       p_webhook_url, p_call, p_token_prices, p_terms, p_cancel_after) p;
   IF available_mc IS NULL THEN
-    SELECT * INTO w FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t);
-    IF v_user IS NOT NULL AND NOT limner._has_token(w.rate_tat, limner._step(p_user_rate, 1)) THEN
+    IF w.id IS NOT NULL AND NOT limner._has_token(w.rate_tat, step) THEN
       PERFORM limner._refuse_rate(t, 'user', v_user, p_user_rate, w.rate_tat);
     END IF;
-    RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(
-      'wallet', CASE WHEN v_user IS NULL THEN 'organization' ELSE 'end_user' END, 'required_mc', p_hold,
-      'balance_mc', coalesce(limner.spendable_mc(w), 0), 'owed_mc', coalesce(w.owed_mc, 0));
+    IF w.id IS NULL OR w.owed_mc > 0 OR w.available_mc < p_hold THEN
+      RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(
+        'wallet', CASE WHEN v_user IS NULL THEN 'organization' ELSE 'end_user' END, 'required_mc', p_hold,
+        'balance_mc', coalesce(w.available_mc, 0), 'owed_mc', coalesce(w.owed_mc, 0));
+    END IF;
+    SELECT count(*) > 0 INTO lots FROM limner._draw(t, v_wallet, p_job, p_hold);
+    UPDATE limner.wallet x SET available_mc = x.available_mc - p_hold, held_mc = x.held_mc + p_hold, version = x.version + 1,
+                               jobs_submitted = x.jobs_submitted + 1,
+                               rate_tat = CASE WHEN step IS NULL THEN x.rate_tat ELSE limner._moved(x.rate_tat, step) END
+     WHERE x.org_id = t AND x.id = v_wallet
+    RETURNING x.available_mc, x.version, CASE WHEN step IS NOT NULL THEN x.rate_tat END INTO STRICT available_mc, v_version, user_full_at;
+  END IF;
+  due := greatest(p_run_at, clock_timestamp());
+  INSERT INTO limner.job (org_id, id, app_id, end_user_id, principal_id, wallet_id, model_id, model, kind, priority, route, idem_key,
+                          request_hash, input, unit_price_mc, price_hold_mc, wait_s, run_at, drew_lots, request_id, traceparent, webhook_url,
+                          state, runs, started_at, token_prices, terms, cancel_after_s)
+  VALUES (t, p_job, p_app, v_user, coalesce(v_user, p_app), v_wallet, p_model_id, p_model, p_kind, p_priority, p_route, p_key,
+          p_hash, p_input, p_unit_price, p_hold, p_wait, p_run_at, lots, p_request_id, p_traceparent, p_webhook_url,
+          CASE WHEN is_call THEN 'running' ELSE 'queued' END, is_call::int, CASE WHEN is_call THEN clock_timestamp() END, p_token_prices,
+          p_terms, p_cancel_after);
+  INSERT INTO limner.transfer (org_id, id, kind, debit_wallet, debit_version, debit_available_mc, credit_book, amount_mc, job_id)
+  VALUES (t, p_job, 'hold', v_wallet, v_version, available_mc, 'revenue', p_hold, p_job);
+  INSERT INTO limner.job_queue (org_id, job_id, app_id, priority, wallet_id, hold_mc, phase, claimable_at, max_runs, deadline_at, created_at,
+                                runs, fence, lease_owner, provider_id)
+  VALUES (t, p_job, p_app, p_priority, v_wallet, p_hold,
+          CASE WHEN is_call THEN 'leased' WHEN p_run_at > clock_timestamp() THEN 'deferred' ELSE 'ready' END,
+          due + make_interval(secs => coalesce((p_call ->> 'lease_s')::float8, 0)), p_max_runs,
+          due + make_interval(secs => p_deadline_s), due, is_call::int, is_call::int, p_call ->> 'owner', (p_call ->> 'place')::uuid);
+  IF is_call THEN                                     -- a call that answers at once is born running
+    INSERT INTO limner.provider_call (org_id, job_id, step, provider, send_no, run, fence, provider_model, rule, own_key, idem_key)
+    VALUES (t, p_job, 'main', p_call ->> 'provider', 1, 1, 1, p_call ->> 'provider_model', p_call ->> 'rule',
+            coalesce((p_call ->> 'own_key')::boolean, false), p_job || ':main:' || (p_call ->> 'provider'));
   END IF;
   IF p_data IS NOT NULL THEN
     INSERT INTO limner.job_input (org_id, job_id, name, media_type, width, height, data)

@@ -30,7 +30,9 @@ BEGIN
       run_at timestamptz, user_rate int, app_rate int, webhook_url text, token_prices jsonb, terms jsonb, cancel_after int,
       -- of a call that answers at once: who has it for how long, and whom it asks first
       owner text, lease_s double precision, provider text, provider_model text, rule text, own_key boolean)) WITH ORDINALITY b),
-  known AS MATERIALIZED (                      -- whose user is there and whose key is new, and whose wallet and bucket are free
+  -- Whose user is there and whose key is new, and whose wallet and bucket are free. CASE and not coalesce: of what a policy guards,
+  -- coalesce is no index's condition, and would read all wallets of the organization (docs/decisions/0033).
+  known AS MATERIALIZED (
     SELECT a.*, u.id AS user_id, coalesce(u.id, a.app) AS principal, coalesce(u.id, a.org) AS payer,
            limner._step(CASE WHEN u.id IS NOT NULL THEN a.user_rate END, 1) AS user_step,
            limner._step(a.app_rate, limner._shards(a.app_rate)) AS app_step,
@@ -40,9 +42,9 @@ BEGIN
       LEFT JOIN LATERAL (SELECT u.id FROM limner.end_user u WHERE u.org_id = a.org AND u.app_id = a.app AND u.external_id = a.external
                             AND u.is_active LIMIT 1) u ON true
       LEFT JOIN LATERAL (SELECT true AS seen FROM limner.job j WHERE a.key IS NOT NULL AND j.org_id = a.org
-                            AND j.principal_id = coalesce(u.id, a.app) AND j.route = a.route AND j.idem_key = a.key LIMIT 1) r ON true
-      JOIN LATERAL (SELECT w.available_mc, w.version, w.rate_tat FROM limner.wallet w WHERE w.org_id = a.org AND w.id = coalesce(u.id, a.org)
-                       AND w.lots_end IS NULL AND w.owed_mc = 0 FOR NO KEY UPDATE SKIP LOCKED) w ON true
+                            AND j.principal_id = CASE WHEN u.id IS NULL THEN a.app ELSE u.id END AND j.route = a.route AND j.idem_key = a.key LIMIT 1) r ON true
+      JOIN LATERAL (SELECT w.available_mc, w.version, w.rate_tat FROM limner.wallet w WHERE w.org_id = a.org
+                       AND w.id = CASE WHEN u.id IS NULL THEN a.org ELSE u.id END AND w.lots_end IS NULL AND w.owed_mc = 0 FOR NO KEY UPDATE SKIP LOCKED) w ON true
       LEFT JOIN LATERAL (SELECT c.shard, c.tat FROM limner.rate_counter c WHERE a.app_rate IS NOT NULL AND c.org_id = a.org AND c.subject_id = a.app
                             AND c.shard = dice % limner._shards(a.app_rate) FOR UPDATE SKIP LOCKED) c ON true
      WHERE (a.external IS NULL OR u.id IS NOT NULL) AND r.seen IS NULL AND (a.app_rate IS NULL OR c.shard IS NOT NULL)),

@@ -26,7 +26,9 @@ $$;
 -- claim can pass over a full provider's without looking at them. A line is looked at further as long as such jobs are found at its head;
 -- what is behind the last look is sorted by the next claim.
 CREATE FUNCTION limner.sort_line(p_gated uuid[]) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+  -- a few rows, each found by its whole key, whatever the statistics said when the plan was made
+  SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
   orgs uuid[];
   apps uuid[];

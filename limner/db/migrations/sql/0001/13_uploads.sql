@@ -48,7 +48,7 @@ CREATE TABLE limner.upload (
 );
 CREATE INDEX upload_of_app ON limner.upload (org_id, app_id, id);
 CREATE INDEX upload_of_user ON limner.upload (org_id, app_id, external_id, id) WHERE external_id IS NOT NULL;
-CREATE UNIQUE INDEX upload_idem ON limner.upload (org_id, app_id, coalesce(external_id, ''), idem_key) WHERE idem_key IS NOT NULL;
+CREATE UNIQUE INDEX upload_idem ON limner.upload (org_id, app_id, idem_key, external_id) NULLS NOT DISTINCT WHERE idem_key IS NOT NULL;
 CREATE INDEX upload_due ON limner.upload (due_at) WHERE due_at IS NOT NULL;
 
 -- what an organization's uploads take, kept in the commits that change them
@@ -73,7 +73,7 @@ BEGIN
   SELECT u.used_bytes, u.used_files INTO STRICT used_bytes, used_files FROM limner.upload_usage u WHERE u.org_id = t FOR NO KEY UPDATE;
   IF p_key IS NOT NULL THEN
     SELECT x.id, x.request_hash INTO old FROM limner.upload x
-     WHERE x.org_id = t AND x.app_id = p_app AND coalesce(x.external_id, '') = coalesce(p_external, '') AND x.idem_key = p_key;
+     WHERE x.org_id = t AND x.app_id = p_app AND x.idem_key = p_key AND x.external_id IS NOT DISTINCT FROM p_external;
     IF FOUND THEN
       outcome := CASE WHEN old.request_hash = p_hash THEN 'replayed' ELSE 'reused' END;
       upload_id := old.id;

@@ -166,6 +166,7 @@ DECLARE
   v_open int := (p_facts ->> 'max_open')::int;
   u record;
   v_user uuid;
+  v_wallet uuid := t;
   w limner.wallet;
   b limner.batch;
   v_left bigint;
@@ -176,9 +177,10 @@ BEGIN
       RAISE EXCEPTION 'this end user is deactivated' USING ERRCODE = 'LM403';
     END IF;
     v_user := u.id;
+    v_wallet := v_user;
   END IF;
   -- copies of one request pay from one wallet: whoever waited for it finds the batch
-  PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = coalesce(v_user, t) FOR NO KEY UPDATE;
+  PERFORM 1 FROM limner.wallet x WHERE x.org_id = t AND x.id = v_wallet FOR NO KEY UPDATE;
   b := limner._replayed_batch(t, p_batch, coalesce(v_user, p_app), p_key, p_hash);
   IF b.id IS NOT NULL THEN
     RETURN QUERY SELECT 'replayed', b.id, b.items, b.hold_mc, b.available_mc;
@@ -196,7 +198,7 @@ BEGIN
         USING ERRCODE = 'LM429', DETAIL = json_build_object('limit', 'open_jobs', 'size', v_open, 'retry_after_s', 5);
     END IF;
   END IF;
-  w := limner._sweep(t, coalesce(v_user, t));
+  w := limner._sweep(t, v_wallet);
   IF w.id IS NULL OR w.owed_mc > 0 OR w.available_mc < v_hold THEN
     RAISE EXCEPTION 'too few credits' USING ERRCODE = 'LM402', DETAIL = json_build_object(
       'wallet', CASE WHEN v_user IS NULL THEN 'organization' ELSE 'end_user' END, 'required_mc', v_hold,
