@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from limner.db.context import ContextSigner, DatabaseClock
-from limner.db.tx import Single, Tx
+from limner.db.tx import Pooled, Single, Tx
 from limner.kit import crypto
 
 CONNECT_TIMEOUT_S = 5
@@ -71,11 +71,11 @@ class Database:
         fewer = smaller or {}
         self._pools = {role: self._pool(role, min(size, fewer.get(role, size))) for role in roles}
 
-    def _pool(self, role: str, size: int) -> AsyncConnectionPool[AsyncConnection[Any]]:
-        async def configure(conn: AsyncConnection[Any]) -> None:
+    def _pool(self, role: str, size: int) -> AsyncConnectionPool[Pooled]:
+        async def configure(conn: Pooled) -> None:
             conn.prepare_threshold = 2 if self.address.prepare else None
 
-        async def check(conn: AsyncConnection[Any]) -> None:
+        async def check(conn: Pooled) -> None:
             """Hand out no connection that died while it was idle; no round trip for those that did not."""
             if not _stirred(conn):
                 return
@@ -85,8 +85,9 @@ class Database:
                 await pool.check()  # what ended this one has most likely ended the others
                 raise
 
-        pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+        pool: AsyncConnectionPool[Pooled] = AsyncConnectionPool(
             runtime_conninfo(self.address.pool_url or self.address.url, role, self._root),
+            connection_class=Pooled,
             min_size=1,
             max_size=size,
             open=False,
@@ -185,7 +186,7 @@ class _SingleStatement:
 
     __slots__ = ("_conn", "_ctx", "_org_id", "_pool")
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]], org_id: UUID | None, ctx: str | None) -> None:
+    def __init__(self, pool: AsyncConnectionPool[Pooled], org_id: UUID | None, ctx: str | None) -> None:
         self._pool = pool
         self._org_id = org_id
         self._ctx = ctx

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 
 Params = Mapping[str, Any] | Sequence[Any]
@@ -71,11 +71,24 @@ class Tx:
             return await cursor.fetchall()
 
 
+class Pooled(AsyncConnection[Any]):
+    """A connection of a pool, with a cursor for those who run one statement alone: a new one learns every parameter's type anew."""
+
+    _cursor: AsyncCursor[Row] | None = None
+
+    def lone_cursor(self) -> AsyncCursor[Row]:
+        """Its rows are to be fetched before the connection goes back."""
+        if self._cursor is None:
+            self._cursor = self.cursor(row_factory=dict_row, binary=True)
+        return self._cursor
+
+
 class Single(Tx):
     """One statement, one transaction, one round trip."""
 
-    def __init__(self, conn: AsyncConnection[Any], org_id: UUID | None, ctx: str | None) -> None:
+    def __init__(self, conn: Pooled, org_id: UUID | None, ctx: str | None) -> None:
         super().__init__(conn, org_id)
+        self._lone = conn.lone_cursor()
         self.ctx = ctx
         self._used = False
 
@@ -85,11 +98,13 @@ class Single(Tx):
 
     async def find(self, query: str, params: Params | None = None) -> Row | None:
         self._use()
-        return await super().find(query, params)
+        await self._lone.execute(_data(query), params)
+        return await self._lone.fetchone()
 
     async def all(self, query: str, params: Params | None = None) -> list[Row]:
         self._use()
-        return await super().all(query, params)
+        await self._lone.execute(_data(query), params)
+        return await self._lone.fetchall()
 
     def _use(self) -> None:
         if self._used:
