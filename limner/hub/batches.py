@@ -19,6 +19,7 @@ from limner.hub import jobs
 from limner.hub.jobs import Job, Submission
 from limner.kit import ids
 from limner.ledger import refusals
+from limner.tenancy import end_users
 
 SUBMIT = """
 SELECT * FROM limner.submit_batch(%s, %s, %s, %s, %s, %s, %s, %s::text::json, %s::text::json,
@@ -155,12 +156,17 @@ async def get(tx: Tx, app_id: UUID | None, batch_id: UUID, external_id: str | No
 async def list_of_app(
     tx: Tx, app_id: UUID | None, *, external_id: str | None, limit: int, before: UUID | None
 ) -> list[Batch]:
-    """Newest first, older than the batch `before`; one end user's when one is named, else the whole app's or organization's."""
+    """Newest first, older than the batch `before`; of the app one end user's, when one is named, else the whole app's or organization's."""
+    user_id = None
+    if app_id is not None and external_id is not None:
+        user_id = await end_users.find_id(tx, app_id, external_id)
+        if user_id is None:
+            return []
+    owner = "(%(app)s::uuid IS NULL OR b.app_id = %(app)s)" if user_id is None else "b.end_user_id = %(user)s"
     rows = await tx.all(
-        f"{COUNTED} WHERE b.org_id = %(org)s AND (%(app)s::uuid IS NULL OR b.app_id = %(app)s) AND b.id < %(before)s"
-        " AND (%(user)s::text IS NULL OR u.external_id = %(user)s) ORDER BY b.id DESC LIMIT %(limit)s",
-        {"org": tx.org_id, "app": app_id, "user": external_id, "before": before or UUID(int=2**128 - 1), "limit": limit},
-    )  # fmt: skip
+        f"{COUNTED} WHERE b.org_id = %(org)s AND {owner} AND b.id < %(before)s ORDER BY b.id DESC LIMIT %(limit)s",
+        {"org": tx.org_id, "app": app_id, "user": user_id, "before": before or UUID(int=2**128 - 1), "limit": limit},
+    )
     return [Batch(**row) for row in rows]
 
 

@@ -13,6 +13,7 @@ from limner.db.tx import Tx
 from limner.hub.providers.base import Blob
 from limner.kit import ids
 from limner.ledger import refusals
+from limner.tenancy import end_users
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 OPEN = ("queued", "running")
@@ -34,6 +35,9 @@ SOURCE = """
 limner.job j LEFT JOIN limner.job_queue q ON q.org_id = j.org_id AND q.job_id = j.id
              LEFT JOIN limner.end_user u ON u.org_id = j.org_id AND u.id = j.end_user_id
 """
+
+STILL_OPEN = " AND j.id IN (SELECT o.job_id FROM limner.job_queue o WHERE o.org_id = %(org)s)"
+"""Open jobs are few among those that ever were, and have a row in the queue."""
 
 
 class JobNotFound(LookupError):
@@ -277,24 +281,18 @@ async def list_of_app(
     tx: Tx, app_id: UUID, *, external_id: str | None, state: str | None, limit: int, before: UUID | None
 ) -> list[Job]:
     """Newest first, older than the job `before`; one end user's when one is named, else the whole app's."""
-    owner = (
-        "j.end_user_id = (SELECT x.id FROM limner.end_user x WHERE x.org_id = %(org)s AND x.app_id = %(app)s"
-        " AND x.external_id = %(user)s)"
-        if external_id is not None
-        else "j.app_id = %(app)s"
-    )
+    user_id = None
+    if external_id is not None:  # the plan is for this very user: the statistics know who has few jobs
+        user_id = await end_users.find_id(tx, app_id, external_id)
+        if user_id is None:
+            return []
+    owner = "j.app_id = %(app)s" if user_id is None else "j.end_user_id = %(user)s"
     rows = await tx.all(
         f"SELECT {COLUMNS} FROM {SOURCE} WHERE j.org_id = %(org)s AND {owner} AND j.id < %(before)s"
-        " AND (%(state)s::text IS NULL OR j.state = %(state)s) ORDER BY j.id DESC LIMIT %(limit)s",
-        {
-            "org": tx.org_id,
-            "app": app_id,
-            "user": external_id,
-            "state": state,
-            "limit": limit,
-            "before": before or UUID(int=2**128 - 1),
-        },
-    )
+        f" AND (%(state)s::text IS NULL OR j.state = %(state)s){STILL_OPEN if state in OPEN else ''} ORDER BY j.id DESC LIMIT %(limit)s",
+        {"org": tx.org_id, "app": app_id, "user": user_id, "state": state, "limit": limit,
+         "before": before or UUID(int=2**128 - 1)},
+    )  # fmt: skip
     return [Job(**row) for row in rows]
 
 
@@ -313,7 +311,7 @@ async def list_of_org(tx: Tx, *, app_id: UUID | None, state: str | None, limit: 
     """Newest first, for an operator: one app's when it is named, else all of the organization's."""
     rows = await tx.all(
         f"SELECT {COLUMNS} FROM {SOURCE} WHERE j.org_id = %(org)s AND (%(app)s::uuid IS NULL OR j.app_id = %(app)s)"
-        " AND (%(state)s::text IS NULL OR j.state = %(state)s) ORDER BY j.id DESC LIMIT %(limit)s",
+        f" AND (%(state)s::text IS NULL OR j.state = %(state)s){STILL_OPEN if state in OPEN else ''} ORDER BY j.id DESC LIMIT %(limit)s",
         {"org": tx.org_id, "app": app_id, "state": state, "limit": limit},
     )
     return [Job(**row) for row in rows]

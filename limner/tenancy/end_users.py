@@ -51,6 +51,15 @@ async def get(tx: Tx, app_id: UUID, external_id: str) -> EndUser:
     return EndUser(**row)
 
 
+async def find_id(tx: Tx, app_id: UUID, external_id: str) -> UUID | None:
+    """The user's id, or None."""
+    row = await tx.find(
+        "SELECT id FROM limner.end_user WHERE org_id = %s AND app_id = %s AND external_id = %s",
+        [tx.org_id, app_id, external_id],
+    )
+    return None if row is None else UUID(str(row["id"]))
+
+
 async def require_active(tx: Tx, app_id: UUID, external_id: str) -> None:
     """Raises UserInactive when the app's user is deactivated; an absent one is for the caller to find absent."""
     row = await tx.find(

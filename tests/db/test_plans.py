@@ -300,6 +300,23 @@ async def test_mj18_a_job_reads_a_few_rows_of_an_organization_that_has_thousands
     assert read["wallet"] > 0
 
 
+async def test_mj18_whoever_has_little_reads_little_among_thousands(
+    server: Server, others: Tenant, superuser: psycopg.Connection
+) -> None:
+    """Plans as a session makes them, which knows whom it asks for."""
+    name, app_id = superuser.info.dbname, others.app.id
+    superuser.execute(f"ALTER DATABASE {name} RESET plan_cache_mode")
+    before = counted(superuser, READ)
+
+    async with passing(server) as mine, mine.tenant_tx(others.org_id) as tx:
+        assert not await jobs.list_of_app(tx, app_id, external_id="planted-77", state=None, limit=20, before=None)
+        assert not await batches.list_of_app(tx, app_id, external_id="planted-77", limit=20, before=None)
+
+    superuser.execute(f"ALTER DATABASE {name} SET plan_cache_mode = force_generic_plan")
+    read = {table: number - before[table] for table, number in counted(superuser, READ).items()}
+    assert {table: number for table, number in read.items() if number > FEW} == {}
+
+
 async def test_mj18_the_minutes_check_of_the_books_reads_what_changed(
     server: Server, crowd: Tenant, superuser: psycopg.Connection
 ) -> None:

@@ -33,6 +33,7 @@ CREATE TABLE limner.batch (
 ) WITH (fillfactor = 70);
 CREATE UNIQUE INDEX batch_idem ON limner.batch (org_id, principal_id, idem_key) WHERE idem_key IS NOT NULL;
 CREATE INDEX batch_of_app ON limner.batch (org_id, app_id, id);
+CREATE INDEX batch_of_user ON limner.batch (org_id, end_user_id, id) WHERE end_user_id IS NOT NULL;
 CREATE INDEX batch_open ON limner.batch (org_id, id) WHERE finished_at IS NULL;
 
 CREATE TABLE limner.batch_item (
