@@ -23,13 +23,26 @@ class Phrase:
     shorter: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """The phrases that begin with a word, longest first: by the word that follows, and those for which any may follow."""
+
+    by_next: Mapping[str, Sequence[Phrase]]
+    others: Sequence[Phrase]
+
+    def before(self, low: str) -> Sequence[Phrase]:
+        return self.by_next.get(low, self.others)
+
+
 def wordings(text: str, words: Sequence[Word]) -> Iterator[Found]:
     """Each phrase, the longest where several begin at a word, and none inside another one."""
     book = _book()
+    last = len(words) - 1
     at = 0
-    while at < len(words):
+    while at <= last:
         end = None
-        for phrase in book.get(words[at].low, ()):
+        beginning = book.get(words[at].low)
+        for phrase in beginning.before(words[at + 1].low if at < last else "") if beginning else ():
             end = _end(phrase.tokens, words, at)
             if end is not None:
                 yield _found(text, phrase, words[at].start, words[end].end)
@@ -66,17 +79,27 @@ def _wild(rest: Sequence[frozenset[str] | None], words: Sequence[Word], at: int,
 
 
 @cache
-def _book() -> Mapping[str, Sequence[Phrase]]:
-    """Every phrase by each word it may begin with, longest first."""
+def _book() -> Mapping[str, _Beginning]:
+    """Every phrase by each word it may begin with."""
     book: dict[str, list[Phrase]] = defaultdict(list)
     for tokens, shorter in _read():
         first = tokens[0]
         assert first is not None, "a phrase begins with a word"
         for word in first:
             book[word].append(Phrase(tokens, shorter))
-    for found in book.values():
-        found.sort(key=lambda phrase: len(phrase.tokens), reverse=True)
-    return book
+    return {word: _beginning(found) for word, found in book.items()}
+
+
+def _beginning(phrases: Sequence[Phrase]) -> _Beginning:
+    ordered = sorted(phrases, key=lambda phrase: len(phrase.tokens), reverse=True)
+    seconds = [phrase.tokens[1] if len(phrase.tokens) > 1 else None for phrase in ordered]
+    return _Beginning(
+        {
+            word: [phrase for phrase, second in zip(ordered, seconds, strict=True) if second is None or word in second]
+            for word in frozenset().union(*(second for second in seconds if second is not None))
+        },
+        [phrase for phrase, second in zip(ordered, seconds, strict=True) if second is None],
+    )
 
 
 def _read() -> Iterator[tuple[tuple[frozenset[str] | None, ...], str | None]]:

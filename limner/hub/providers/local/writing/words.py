@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from limner.hub.providers.local.writing.report import Severity, Type
 
@@ -11,8 +12,7 @@ JOINT = re.compile(r"[ \t\u00a0]+(?:\r?\n[ \t]*)?|\r?\n[ \t]*|[-‐‑]")
 STOP = re.compile(r"[.!?…]|\n\s*\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """`low`: in lower case, with straight apostrophes. `joined`: only a joint stands before it. Places in code points."""
 
     low: str
@@ -47,8 +47,7 @@ def split(text: str) -> list[Word]:
     end = sentence = 0
     for match in WORD.finditer(text):
         start = match.start()
-        joint = JOINT.match(text, end, start)
-        joined = bool(words) and joint is not None and joint.end() == start
+        joined = bool(words) and (text[end:start] == " " or JOINT.fullmatch(text, end, start) is not None)
         if not joined and STOP.search(text, end, start):
             sentence += 1
         words.append(Word(match[0].lower().replace("’", "'"), start, match.end(), joined, sentence))
