@@ -206,7 +206,9 @@ def lost_and_doubled(conn: psycopg.Connection, accepted: Iterable[str]) -> dict[
 
 
 def end_sessions(superuser: psycopg.Connection) -> None:
-    """End the other sessions in this database that have no transaction open: what each has read is counted when it has ended."""
+    """End the other sessions in this database that have no transaction open: what each has read is counted when it has ended,
+    and what this one did is counted at once."""
+    superuser.execute("SELECT pg_stat_force_next_flush()")
     superuser.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"

@@ -145,7 +145,7 @@ async def test_an_answer_that_does_not_come_leaves_the_outcome_open(
 ) -> None:
     desks[name].server.then(turn)
 
-    error = await desks[name].refused(timeout_s=0.3)
+    error = await desks[name].refused(timeout_s=1.0)  # on a busy machine a connection alone may take a third of it
 
     assert (error.code, error.kind, error.outcome_unknown) == (code, "retryable", unknown)
 

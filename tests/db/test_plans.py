@@ -120,8 +120,7 @@ def scans(superuser: psycopg.Connection) -> dict[str, int]:
 
 
 def counted(superuser: psycopg.Connection, query: str) -> dict[str, int]:
-    acts.end_sessions(superuser)  # a session that was closed may not have counted yet,
-    superuser.execute("SELECT pg_stat_force_next_flush()")  # nor this one: it planted rows a moment ago
+    acts.end_sessions(superuser)  # a session that was closed may not have counted yet, nor this one
     return dict(superuser.execute(query, [list(LARGE)]).fetchall())
 
 
