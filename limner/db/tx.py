@@ -53,9 +53,7 @@ class Tx:
 
     async def find(self, query: str, params: Params | None = None) -> Row | None:
         """The first row, or None."""
-        async with self._conn.cursor(row_factory=dict_row, binary=True) as cursor:
-            await cursor.execute(_data(query), params)
-            return await cursor.fetchone()
+        return await (await self._cursor().execute(_data(query), params)).fetchone()
 
     async def get(self, query: str, params: Params | None = None) -> Row:
         """The first row; LookupError when there is none."""
@@ -66,21 +64,27 @@ class Tx:
 
     async def all(self, query: str, params: Params | None = None) -> list[Row]:
         """Every row. The statement itself must be bounded."""
-        async with self._conn.cursor(row_factory=dict_row, binary=True) as cursor:
-            await cursor.execute(_data(query), params)
-            return await cursor.fetchall()
+        return await (await self._cursor().execute(_data(query), params)).fetchall()
+
+    def _cursor(self) -> AsyncCursor[Row]:
+        return rows_of(self._conn)
+
+
+def rows_of(conn: AsyncConnection[Any]) -> AsyncCursor[Row]:
+    """A cursor as verbs want it: rows by name, in PostgreSQL's binary format."""
+    return conn.cursor(row_factory=dict_row, binary=True)
 
 
 class Pooled(AsyncConnection[Any]):
     """A connection of a pool, with a cursor for those who run one statement alone: a new one learns every parameter's type anew."""
 
-    _cursor: AsyncCursor[Row] | None = None
+    _lone: AsyncCursor[Row] | None = None
 
     def lone_cursor(self) -> AsyncCursor[Row]:
         """Its rows are to be fetched before the connection goes back."""
-        if self._cursor is None:
-            self._cursor = self.cursor(row_factory=dict_row, binary=True)
-        return self._cursor
+        if self._lone is None:
+            self._lone = rows_of(self)
+        return self._lone
 
 
 class Single(Tx):
@@ -88,7 +92,7 @@ class Single(Tx):
 
     def __init__(self, conn: Pooled, org_id: UUID | None, ctx: str | None) -> None:
         super().__init__(conn, org_id)
-        self._lone = conn.lone_cursor()
+        self._pooled = conn
         self.ctx = ctx
         self._used = False
 
@@ -96,15 +100,9 @@ class Single(Tx):
         self._use()
         return await super().execute(query, params)
 
-    async def find(self, query: str, params: Params | None = None) -> Row | None:
+    def _cursor(self) -> AsyncCursor[Row]:
         self._use()
-        await self._lone.execute(_data(query), params)
-        return await self._lone.fetchone()
-
-    async def all(self, query: str, params: Params | None = None) -> list[Row]:
-        self._use()
-        await self._lone.execute(_data(query), params)
-        return await self._lone.fetchall()
+        return self._pooled.lone_cursor()
 
     def _use(self) -> None:
         if self._used:

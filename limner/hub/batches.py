@@ -156,10 +156,10 @@ async def get(tx: Tx, app_id: UUID | None, batch_id: UUID, external_id: str | No
 async def list_of_app(
     tx: Tx, app_id: UUID | None, *, external_id: str | None, limit: int, before: UUID | None
 ) -> list[Batch]:
-    """Newest first, older than the batch `before`; of the app one end user's, when one is named, else the whole app's or organization's."""
+    """Newest first, older than the batch `before`; one end user's of the app when one is named, else the whole app's or organization's."""
     user_id = None
-    if app_id is not None and external_id is not None:
-        user_id = await end_users.find_id(tx, app_id, external_id)
+    if external_id is not None:
+        user_id = None if app_id is None else await end_users.find_id(tx, app_id, external_id)
         if user_id is None:
             return []
     owner = "(%(app)s::uuid IS NULL OR b.app_id = %(app)s)" if user_id is None else "b.end_user_id = %(user)s"

@@ -36,7 +36,7 @@ limner.job j LEFT JOIN limner.job_queue q ON q.org_id = j.org_id AND q.job_id = 
              LEFT JOIN limner.end_user u ON u.org_id = j.org_id AND u.id = j.end_user_id
 """
 
-STILL_OPEN = " AND j.id IN (SELECT o.job_id FROM limner.job_queue o WHERE o.org_id = %(org)s)"
+STILL_OPEN = " AND q.job_id IS NOT NULL"
 """Open jobs are few among those that ever were, and have a row in the queue."""
 
 

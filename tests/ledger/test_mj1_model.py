@@ -427,7 +427,7 @@ def driving(server: Server) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("lives", "steps"),
-    tiers.counts((60, 30), (1_000, 40), full=(10_000, 50)),
+    tiers.counts((100, 30), (1_000, 40), full=(10_000, 50)),
 )
 def test_mj1_credits_are_never_created_or_destroyed(
     server: Server, superuser: psycopg.Connection, lives: int, steps: int, tally: Tally
@@ -449,11 +449,11 @@ def test_mj1_credits_are_never_created_or_destroyed(
         )
 
     tally("MJ1", lives=lives, steps_at_most=steps, jobs=Ledger.accepted, refunds=Ledger.refunds)
-    assert Ledger.accepted > lives / 2, "the lives were too poor to prove anything"
-    assert Ledger.closed > lives / 10
+    assert Ledger.accepted > lives, "the lives were too poor to prove anything"
+    assert Ledger.closed > lives / 5
     assert Ledger.refunds > 0
-    assert Ledger.lapses > lives / 20
-    assert Ledger.debts > lives / 20
+    assert Ledger.lapses > lives / 10
+    assert Ledger.debts > lives / 10
 
 
 async def test_mj1_what_looks_after_every_step_sees_what_the_function_sees(

@@ -35,6 +35,11 @@ CANARY = "sk-canary-5d0e77b1a94c63f2"
 KNOWN = "harbour-word-8f31"
 TABLES = "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'limner'::regnamespace AND c.relkind IN ('r', 'p')"
 ECHO = Says(401, {"error": {"message": f"Incorrect API key provided: Bearer {CANARY}", "code": "invalid_api_key"}})
+NOT_NOW = """
+INSERT INTO limner.chore (name, next_at) VALUES ('reseal_old', clock_timestamp() + interval '1 hour')
+ON CONFLICT (name) DO UPDATE SET next_at = excluded.next_at
+"""
+"""A worker that has just started would take its own turn at what is sealed under an old root key."""
 ECHO_500 = Says(500, {"error": {"message": f"we broke over {CANARY}"}}, {"x-request-id": CANARY, "x-key": CANARY})
 
 
@@ -227,6 +232,7 @@ async def test_ta12_the_root_key_is_changed_and_no_job_fails(
 ) -> None:
     """Keys sealed under the old root key, most of them of providers that nobody asks meanwhile; work goes on all the while."""
     shop = await shops(only_first=True)
+    superuser.execute(NOT_NOW)
     old, new = OwnKeys(OLD_ROOT), OwnKeys(server.root)
     async with db.tenant_tx(shop.tenant.org_id) as tx:
         await provider_keys.put(tx, old, FIRST, "sk-sealed-under-the-old", Actor("operator", "test"))
@@ -245,8 +251,7 @@ async def test_ta12_the_root_key_is_changed_and_no_job_fails(
     going = False
     receipts = await working
 
-    assert (said.code, said.json["broken"]) == (0, 0), said.err
-    assert keys - said.json["keys"] in {0, 1}  # the worker's own duty, as it starts, may have come before to the first
+    assert (said.code, said.json["keys"], said.json["broken"]) == (0, keys, 0), said.err
     assert {receipt["status"] for receipt in receipts} == {"succeeded"}
     assert set(shop.keys(house.first)) == {"sk-sealed-under-the-old"}
     rows = superuser.execute(

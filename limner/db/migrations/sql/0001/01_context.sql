@@ -17,7 +17,7 @@ CREATE TABLE limner_priv.ctx_key (
 CREATE FUNCTION limner.verify(v text, p_most int) RETURNS uuid[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  message text := left(v, -65);         -- all but the signature, which hides no format of its own: what was signed here is well-formed
+  message text := left(v, -65);         -- all but the signature; nothing of it is parsed before that is right, and what was signed is well-formed
   key record;
 BEGIN
   IF v IS NULL OR v = '' THEN

@@ -36,18 +36,22 @@ class _Beginning:
 
 def wordings(text: str, words: Sequence[Word]) -> Iterator[Found]:
     """Each phrase, the longest where several begin at a word, and none inside another one."""
-    book = _book()
-    last = len(words) - 1
     at = 0
-    while at <= last:
+    while at < len(words):
         end = None
-        beginning = book.get(words[at].low)
-        for phrase in beginning.before(words[at + 1].low if at < last else "") if beginning else ():
+        for phrase in _candidates(words, at):
             end = _end(phrase.tokens, words, at)
             if end is not None:
                 yield _found(text, phrase, words[at].start, words[end].end)
                 break
         at = at + 1 if end is None else end + 1
+
+
+def _candidates(words: Sequence[Word], at: int) -> Sequence[Phrase]:
+    beginning = _book().get(words[at].low)
+    if beginning is None:
+        return ()
+    return beginning.before(words[at + 1].low if at + 1 < len(words) else "")
 
 
 def _found(text: str, phrase: Phrase, start: int, end: int) -> Found:
