@@ -144,7 +144,11 @@ class Database:
     async def _connection(self, role: str) -> AsyncIterator[AsyncConnection[Any]]:
         try:
             async with self._pools[role].connection() as conn:
-                yield conn
+                try:
+                    yield conn
+                except psycopg.Error as error:
+                    _raise_when_lost(conn, error)
+                    raise
         except PoolTimeout as error:
             raise DatabaseUnavailable("every connection is busy or the database is away") from error
 
@@ -198,8 +202,18 @@ class _SingleStatement:
             raise DatabaseUnavailable("every connection is busy or the database is away") from error
         return Single(self._conn, self._org_id, self._ctx)
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._pool.putconn(self._conn)
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            if error is not None:
+                _raise_when_lost(self._conn, error)
+        finally:
+            await self._pool.putconn(self._conn)
+
+
+def _raise_when_lost(conn: AsyncConnection[Any], error: BaseException) -> None:
+    """A session that ends in the middle of an answer shows as whatever psycopg makes of it: of a COMMIT, an InternalError."""
+    if conn.broken and isinstance(error, psycopg.Error) and not isinstance(error, AWAY):
+        raise DatabaseUnavailable("the connection was lost") from error
 
 
 def _stirred(conn: AsyncConnection[Any]) -> bool:

@@ -29,6 +29,8 @@ from tests.running import START_S, Answer, Client, Process, free_port
 SMALL = {"LIMNER_DATABASE_POOL_SIZE": "6", "LIMNER_CPU_PROCESSES": "1"}
 PICTURE = "data:image/png;base64," + base64.b64encode(png(8)).decode()
 READY = "worker.ready"
+CRASHED = "run.crashed"
+MOST_SAID = 20_000
 FINAL = {"succeeded", "failed", "cancelled"}
 
 
@@ -72,6 +74,8 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 process.send(signal.SIGCONT)
             process.kill()
+            if CRASHED in (said := process.output()):  # pytest shows it where the test failed
+                print(f"{process.log.name}:\n{said[-MOST_SAID:]}")
 
 
 class Supervised:
