@@ -11,13 +11,13 @@ import psycopg
 
 from limner.db.pools import Database
 from limner.hub import jobs, runs
+from limner.hub.submission import ROUTE
 from limner.kit import crypto, ids
 from limner.kit.money import MC
 from limner.ledger import batches, corrections, invariants, lots, statements, wallets
 from limner.tenancy import end_users
 from tests.conftest import Tenant
 
-ROUTE = "POST /api/v1/generate"
 MODEL_ID = ids.new()
 LEASE_S = 1.0
 

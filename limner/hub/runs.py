@@ -283,7 +283,7 @@ async def abandoned(tx: Tx, lease: Lease) -> Closing | None:
     The charge was written down when it was reserved, by the model's rule for answers that nobody listens to, and by whose key was
     being used.
     """
-    row = await tx.get(
+    row = await tx.find(
         "SELECT j.input -> CASE WHEN c.own_key THEN 'abandoned_own_mc' ELSE 'abandoned_mc' END AS charge_mc, c.step, c.provider, c.send_no"
         " FROM limner.job j LEFT JOIN LATERAL (SELECT c.step, c.provider, c.send_no, c.own_key"
         " FROM limner.provider_call c WHERE c.org_id = j.org_id AND c.job_id = j.id"
@@ -291,7 +291,7 @@ async def abandoned(tx: Tx, lease: Lease) -> Closing | None:
         " WHERE j.org_id = %s AND j.id = %s AND j.route <> 'generate'",
         [tx.org_id, lease.job_id],
     )
-    if not isinstance(row["charge_mc"], int) or row["provider"] is None or row["charge_mc"] == 0:
+    if row is None or not isinstance(row["charge_mc"], int) or row["provider"] is None or row["charge_mc"] == 0:
         return None
     used = [{"kind": "call", "quantity": 1, "unit": "estimated_call", "cost_micro_usd": None}]
     delivery = Delivery(row["step"], row["provider"], row["send_no"], None, None, 0)

@@ -93,7 +93,7 @@ async def _several(database: Database, tenant: Tenant, mark: int) -> None:
 @pytest.mark.parametrize("said_last", SAID_LAST)
 @pytest.mark.parametrize("statements", [_one, _several])
 @pytest.mark.parametrize("before", [1, 2, 3])
-async def test_op6_a_connection_cut_anywhere_is_the_database_being_away(
+async def test_mj5_a_connection_cut_anywhere_is_the_database_being_away(
     server: Server, make_tenant: MakeTenant, said_last: str, statements: Statements, before: int
 ) -> None:  # fmt: skip
     """`before`: how often the statements have run on the connection, since they are prepared after some times."""

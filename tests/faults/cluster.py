@@ -30,7 +30,6 @@ SMALL = {"LIMNER_DATABASE_POOL_SIZE": "6", "LIMNER_CPU_PROCESSES": "1"}
 PICTURE = "data:image/png;base64," + base64.b64encode(png(8)).decode()
 READY = "worker.ready"
 CRASHED = "run.crashed"
-MOST_SAID = 20_000
 FINAL = {"succeeded", "failed", "cancelled"}
 
 
@@ -67,6 +66,10 @@ class Cluster:
             process.wait()
         return process
 
+    def crashes(self) -> list[str]:
+        """What the processes said of mistakes of limner's own: whatever died, a run must know what it met."""
+        return [line for process in self._all for line in process.output().splitlines() if CRASHED in line]
+
     def end(self) -> None:
         """Kill whatever still runs: these processes have had their say, also when a test broke off and they are tended still."""
         self.ended = True
@@ -74,8 +77,6 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 process.send(signal.SIGCONT)
             process.kill()
-            if CRASHED in (said := process.output()):  # pytest shows it where the test failed
-                print(f"{process.log.name}:\n{said[-MOST_SAID:]}")
 
 
 class Supervised:

@@ -51,3 +51,4 @@ def cluster(server: Server, superuser: psycopg.Connection) -> Iterator[Cluster]:
     cluster = Cluster(server)
     yield cluster
     cluster.end()
+    assert cluster.crashes() == []
