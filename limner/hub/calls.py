@@ -31,7 +31,7 @@ from limner.web.caller import Authenticate, Caller
 
 ROLE = "limner_dispatch"
 SETTLED_WITHIN_S = 1.0
-ELSEWHERE_S = 0.03
+ELSEWHERE_S = 0.05
 """How long a call that was answered by another process may still have its place."""
 MAX_RUNS = 1
 """So that whoever claims it afterwards finds its runs used up."""
@@ -43,13 +43,15 @@ class Call(Run):
     """One call from its reservation on. Of several providers each is asked once."""
 
     def __init__(
-        self, resources: Resources, lease: Lease, submitted: jobs.Submitted, model: str, passage: Passage
-    ) -> None:
+        self, resources: Resources, lease: Lease, submitted: jobs.Submitted, model: str, passage: Passage,
+        *, has_place: bool,
+    ) -> None:  # fmt: skip
         super().__init__(resources, lease)
         self._model = model
         self._passage = passage
         self._before: list[tuple[str, str]] = []
         self.submitted = submitted
+        self.has_place = has_place
         self.send_no = 1
         self.asked_at = time.monotonic()
 
@@ -205,8 +207,8 @@ class Calls:
 
     async def _reserve(self, org_id: UUID, submission: jobs.Submission, passage: Passage) -> Call | jobs.Submitted:
         """What answered calls still have is waited for before one is refused: credits of this organization, places of all."""
-        first = submission.call
-        alone = submission.limits.count_alone or bool(first and first.place)
+        has_place = submission.call is not None and submission.call.place is not None
+        alone = submission.limits.count_alone or has_place
         try:
             submitted = await self._submit(org_id, submission, alone=alone)
         except BaseException:
@@ -216,7 +218,7 @@ class Calls:
             passage.leave()
             return submitted
         lease = Lease(org_id, submitted.job_id, submission.app_id, 1, 1, None, submission.deadline_s, 0.0)
-        call = Call(self._resources, lease, submitted, submission.model, passage)
+        call = Call(self._resources, lease, submitted, submission.model, passage, has_place=has_place)
         self._open[lease.job_id] = call
         return call
 
@@ -235,12 +237,13 @@ class Calls:
         """Wait for the settlements of an organization (None: of all) that are under way; False when there are none."""
         settling = [task for task, org in self._settling.items() if org_id in {org, None}]
         if settling:
+            self._resources.shared.hurry()
             await asyncio.wait(settling, timeout=SETTLED_WITHIN_S)
         return bool(settling)
 
     def end_later(self, call: Call, ending: Finish) -> asyncio.Task[None]:
         """As `end`, for a call whose answer does not wait for it: settled within milliseconds, together with others."""
-        call.lingers = True
+        call.lingers = not call.has_place  # the next call waits for it
         task = asyncio.create_task(self.end(call, ending))
         self._settling[task] = call.lease.org_id
         task.add_done_callback(self._settling.pop)

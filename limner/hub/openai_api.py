@@ -137,6 +137,7 @@ class ChatEndpoints:
 
         candidates, call = await self._book(caller.org_id, routes, asking, wanted)
         if isinstance(call, jobs.Submitted):
+            await self._api.desk.calls.settled(caller.org_id)  # it may have been answered a moment ago
             return await openai_replays.replay(self._api.db, caller, call)
         request.state.log |= {"job": call.lease.job_id, "model": model.name}
         headers = openai_limits(limits.headers(bounds, call.submitted, self._api.db.clock.now()))

@@ -5,7 +5,7 @@ Nobody is made to wait for company: an idle lane sends one item at once, a busy 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -20,7 +20,7 @@ class Gather(Generic[Item, Answer]):
     """`send` gets up to `size` items and gives each its answer, in order, or raises for all of them.
 
     There are `lanes`, each with one batch under way; at most `bound` items wait in each. `linger_s`: how long a batch
-    waits for company after all, where nobody waits for its answer.
+    waits after all, where nobody waits for its answer, until it is `company` or somebody is in a hurry.
     """
 
     def __init__(
@@ -31,9 +31,12 @@ class Gather(Generic[Item, Answer]):
         size: int,
         bound: int,
         linger_s: float = 0.0,
+        company: int = 1,
     ) -> None:
         self._send = send
         self._linger_s = linger_s
+        self._company = company
+        self._enough = asyncio.Event()
         self._size = size
         self._bound = bound
         self._waiting: list[list[tuple[Item, asyncio.Future[Answer]]]] = [[] for _ in range(lanes)]
@@ -59,15 +62,27 @@ class Gather(Generic[Item, Answer]):
             raise Full
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting.append((item, answer))
+        if len(waiting) >= self._company:
+            self._enough.set()
         if self._running[place] is None:
             self._running[place] = asyncio.create_task(self._run(place))
         return await answer
+
+    def hurry(self) -> None:
+        """Let no batch linger: somebody waits for what is in it."""
+        self._enough.set()
+
+    async def _linger(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._linger_s):
+                await self._enough.wait()
+        self._enough.clear()
 
     async def _run(self, place: int) -> None:
         waiting = self._waiting[place]
         while waiting:
             if self._linger_s:
-                await asyncio.sleep(self._linger_s)
+                await self._linger()
             batch = waiting[: self._size]
             del waiting[: self._size]
             try:
