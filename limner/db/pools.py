@@ -5,7 +5,6 @@ An operator hands over one URL and one key: the address of every run-time role f
 
 import asyncio
 import contextlib
-import select
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from limner.db.context import ContextSigner, DatabaseClock
+from limner.db.lending import Lending, stirred
 from limner.db.tx import Pooled, Single, Tx
 from limner.kit import crypto
 
@@ -30,6 +30,7 @@ class DatabaseUnavailable(Exception):
     """No connection could be had in time."""
 
 
+BUSY = "every connection is busy or the database is away"
 AWAY = (
     DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.IdleInTransactionSessionTimeout,
 )  # fmt: skip
@@ -70,6 +71,7 @@ class Database:
         self._signer = ContextSigner(root, self.clock)
         fewer = smaller or {}
         self._pools = {role: self._pool(role, min(size, fewer.get(role, size))) for role in roles}
+        self._lending = {role: Lending(pool) for role, pool in self._pools.items()}
 
     def _pool(self, role: str, size: int) -> AsyncConnectionPool[Pooled]:
         async def configure(conn: Pooled) -> None:
@@ -77,7 +79,7 @@ class Database:
 
         async def check(conn: Pooled) -> None:
             """Hand out no connection that died while it was idle; no round trip for those that did not."""
-            if not _stirred(conn):
+            if not stirred(conn):
                 return
             try:
                 await AsyncConnectionPool.check_connection(conn)
@@ -112,8 +114,8 @@ class Database:
             raise DatabaseUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        for pool in self._pools.values():
-            await pool.close(timeout=2)
+        for lending in self._lending.values():
+            await lending.close()
 
     async def sync_clock(self) -> None:
         """Read the database's clock again: call it every minute or so, so that a drifting machine stays right."""
@@ -142,15 +144,18 @@ class Database:
 
     @asynccontextmanager
     async def _connection(self, role: str) -> AsyncIterator[AsyncConnection[Any]]:
+        lending = self._lending[role]
         try:
-            async with self._pools[role].connection() as conn:
-                try:
-                    yield conn
-                except psycopg.Error as error:
-                    _raise_when_lost(conn, error)
-                    raise
+            conn = await lending.take()
         except PoolTimeout as error:
-            raise DatabaseUnavailable("every connection is busy or the database is away") from error
+            raise DatabaseUnavailable(BUSY) from error
+        try:
+            yield conn
+        except psycopg.Error as error:
+            _raise_when_lost(conn, error)
+            raise
+        finally:
+            await lending.give_back(conn)
 
     @asynccontextmanager
     async def tenant_tx(self, org_id: UUID, role: str = "limner_api") -> AsyncIterator[Tx]:
@@ -169,11 +174,11 @@ class Database:
         `async with db.tenant_single(org) as tx:` yields a Single. Written without nested context managers: this is
         the path of every submit.
         """
-        return _SingleStatement(self._pools[role], org_id, self._signer.sign(org_id))
+        return _SingleStatement(self._lending[role], org_id, self._signer.sign(org_id))
 
     def shared_single(self, org_ids: Iterable[UUID], role: str = "limner_api") -> "_SingleStatement":
         """One statement for several organizations, which it carries in one context: for functions that enter them all."""
-        return _SingleStatement(self._pools[role], None, self._signer.sign(*org_ids))
+        return _SingleStatement(self._lending[role], None, self._signer.sign(*org_ids))
 
     @asynccontextmanager
     async def system_tx(self, role: str, reason: str) -> AsyncIterator[Tx]:
@@ -188,18 +193,18 @@ class Database:
 class _SingleStatement:
     """Takes a connection, gives it back; there is no transaction to end."""
 
-    __slots__ = ("_conn", "_ctx", "_org_id", "_pool")
+    __slots__ = ("_conn", "_ctx", "_lending", "_org_id")
 
-    def __init__(self, pool: AsyncConnectionPool[Pooled], org_id: UUID | None, ctx: str | None) -> None:
-        self._pool = pool
+    def __init__(self, lending: Lending, org_id: UUID | None, ctx: str | None) -> None:
+        self._lending = lending
         self._org_id = org_id
         self._ctx = ctx
 
     async def __aenter__(self) -> Single:
         try:
-            self._conn = await self._pool.getconn()
+            self._conn = await self._lending.take()
         except PoolTimeout as error:
-            raise DatabaseUnavailable("every connection is busy or the database is away") from error
+            raise DatabaseUnavailable(BUSY) from error
         return Single(self._conn, self._org_id, self._ctx)
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -207,20 +212,13 @@ class _SingleStatement:
             if error is not None:
                 _raise_when_lost(self._conn, error)
         finally:
-            await self._pool.putconn(self._conn)
+            await self._lending.give_back(self._conn)
 
 
 def _raise_when_lost(conn: AsyncConnection[Any], error: BaseException) -> None:
     """A session that ends in the middle of an answer shows as whatever psycopg makes of it: of a COMMIT, an InternalError."""
     if conn.broken and isinstance(error, psycopg.Error) and not isinstance(error, AWAY):
         raise DatabaseUnavailable("the connection was lost") from error
-
-
-def _stirred(conn: AsyncConnection[Any]) -> bool:
-    """Whether an idle connection has something to read: a server that ends a session says so, or closes the socket."""
-    poll = select.poll()
-    poll.register(conn.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 @asynccontextmanager

@@ -78,6 +78,8 @@ def rows_of(conn: AsyncConnection[Any]) -> AsyncCursor[Row]:
 class Pooled(AsyncConnection[Any]):
     """A connection of a pool, with a cursor for those who run one statement alone: a new one learns every parameter's type anew."""
 
+    lent_at = 0.0
+    """When its pool gave it out, by time.monotonic."""
     _lone: AsyncCursor[Row] | None = None
 
     def lone_cursor(self) -> AsyncCursor[Row]:
