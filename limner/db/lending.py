@@ -37,6 +37,11 @@ class Lending:
         self._at_hand: list[Pooled] = []
         self._asking = 0
 
+    @property
+    def at_hand(self) -> int:
+        """Idle connections that the pool counts as lent."""
+        return len(self._at_hand)
+
     async def take(self) -> Pooled:
         """Raises what the pool raises."""
         while self._at_hand:

@@ -195,11 +195,14 @@ class Ledger(RuleBasedStateMachine):
             self.model.issue(payer or ORGANIZATION, amount, self._end(days))
         assert done.available_mc == account.available
 
-    @rule(payer=st.sampled_from(PAYERS), amount=amounts, again=st.booleans())
-    def claw_back(self, payer: str | None, amount: int, again: bool) -> None:
+    @rule(
+        payer=st.sampled_from(PAYERS), amount=amounts, beyond=st.sampled_from([False, False, True]), again=st.booleans()
+    )
+    def claw_back(self, payer: str | None, amount: int, beyond: bool, again: bool) -> None:
         account = self.model.accounts.get(payer or ORGANIZATION)
         if account is None:
             return
+        amount += account.available if beyond else 0
         ref = f"clawed-{len(self.model.refs)}"
         self.model.refs[ref] = (payer, amount)
         done = self.do(acts.claw_back(self.db, self.tenant, amount, ref, payer))
@@ -210,7 +213,7 @@ class Ledger(RuleBasedStateMachine):
             second = self.do(acts.claw_back(self.db, self.tenant, amount, ref, payer))
             assert (second.replayed, second.transfer_id, second.owed_mc) == (True, done.transfer_id, owed)
 
-    @rule(days=st.sampled_from([1, 1, 3, 30]))
+    @rule(days=st.sampled_from([1, 3, 30]))
     def pass_time(self, days: int) -> None:
         before = self.model.lapsed
         acts.pass_time(self.superuser, self.tenant.org_id, timedelta(days=days))
@@ -449,11 +452,12 @@ def test_mj1_credits_are_never_created_or_destroyed(
         )
 
     tally("MJ1", lives=lives, steps_at_most=steps, jobs=Ledger.accepted, refunds=Ledger.refunds)
-    assert Ledger.accepted > lives, "the lives were too poor to prove anything"
+    # of sixteen runs the poorest had 121 jobs, 78 closed, 24 refunds, 19 lapses and 17 debts in 100 lives
+    assert Ledger.accepted > lives / 2, "the lives were too poor to prove anything"
     assert Ledger.closed > lives / 5
-    assert Ledger.refunds > 0
-    assert Ledger.lapses > lives / 10
-    assert Ledger.debts > lives / 10
+    assert Ledger.refunds > lives / 20
+    assert Ledger.lapses > lives / 20
+    assert Ledger.debts > lives / 20
 
 
 async def test_mj1_what_looks_after_every_step_sees_what_the_function_sees(
