@@ -20,6 +20,7 @@ from tests.conftest import Tenant
 
 MODEL_ID = ids.new()
 LEASE_S = 1.0
+RELAYED_WITHIN_S = 20.0
 
 
 def request(
@@ -222,3 +223,21 @@ def empty_queue(superuser: psycopg.Connection) -> None:
         "UPDATE limner.job_queue SET phase = 'deferred', claimable_at = clock_timestamp() + interval '1 day',"
         " deadline_at = clock_timestamp() + interval '2 days'"
     )
+
+
+async def relay(db: Database) -> None:
+    """Every event that is committed by now takes its place, once all that was under way in the server has ended, PostgreSQL's own too."""
+    until: int | None = None
+    async with asyncio.timeout(RELAYED_WITHIN_S):
+        while True:
+            async with db.system_tx("limner_dispatch", "a test relays") as tx:
+                now = await tx.get(
+                    "SELECT pg_snapshot_xmin(s)::text::bigint AS ended, pg_snapshot_xmax(s)::text::bigint AS begun"
+                    " FROM (SELECT pg_current_snapshot() AS s) x"
+                )
+                while (await tx.get("SELECT placed FROM limner.relay_events(2000)"))["placed"]:
+                    pass
+            until = now["begun"] if until is None else until
+            if now["ended"] >= until:
+                return
+            await asyncio.sleep(0.01)

@@ -256,8 +256,7 @@ async def test_the_batchs_end_is_owed_to_the_url_that_it_named_and_to_webhooks_t
     batch_id = (await client.call("POST", BATCHES, named)).json["batch_id"]
 
     await client.call("POST", f"{BATCHES}/{batch_id}/cancel")
-    async with db.system_tx("limner_dispatch", "a test relays") as tx:
-        await tx.get("SELECT placed FROM limner.relay_events(2000)")
+    await acts.relay(db)
     receipt = (await client.call("GET", f"{BATCHES}/{batch_id}/receipt")).json
 
     owed = sorted((delivery["to"], delivery["event"]) for delivery in receipt["webhooks"])

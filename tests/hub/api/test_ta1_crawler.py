@@ -296,8 +296,8 @@ async def jobs_of(app: Client, state: str) -> set[str]:
 
 async def relay(db: Database) -> None:
     """Events take their places, and everybody who waits for some hears of it."""
+    await acts.relay(db)
     async with db.system_tx("limner_dispatch", "a test relays") as tx:
-        await tx.get("SELECT placed FROM limner.relay_events(2000)")
         await tx.get("SELECT pg_notify(%s, %s)", [wake.NEWS, wake.EVERYBODY])
 
 

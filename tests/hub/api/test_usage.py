@@ -83,13 +83,6 @@ async def lived(db: Database, tenant: Tenant, superuser: psycopg.Connection, rou
     return made
 
 
-async def place(db: Database) -> None:
-    """Events get their places in the log."""
-    async with db.system_tx("limner_dispatch", "a test relays") as tx:
-        while (await tx.get("SELECT placed FROM limner.relay_events(2000)"))["placed"]:
-            pass
-
-
 async def roll_all(db: Database, tenant: Tenant, most: int = 3) -> None:
     async with db.tenant_single(tenant.org_id, "limner_worker") as tx:
         done = await roll(tx, most)
@@ -136,7 +129,7 @@ async def test_every_grouping_equals_the_records_before_while_and_after_they_are
     client: Client, db: Database, tenant: Tenant, superuser: psycopg.Connection
 ) -> None:
     client.user = None
-    for stage in (None, place, lambda db: roll_all(db, tenant), None):
+    for stage in (None, acts.relay, lambda db: roll_all(db, tenant), None):
         await lived(db, tenant, superuser)
         if stage is not None:
             await stage(db)
@@ -189,11 +182,11 @@ async def test_usage_is_exact_at_every_moment_whatever_commits_late(
         assert row == (0,)
 
     others = [asyncio.create_task(until_done(work)) for work in (
-        look, lambda: place(db), lambda: rolling.roll(EPOCH), lambda: rolling.roll(EPOCH))]  # fmt: skip
+        look, lambda: acts.relay(db), lambda: rolling.roll(EPOCH), lambda: rolling.roll(EPOCH))]  # fmt: skip
     await asyncio.gather(*(write(writer) for writer in range(8)))
     done.set()
     rounds = await asyncio.gather(*others)
-    await place(db)
+    await acts.relay(db)
     await roll_all(db, tenant)
 
     assert min(rounds) > 5
@@ -249,7 +242,7 @@ async def test_a_refund_stands_on_its_own_day_where_its_job_stands(
 ) -> None:
     client.user = None
     job_id, _, _ = await lived(db, tenant, superuser)
-    await place(db)
+    await acts.relay(db)
     await roll_all(db, tenant)
     await acts.refund(db, tenant, job_id, 200, "a")
     await acts.refund(db, tenant, job_id, 300, "b")
@@ -334,7 +327,7 @@ async def test_a_user_sees_its_own_an_app_its_own_an_organization_its_own(
     await acts.grant(db, tenant, 100 * MC, app_id=sibling.id)
     await use(db, tenant, app_id=sibling.id, model="test/secret")
     await lived(db, other, superuser)
-    await place(db)
+    await acts.relay(db)
     await roll_all(db, other)
 
     for _ in range(2):
@@ -423,7 +416,7 @@ async def test_a_sum_that_is_not_the_records_sum_breaks_the_invariant(
     db: Database, tenant: Tenant, superuser: psycopg.Connection, bent: str
 ) -> None:
     await lived(db, tenant, superuser)
-    await place(db)
+    await acts.relay(db)
     await roll_all(db, tenant)
     assert await acts.books(db, tenant.org_id) == {}
 
@@ -441,7 +434,7 @@ async def test_what_is_read_beside_the_sums_does_not_grow_with_the_log(
         " WHERE schemaname = 'limner' AND relname IN ('event', 'event_order', 'usage_record')"
     )
     await lived(db, tenant, superuser)
-    await place(db)
+    await acts.relay(db)
     superuser.execute("ANALYZE limner.event, limner.event_order, limner.usage_record")
     row = superuser.execute("SELECT max(seq) FROM limner.event_order WHERE org_id = %s", [tenant.org_id]).fetchone()
     assert row is not None
