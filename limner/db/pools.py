@@ -30,7 +30,6 @@ class DatabaseUnavailable(Exception):
     """No connection could be had in time."""
 
 
-BUSY = "every connection is busy or the database is away"
 AWAY = (
     DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.IdleInTransactionSessionTimeout,
 )  # fmt: skip
@@ -145,10 +144,7 @@ class Database:
     @asynccontextmanager
     async def _connection(self, role: str) -> AsyncIterator[AsyncConnection[Any]]:
         lending = self._lending[role]
-        try:
-            conn = await lending.take()
-        except PoolTimeout as error:
-            raise DatabaseUnavailable(BUSY) from error
+        conn = await _taken(lending)
         try:
             yield conn
         except psycopg.Error as error:
@@ -201,10 +197,7 @@ class _SingleStatement:
         self._ctx = ctx
 
     async def __aenter__(self) -> Single:
-        try:
-            self._conn = await self._lending.take()
-        except PoolTimeout as error:
-            raise DatabaseUnavailable(BUSY) from error
+        self._conn = await _taken(self._lending)
         return Single(self._conn, self._org_id, self._ctx)
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -213,6 +206,13 @@ class _SingleStatement:
                 _raise_when_lost(self._conn, error)
         finally:
             await self._lending.give_back(self._conn)
+
+
+async def _taken(lending: Lending) -> Pooled:
+    try:
+        return await lending.take()
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("every connection is busy or the database is away") from error
 
 
 def _raise_when_lost(conn: AsyncConnection[Any], error: BaseException) -> None:

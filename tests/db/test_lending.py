@@ -8,8 +8,10 @@ import pytest
 import pytest_asyncio
 
 from limner.db import lending
-from limner.db.pools import Address, Database, DatabaseUnavailable
-from tests.conftest import Server, Tenant
+from limner.db.pools import Database, DatabaseUnavailable
+from tests import acts
+from tests.conftest import Server, Tenant, opened
+from tests.faults.cluster import eventually
 
 PID = "SELECT pg_backend_pid() AS pid, %s::text AS a"
 MANY = 40
@@ -17,11 +19,9 @@ MANY = 40
 
 @pytest_asyncio.fixture
 async def three(server: Server) -> AsyncIterator[Database]:
-    """A database of at most three connections, all of them open."""
-    database = Database(Address(server.url), server.root, ("limner_api",), size=3)
-    await database.open()
-    yield database
-    await database.close()
+    """At most three connections of a role."""
+    async with opened(server, 3, sells=False) as database:
+        yield database
 
 
 async def _pid(database: Database, tenant: Tenant) -> int:
@@ -58,17 +58,14 @@ async def test_the_pool_sees_a_connection_again(
 
 
 async def test_who_waits_is_served_before_any_is_kept(server: Server, tenant: Tenant) -> None:
-    database = Database(Address(server.url), server.root, ("limner_api",), size=1)
-    await database.open()
-
-    async def in_a_transaction() -> int:
+    async def in_a_transaction(database: Database) -> int:
         async with database.tenant_tx(tenant.org_id) as tx:
             return int((await tx.get(PID, ["x"]))["pid"])
 
-    pids = await asyncio.gather(
-        *(in_a_transaction() if n % 2 else _pid(database, tenant) for n in range(MANY)), return_exceptions=True
-    )
-    await database.close()
+    async with opened(server, 1, sells=False) as one:
+        pids = await asyncio.gather(
+            *(in_a_transaction(one) if n % 2 else _pid(one, tenant) for n in range(MANY)), return_exceptions=True
+        )
 
     assert len(set(pids)) == 1, "forty users of one connection, and none of them waited in vain"
 
@@ -94,17 +91,10 @@ async def test_a_transaction_that_broke_off_leaves_nothing_behind(three: Databas
 
 
 async def test_a_closed_database_has_no_connections(server: Server, tenant: Tenant) -> None:
-    database = Database(Address(server.url), server.root, ("limner_api",), size=3)
-    await database.open()
-    pid = await _pid(database, tenant)
-    await database.close()
+    async with opened(server, 3, sells=False) as database:
+        pid = await _pid(database, tenant)
 
     with pytest.raises((DatabaseUnavailable, psycopg.OperationalError)):
         await _pid(database, tenant)
     with psycopg.connect(server.embedded.superuser_conninfo(), autocommit=True) as conn:
-        for _ in range(100):
-            left = conn.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone()
-            if left == (0,):
-                break
-            await asyncio.sleep(0.05)
-    assert left == (0,)
+        await eventually(lambda: acts.count(conn, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid) == 0, 5)

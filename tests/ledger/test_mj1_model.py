@@ -77,6 +77,8 @@ class Ledger(RuleBasedStateMachine):
         if rich:
             self.model.issue(ORGANIZATION, 20 * MC)
             self.grant("ann", 9 * MC, None, 5)
+            self.submit(None, 1, None)
+            self.submit("ann", 1, None)
 
     async def _found(self, grants: organizations.Grants, welcome: int, rich: bool) -> None:
         org_id, slug = ids.new(), f"m-{uuid4().hex[:12]}"
@@ -195,9 +197,7 @@ class Ledger(RuleBasedStateMachine):
             self.model.issue(payer or ORGANIZATION, amount, self._end(days))
         assert done.available_mc == account.available
 
-    @rule(
-        payer=st.sampled_from(PAYERS), amount=amounts, beyond=st.sampled_from([False, False, True]), again=st.booleans()
-    )
+    @rule(payer=st.sampled_from(PAYERS), amount=amounts, beyond=st.booleans(), again=st.booleans())
     def claw_back(self, payer: str | None, amount: int, beyond: bool, again: bool) -> None:
         account = self.model.accounts.get(payer or ORGANIZATION)
         if account is None:
@@ -213,7 +213,7 @@ class Ledger(RuleBasedStateMachine):
             second = self.do(acts.claw_back(self.db, self.tenant, amount, ref, payer))
             assert (second.replayed, second.transfer_id, second.owed_mc) == (True, done.transfer_id, owed)
 
-    @rule(days=st.sampled_from([1, 3, 30]))
+    @rule(days=st.sampled_from([1, 3, 30, 30]))
     def pass_time(self, days: int) -> None:
         before = self.model.lapsed
         acts.pass_time(self.superuser, self.tenant.org_id, timedelta(days=days))
@@ -452,12 +452,12 @@ def test_mj1_credits_are_never_created_or_destroyed(
         )
 
     tally("MJ1", lives=lives, steps_at_most=steps, jobs=Ledger.accepted, refunds=Ledger.refunds)
-    # of sixteen runs the poorest had 121 jobs, 78 closed, 24 refunds, 19 lapses and 17 debts in 100 lives
-    assert Ledger.accepted > lives / 2, "the lives were too poor to prove anything"
+    # of eighteen runs the poorest had 238 jobs, 68 closed, 33 refunds, 24 lapses and 28 debts in 100 lives
+    assert Ledger.accepted > lives, "the lives were too poor to prove anything"
     assert Ledger.closed > lives / 5
     assert Ledger.refunds > lives / 20
-    assert Ledger.lapses > lives / 20
-    assert Ledger.debts > lives / 20
+    assert Ledger.lapses > lives / 10
+    assert Ledger.debts > lives / 10
 
 
 async def test_mj1_what_looks_after_every_step_sees_what_the_function_sees(

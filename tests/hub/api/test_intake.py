@@ -10,7 +10,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from limner.db.pools import Address, Database, DatabaseUnavailable
+from limner.db.pools import Database, DatabaseUnavailable
 from limner.hub import jobs
 from limner.hub.intake import BATCH, Intake
 from limner.kit import ids
@@ -18,7 +18,7 @@ from limner.kit.money import MC
 from limner.ledger import refusals
 from tests import acts
 from tests.alone import superuser_conninfo
-from tests.conftest import MakeTenant, Server, Tenant
+from tests.conftest import MakeTenant, Server, Tenant, opened
 from tests.running import Client
 
 GENERATE = "/api/v1/generate"
@@ -29,10 +29,8 @@ STRANGERS = "SELECT count(*) FROM limner.end_user WHERE org_id = %s AND external
 @pytest_asyncio.fixture
 async def narrow(server: Server) -> AsyncIterator[Database]:
     """So few connections that submits have to share."""
-    database = Database(Address(server.url), server.root, ("limner_api",), size=2)
-    await database.open()
-    yield database
-    await database.close()
+    async with opened(server, 2, sells=False) as database:
+        yield database
 
 
 async def shared(db: Database, *submits: tuple[Tenant, dict[str, Any]]) -> dict[int, int]:
