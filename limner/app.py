@@ -72,7 +72,7 @@ from limner.settings import MIB, Settings
 from limner.tenancy.authentication import KeyAuthenticator
 from limner.web import health, rates
 from limner.web.bodies import BodyBounds, BodyMemory
-from limner.web.middleware import Edge, Endpoint, Shortcut, hand_on
+from limner.web.middleware import Edge, Endpoint, hand_on
 from limner.web.reference import Application
 
 ROLES = ("limner_api", "limner_worker", "limner_dispatch")
@@ -163,8 +163,7 @@ def _edge(app: Application, settings: Settings, direct: dict[str, Endpoint]) -> 
     bounds = BodyBounds(settings.body_within_s, settings.max_body_values, BodyMemory(settings.max_bodies_bytes))
     limits = _body_limits(settings)
     app.add_middleware(Edge, limit=settings.max_body_bytes, limits=limits, direct={}, bounds=bounds)
-    edge = Edge(app, settings.max_body_bytes, limits, direct, bounds)
-    app.middleware_stack = Shortcut(app.build_middleware_stack(), edge)
+    app.shortcut = Edge(app, settings.max_body_bytes, limits, direct, bounds)
 
 
 def _webhooks(

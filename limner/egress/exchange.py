@@ -4,11 +4,11 @@ No proxies and no .netrc (`trust_env=False`), no cookies, no redirects, no decom
 """
 
 import io
-from collections.abc import Awaitable, Mapping
-from types import SimpleNamespace
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import aiohttp
+from aiohttp.connector import Connection
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from yarl import URL
 
@@ -27,28 +27,43 @@ _FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
 
 
 class Sending:
-    """Of one request: whether any of it may have left."""
+    """Of one request: whether any of it may have left. `ready` is awaited before a connection is taken for it."""
 
-    __slots__ = ("begun",)
+    __slots__ = ("begun", "ready")
 
-    def __init__(self) -> None:
+    def __init__(self, ready: Callable[[], Awaitable[None]] | None = None) -> None:
         self.begun = False
+        self.ready = ready
+
+    async def __call__(self, request: aiohttp.ClientRequest, go: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        """aiohttp's middleware: stands between a request that is built and its connection."""
+        assert isinstance(request, _Request)
+        request.sending = self
+        if self.ready is not None:
+            await self.ready()
+        return await go(request)
+
+
+class _Request(aiohttp.ClientRequest):
+    sending: Sending
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        self.sending.begun = True  # the next byte is handed to the connection
+        return await super().send(conn)
 
 
 def session(connector: aiohttp.BaseConnector, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
     """A client session over `connector`, which it closes with itself. Made inside the running loop."""
-    trace = aiohttp.TraceConfig()
-    trace.on_request_headers_sent.append(_begun)  # called just before the first byte is handed to the connection
     return aiohttp.ClientSession(
         connector=connector,
         timeout=timeout,
+        request_class=_Request,
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         max_line_size=MAX_LINE_BYTES,
         max_field_size=MAX_LINE_BYTES,
         max_headers=MAX_HEADERS,
-        trace_configs=[trace],
     )
 
 
@@ -63,7 +78,7 @@ async def ask(
         headers=headers,
         data=body if body is None or len(body) <= AT_ONCE else io.BytesIO(body),
         allow_redirects=False,
-        trace_request_ctx=sending,
+        middlewares=(sending,),
     )
     if sum(len(name) + len(value) + len(": \r\n") for name, value in answer.raw_headers) > MAX_HEADER_BYTES:
         answer.close()
@@ -116,7 +131,3 @@ def _lines_too_long(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-async def _begun(_: aiohttp.ClientSession, context: SimpleNamespace, __: aiohttp.TraceRequestHeadersSentParams) -> None:
-    context.trace_request_ctx.begun = True

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 from pydantic import SecretStr
@@ -98,15 +99,18 @@ class FixedDoor:
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
         timeout_s: float, max_bytes: int, auth: KeyForm = BEARER, own_key: SealedKey | None = None,
+        leave: Awaitable[None] | None = None,
     ) -> Answer:  # fmt: skip
-        """The answer, within `timeout_s` from now and with a body of at most `max_bytes`.
+        """The answer, within `timeout_s` and with a body of at most `max_bytes`. `leave`: without it nothing is sent and no
+        connection taken, but everything is made ready; the time counts from there.
 
         Raises the EgressErrors, and ValueError for a header that is not the caller's to set (`authorization` and
         the header of `auth` above all).
         """
         request = self._request(method, url, headers, body, auth, own_key)
-        sending = Sending()
-        return await exchange.settled(self._whole(request, sending, timeout_s, max_bytes), sending)
+        limit = asyncio.timeout(timeout_s if leave is None else None)
+        sending = Sending(None if leave is None else partial(_left, leave, limit, timeout_s))
+        return await exchange.settled(self._whole(request, sending, limit, max_bytes), sending)
 
     @asynccontextmanager
     async def stream(
@@ -142,8 +146,8 @@ class FixedDoor:
             raise ValueError(f"the header {auth.header} is not the caller's to set")
         return _Request(method, target, headers, body, auth, own_key)
 
-    async def _whole(self, request: _Request, sending: Sending, timeout_s: float, max_bytes: int) -> Answer:
-        async with asyncio.timeout(timeout_s):
+    async def _whole(self, request: _Request, sending: Sending, limit: asyncio.Timeout, max_bytes: int) -> Answer:
+        async with limit:
             answer = await self._ask(request, sending)
             try:
                 body = await exchange.read(answer, max_bytes)
@@ -183,3 +187,8 @@ class FixedDoor:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
             self._session = exchange.session(connector, timeout)
         return self._session
+
+
+async def _left(leave: Awaitable[None], limit: asyncio.Timeout, timeout_s: float) -> None:
+    await leave
+    limit.reschedule(asyncio.get_running_loop().time() + timeout_s)

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -182,11 +183,13 @@ class Calls:
         )  # fmt: skip
 
     async def reserve(
-        self, org_id: UUID, candidates: Candidates, tokens: int, order: Callable[[Candidates], jobs.Submission]
-    ) -> tuple[Candidates, Call | jobs.Submitted]:
+        self, org_id: UUID, candidates: Candidates, tokens: int, order: Callable[[Candidates], jobs.Submission],
+        meanwhile: Callable[[routing.Candidate], None] = lambda _: None,
+    ) -> tuple[Candidates, Call | jobs.Submitted]:  # fmt: skip
         """The candidates from the first on that may be asked now, and the call, or what its idempotency key stands for.
 
-        `order`: the submission for those that are left. Raises NoneOpen, and what Intake.submit raises.
+        `order`: the submission for those that are left; `meanwhile` gets the first of them if there is time while it is
+        written. Raises NoneOpen, and what Intake.submit raises.
         """
         before: list[tuple[str, str]] = []
         shut: list[Failure] = []
@@ -197,7 +200,7 @@ class Calls:
             else:
                 left = [routing.after(candidate, before), *candidates[place + 1 :]]
                 try:
-                    return left, await self._reserve(org_id, order(left), passage)
+                    return left, await self._reserve(org_id, order(left), passage, partial(meanwhile, left[0]))
                 except refusals.NoPlace:
                     failure = endings.FULL
             metrics.ATTEMPTS.labels(candidate.route.provider, failure.code).inc()
@@ -205,12 +208,14 @@ class Calls:
             shut.append(failure)
         raise NoneOpen(min((failure.retry_after_s for failure in shut if failure.full), default=0.0))
 
-    async def _reserve(self, org_id: UUID, submission: jobs.Submission, passage: Passage) -> Call | jobs.Submitted:
+    async def _reserve(
+        self, org_id: UUID, submission: jobs.Submission, passage: Passage, meanwhile: Callable[[], None]
+    ) -> Call | jobs.Submitted:
         """What answered calls still have is waited for before one is refused: credits of this organization, places of all."""
         has_place = submission.call is not None and submission.call.place is not None
         alone = submission.limits.count_alone or has_place
         try:
-            submitted = await self._submit(org_id, submission, alone=alone)
+            submitted = await self._submit(org_id, submission, alone, meanwhile)
         except BaseException:
             passage.leave()
             raise
@@ -222,9 +227,11 @@ class Calls:
         self._open[lease.job_id] = call
         return call
 
-    async def _submit(self, org_id: UUID, submission: jobs.Submission, *, alone: bool) -> jobs.Submitted:
+    async def _submit(
+        self, org_id: UUID, submission: jobs.Submission, alone: bool, meanwhile: Callable[[], None]
+    ) -> jobs.Submitted:
         try:
-            return await self._intake.submit(org_id, submission, alone=alone)
+            return await self._intake.submit(org_id, submission, alone=alone, meanwhile=meanwhile)
         except refusals.TooFewCredits:
             if not await self.settled(org_id):
                 raise

@@ -11,6 +11,7 @@ import orjson
 
 from limner.hub.catalog import Model, Route
 from limner.hub.pricing import Tokens
+from limner.hub.providers.base import Leave
 from limner.hub.providers.texts import FRAME_TOKENS, IMAGE_TOKENS
 from limner.web.errors import ApiError, invalid
 
@@ -67,8 +68,8 @@ class Asked:
 class Answering(Protocol):
     """One kind of provider that answers at once. Both raise ProviderError and nothing else on purpose, `stream` on the way too."""
 
-    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
-        """The JSON of an answer, with its `usage`."""
+    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None) -> bytes:
+        """The JSON of an answer, with its `usage`. Nobody is asked before `leave`."""
         ...
 
     def stream(

@@ -41,6 +41,7 @@ EXPIRED_CONTEXT = "LM001"
 Phase = Literal["preparing", "calling", "keeping", "ending"]
 T = TypeVar("T")
 log = logs.get("run")
+finished = logs.FrequentLine("run", "run.finished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,8 +345,8 @@ class Run:
         took_s = time.monotonic() - self._began
         metrics.JOBS.labels(self._model, ending.outcome, ending.code or "").inc()
         metrics.JOB_SECONDS.labels(self._model).observe(took_s)
-        log.info("run.finished", outcome=ending.outcome, code=ending.code, provider=ending.provider,
-                 model=self._model, latency_ms=round(took_s * 1000), **self._facts)  # fmt: skip
+        finished.write({"outcome": ending.outcome, "code": ending.code, "provider": ending.provider, "model": self._model,
+                        "latency_ms": round(took_s * 1000), **self._facts})  # fmt: skip
 
     async def _release(self, ending: Release) -> None:
         async def write(tx: Tx) -> bool:

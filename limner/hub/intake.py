@@ -7,7 +7,7 @@ that nobody waits for another tenant's lock. Each submit still has a job, a hold
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -31,13 +31,20 @@ class Intake:
         self._db = db
         self._gather: Gather[_Waiting, jobs.Submitted | None] = Gather(self._send, lanes=1, size=BATCH, bound=bound)
 
-    async def submit(self, org_id: UUID, request: jobs.Submission, *, alone: bool) -> jobs.Submitted:
-        """The job, accepted or replayed. Raises what jobs.submit raises, and DatabaseUnavailable."""
+    async def submit(
+        self, org_id: UUID, request: jobs.Submission, *, alone: bool, meanwhile: Callable[[], None] | None = None
+    ) -> jobs.Submitted:
+        """The job, accepted or replayed. Raises what jobs.submit raises, and DatabaseUnavailable.
+
+        `meanwhile` is called if the process has time while it waits for this one.
+        """
         job_id = request.job_id or ids.new()
         if alone:
             return await self._alone(org_id, job_id, request, again=False)
         with self._gather.first() as first:
             if first:  # a batch of one costs more
+                if meanwhile is not None:
+                    meanwhile()
                 return await self._alone(org_id, job_id, request, again=False)
         submitted = await self._join(org_id, job_id, request)
         return submitted or await self._alone(org_id, job_id, request, again=True)

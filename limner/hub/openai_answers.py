@@ -10,12 +10,14 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from limner.hub import chat, endings, key_news, openai_replays
+from limner.db.context import DatabaseClock
+from limner.hub import chat, endings, jobs, key_news, limits, openai_replays
 from limner.hub.calls import Call, Calls
 from limner.hub.catalog import Model
 from limner.hub.chat import Answering, Asked
 from limner.hub.chat_stream import DONE, Frames, NotAStream
 from limner.hub.endings import MESSAGES, REQUESTS_FAULT, STATUSES, Failure, Finish
+from limner.hub.head_start import HeadStart
 from limner.hub.pricing import Tokens
 from limner.hub.providers import asking
 from limner.hub.providers.base import ProviderError
@@ -23,7 +25,7 @@ from limner.hub.providers.openai_compatible import answers, costs, errors
 from limner.hub.routing import Candidate
 from limner.kit import money
 from limner.telemetry import logs, metrics
-from limner.web.errors import ApiError, render
+from limner.web.errors import ApiError, openai_limits, render
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
@@ -52,11 +54,21 @@ class Order:
     candidates: Sequence[Candidate]
     call: Call
     began: float
-    headers: dict[str, str]
+    head_start: HeadStart
+    bounds: jobs.Limits
+    clock: DatabaseClock
     keeps: bool
     """Whether the answer is kept, for a call that comes again with its idempotency key."""
     waited_s: float = 0.0
     """For providers: the rest is limner's own."""
+    _headers: dict[str, str] | None = None
+
+    def headers(self) -> dict[str, str]:
+        """What every answer tells of the call: made once, and best while a provider is at work."""
+        if self._headers is None:
+            told = limits.headers(self.bounds, self.call.submitted, self.clock.now())
+            self._headers = {**openai_limits(told), "x-limner-job": str(self.call.lease.job_id)}
+        return self._headers
 
     @property
     def tokens(self) -> int:
@@ -148,13 +160,16 @@ class WholeAnswer(_Answering):
         except BaseException:
             await self._fail([Failure("internal_error", MESSAGES["internal_error"], "retryable")])
             raise
+        finally:
+            order.head_start.drop()
         raise await self._fail(failures)
 
     async def _once(self, candidate: Candidate) -> tuple[bytes, dict[str, Any]]:
-        route, order = candidate.route, self._order
-        provider = self._desk.providers[route.adapter]
+        order = self._order
         await order.call.send()
-        body = await provider.whole(route, order.asked, order.model, order.call.lease.job_id)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, order.headers)  # the request leaves in the loop's next turn
+        body = await order.head_start.answer(candidate)
         value = asking.read_object(body)
         if not isinstance(value.get(order.asked.surface.made), list):
             raise ProviderError(
@@ -169,7 +184,7 @@ class WholeAnswer(_Answering):
         left_mc = submitted.available_mc + submitted.hold_mc - ending.charge_mc
         own_s = time.perf_counter() - order.began - order.waited_s
         headers = {
-            **order.headers,
+            **order.headers(),
             "x-limner-provider": candidate.route.provider,
             "x-limner-credits": str(money.exact(ending.charge_mc)),
             "x-limner-balance": str(money.exact(left_mc)),
@@ -334,7 +349,7 @@ class StreamedAnswer(_Answering, Response):
     async def _write(self, data: bytes) -> None:
         if not self._begun:
             self._begun = True
-            headers = {**self._order.headers, **STREAM_HEADERS}
+            headers = {**self._order.headers(), **STREAM_HEADERS}
             if data is not KEEP_ALIVE:  # who answers, and what that took, is not known while nothing came
                 headers["x-limner-provider"] = self._provider
                 own_s = time.perf_counter() - self._order.began - self._order.waited_s

@@ -22,7 +22,6 @@ from limner.hub import (
     chat,
     endings,
     jobs,
-    limits,
     openai_docs,
     openai_replays,
     pricing,
@@ -35,6 +34,7 @@ from limner.hub.calls import Candidates
 from limner.hub.catalog import Model
 from limner.hub.chat import Asked, Surface
 from limner.hub.endings import MESSAGES
+from limner.hub.head_start import HeadStart
 from limner.hub.openai_answers import Desk, Order, StreamedAnswer, WholeAnswer, whole_estimate
 from limner.hub.openai_audio import AudioApi, AudioEndpoints
 from limner.hub.openai_images import ImageEndpoints, ImagesApi
@@ -46,7 +46,7 @@ from limner.kit import ids
 from limner.ledger import refusals
 from limner.web import parsing
 from limner.web.caller import Authenticate, Caller
-from limner.web.errors import ApiError, invalid, openai_limits
+from limner.web.errors import ApiError, invalid
 
 KINDS = (
     "text.generate", "text.embed", "text.moderate", "image.generate", "image.edit", "image.variations", "audio.transcribe",
@@ -135,14 +135,19 @@ class ChatEndpoints:
                 call=self._api.desk.calls.first(candidates), job_id=job_id,
             )  # fmt: skip
 
-        candidates, call = await self._book(caller.org_id, routes, asking, wanted)
+        head_start = HeadStart(self._api.desk.providers, asked, model, job_id)
+        try:
+            candidates, call = await self._book(caller.org_id, routes, asking, wanted, head_start)
+        except BaseException:
+            head_start.drop()
+            raise
         if isinstance(call, jobs.Submitted):
+            head_start.drop()
             await self._api.desk.calls.settled(caller.org_id)  # it may have been answered a moment ago
             return await openai_replays.replay(self._api.db, caller, call)
         request.state.log |= {"job": call.lease.job_id, "model": model.name}
-        headers = openai_limits(limits.headers(bounds, call.submitted, self._api.db.clock.now()))
-        headers["x-limner-job"] = str(call.lease.job_id)
-        return Order(asked, model, most, candidates, call, began, headers, keeps=key is not None)
+        clock = self._api.db.clock
+        return Order(asked, model, most, candidates, call, began, head_start, bounds, clock, keeps=key is not None)
 
     async def _named(self, caller: Caller, asked: Asked) -> str:
         """The model's name, or that of the organization's own choice."""
@@ -166,14 +171,15 @@ class ChatEndpoints:
         return model, routes
 
     async def _book(
-        self, org_id: UUID, routes: Sequence[catalog.Route], asking: routing.Asking, wanted: Callable[[Candidates], jobs.Submission]
+        self, org_id: UUID, routes: Sequence[catalog.Route], asking: routing.Asking,
+        wanted: Callable[[Candidates], jobs.Submission], head_start: HeadStart,
     ) -> tuple[Candidates, calls.Call | jobs.Submitted]:  # fmt: skip
         """As Calls.reserve. Where nobody can be asked, what the idempotency key stands for, or ApiError 503."""
         candidates, skipped = routing.order(routes, self._api.desk.providers.keys(), asking)
         if not candidates:
             raise ApiError(503, "no_provider", endings.nobody(routing.told(skipped)).message)
         try:
-            return await self._api.desk.calls.reserve(org_id, candidates, asking.tokens.all, wanted)
+            return await self._api.desk.calls.reserve(org_id, candidates, asking.tokens.all, wanted, head_start.begin)
         except refusals.Refused as error:
             raise submission.worded(error, wanted(candidates)) from None
         except calls.NoneOpen as error:

@@ -50,7 +50,7 @@ class Edge:
         self.direct = direct
         self._direct_prefixes = tuple(path for path in direct if path.endswith("/"))
         self.bounds = bounds
-        self._access = logs.AccessLog("http")
+        self._access = logs.FrequentLine("http", "request")
         self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
         self._request_times: dict[str, Callable[[float], None]] = {}
 
@@ -160,18 +160,6 @@ class Edge:
                 **state.get("log", {}),
             }
         )
-
-
-class Shortcut:
-    """Answers an edge's direct calls before Starlette's stack of middlewares; the stack, which has an edge of its own, the rest."""
-
-    def __init__(self, stack: ASGIApp, edge: Edge) -> None:
-        self._stack = stack
-        self._edge = edge
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        direct = scope["type"] == "http" and self._edge.route(scope) is not None
-        await (self._edge if direct else self._stack)(scope, receive, send)
 
 
 async def hand_on(request: Request, error: Exception) -> Response:

@@ -3,6 +3,9 @@
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from limner.web.middleware import Edge
 
 SCHEMES = {
     "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An app's API key."},
@@ -13,7 +16,19 @@ INVENTED = ("HTTPValidationError", "ValidationError")
 
 
 class Application(FastAPI):
-    """FastAPI documents its own validation errors (422) for every parameter; limner validates by itself."""
+    """FastAPI documents its own validation errors (422) for every parameter; limner validates by itself.
+
+    `shortcut`: an edge whose direct calls are answered before FastAPI and Starlette's stack of middlewares, which has an edge
+    of its own, see them.
+    """
+
+    shortcut: Edge | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.shortcut is not None and scope["type"] == "http" and self.shortcut.route(scope) is not None:
+            await self.shortcut(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

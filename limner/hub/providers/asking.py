@@ -11,7 +11,7 @@ from limner.egress.credentials import BEARER, KeyForm
 from limner.egress.fixed import FixedDoor, Stream
 from limner.egress.own_keys import SealedKey
 from limner.hub.providers import verdicts
-from limner.hub.providers.base import ErrorKind, ProviderError
+from limner.hub.providers.base import ErrorKind, Leave, ProviderError
 
 CODES: dict[str, tuple[str, str, ErrorKind]] = {
     "destination_not_allowed": (
@@ -37,7 +37,7 @@ Refusal = Callable[[int, Mapping[str, str], bytes], ProviderError]
 
 async def ask(
     door: FixedDoor, method: str, url: str, *, headers: Mapping[str, str], timeout_s: float, max_bytes: int,
-    body: bytes | None = None, auth: KeyForm = BEARER, own_key: SealedKey | None = None,
+    body: bytes | None = None, auth: KeyForm = BEARER, own_key: SealedKey | None = None, leave: Leave = None,
 ) -> Answer:  # fmt: skip
     """The answer, whatever its status. The door attaches the key in the form `auth`: the organization's own where there is one.
 
@@ -46,7 +46,7 @@ async def ask(
     try:
         return await door.request(
             method, url, headers=headers, body=body, timeout_s=timeout_s, max_bytes=max_bytes, auth=auth,
-            own_key=own_key,
+            own_key=own_key, leave=leave,
         )  # fmt: skip
     except EgressError as error:
         raise failure(error) from None

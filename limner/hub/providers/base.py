@@ -27,6 +27,8 @@ ErrorKind = Literal["retryable", "rate", "auth", "content", "bad_request", "fata
 
 Progress = Callable[[int, str], Awaitable[None]]
 """`await progress(percent 0-100, stage)`: cheap, may be called often; the caller throttles."""
+Leave = Awaitable[None] | None
+"""What is waited for before anything is sent; None: nothing."""
 Accepted = Callable[[str], Awaitable[None]]
 """`await accepted(task_id)`: the provider took the work on as a task of this name. Committed when it returns."""
 

@@ -13,7 +13,7 @@ from limner.hub import chat, routing
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
 from limner.hub.providers import asking, conversation, replies, rows, verdicts
-from limner.hub.providers.base import ConfigInvalid, ProviderCall, ProviderError, ProviderResult
+from limner.hub.providers.base import ConfigInvalid, Leave, ProviderCall, ProviderError, ProviderResult
 from limner.hub.providers.conversation import Conversation
 from limner.hub.providers.kinds import Tools
 from limner.hub.providers.replies import Ended, Piece, Reply, Teller
@@ -87,9 +87,9 @@ class Translator:
         timeout_s = max(call.timeout_s - HEAD_START_S, call.timeout_s / 2)
         return replies.result(self._speech.reply(await self._asked(url, body, timeout_s, call.job_id, call.own_key)))
 
-    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
+    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None) -> bytes:
         url, body = self._prepared(route, asked, model, stream=False)
-        value = await self._asked(url, body, _timeout_s(route), job_id, route.own_key)
+        value = await self._asked(url, body, _timeout_s(route), job_id, route.own_key, leave)
         return self._teller(asked, job_id).whole(self._speech.reply(value))
 
     @asynccontextmanager
@@ -119,11 +119,11 @@ class Translator:
             yield told()
 
     async def _asked(
-        self, url: str, body: bytes, timeout_s: float, job_id: UUID, own_key: SealedKey | None
+        self, url: str, body: bytes, timeout_s: float, job_id: UUID, own_key: SealedKey | None, leave: Leave = None
     ) -> dict[str, Any]:
         answer = await asking.ask(
             self._tools.door, "POST", url, headers=self._headers(job_id), body=body, timeout_s=timeout_s,
-            max_bytes=MAX_ANSWER_BYTES, auth=self._speech.auth, own_key=own_key,
+            max_bytes=MAX_ANSWER_BYTES, auth=self._speech.auth, own_key=own_key, leave=leave,
         )  # fmt: skip
         if answer.status != 200:
             raise self._speech.refusal(answer.status, answer.headers, answer.body)

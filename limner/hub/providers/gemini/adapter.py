@@ -23,6 +23,7 @@ from limner.hub.providers import asking, conversation, rows, verdicts
 from limner.hub.providers.base import (
     CallClass,
     ConfigInvalid,
+    Leave,
     Output,
     ProviderCall,
     ProviderError,
@@ -96,14 +97,14 @@ class Answerer:
         self._door = tools.door
         self._translator = Translator(tools, Speech())
 
-    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
+    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None) -> bytes:
         if asked.surface is not chat.EMBEDDINGS:
-            return await self._translator.whole(route, asked, model, job_id)
+            return await self._translator.whole(route, asked, model, job_id, leave)
         texts, encoding = _texts(asked)
         url = _address(route.base_url, route.config) + model_path(route.provider_model) + ":batchEmbedContents"
         body = _embedding(route.provider_model, texts, asked.value.get("dimensions"))
         timeout_s = routing.timeout_s(route) or routing.CALL_TIMEOUT_S
-        value = await _asked(self._door, url, body, timeout_s, job_id, route.own_key)
+        value = await _asked(self._door, url, body, timeout_s, job_id, route.own_key, leave)
         told: dict[str, Any] = {
             "object": "list", "model": asked.model,
             "data": [
@@ -147,12 +148,13 @@ def _address(base_url: str | None, config: Mapping[str, Any]) -> str:
 
 
 async def _asked(
-    door: FixedDoor, url: str, body: Mapping[str, Any], timeout_s: float, job_id: UUID, own_key: SealedKey | None
-) -> dict[str, Any]:
+    door: FixedDoor, url: str, body: Mapping[str, Any], timeout_s: float, job_id: UUID, own_key: SealedKey | None,
+    leave: Leave = None,
+) -> dict[str, Any]:  # fmt: skip
     headers = {"Content-Type": "application/json", "Accept": "application/json", "X-Client-Request-Id": str(job_id)}
     answer = await asking.ask(
         door, "POST", url, headers=headers, body=orjson.dumps(body), timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES, auth=AUTH,
-        own_key=own_key,
+        own_key=own_key, leave=leave,
     )  # fmt: skip
     if answer.status != 200:
         raise errors.refusal(answer.status, answer.headers, answer.body)

@@ -12,7 +12,7 @@ import orjson
 from limner.db.context import DatabaseClock
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
-from limner.hub.providers.base import ProviderError
+from limner.hub.providers.base import Leave, ProviderError
 from limner.hub.providers.local.reading import pieces
 from limner.hub.providers.local.reading.shapes import DIMENSIONS, EMBED, READ, Reading, TextRejected
 from limner.kit.cpu import CpuError, CpuPool, CpuTimeout
@@ -33,12 +33,16 @@ class Reader:
         self._pool = pool
         self._clock = clock
 
-    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:  # noqa: ARG002  (chat.Answering's)
+    async def whole(
+        self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None  # noqa: ARG002  (chat.Answering's)
+    ) -> bytes:  # fmt: skip
         """An answer in the interface's shape.
 
         Raises ProviderError: unsupported_kind (fatal); unsupported_input and the codes of TextRejected (bad_request);
         provider_timeout and provider_failed (retryable).
         """
+        if leave is not None:
+            await leave
         if asked.surface.made == "data":
             return orjson.dumps(await self._embed(asked))
         reading = await self._read(asked)

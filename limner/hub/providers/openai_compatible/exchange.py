@@ -6,12 +6,14 @@ from limner.egress.answers import Answer
 from limner.egress.fixed import FixedDoor
 from limner.egress.own_keys import SealedKey
 from limner.hub.providers import asking
+from limner.hub.providers.base import Leave
 from limner.hub.providers.openai_compatible.config import Config
 
 
 async def send(
     door: FixedDoor, config: Config, method: str, path: str, *, timeout_s: float, max_bytes: int,
     headers: Mapping[str, str] | None = None, body: bytes | None = None, own_key: SealedKey | None = None,
+    leave: Leave = None,
 ) -> Answer:  # fmt: skip
     """The answer, whatever its status. The door attaches the key: the organization's own where there is one, else the operator's.
 
@@ -19,7 +21,7 @@ async def send(
     """
     return await asking.ask(
         door, method, config.base_url + path, headers=headers_of(config, headers or {}), body=body,
-        timeout_s=timeout_s, max_bytes=max_bytes, own_key=own_key,
+        timeout_s=timeout_s, max_bytes=max_bytes, own_key=own_key, leave=leave,
     )  # fmt: skip
 
 

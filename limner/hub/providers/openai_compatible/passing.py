@@ -10,7 +10,7 @@ from limner.hub import chat, routing
 from limner.hub.catalog import Model, Route
 from limner.hub.chat import Asked
 from limner.hub.providers import asking, verdicts
-from limner.hub.providers.base import ConfigInvalid, ProviderError
+from limner.hub.providers.base import ConfigInvalid, Leave, ProviderError
 from limner.hub.providers.openai_compatible import config, errors, exchange, requests
 from limner.hub.providers.openai_compatible.config import Config
 
@@ -23,12 +23,13 @@ class Passing:
     def __init__(self, door: FixedDoor) -> None:
         self._door = door
 
-    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID) -> bytes:
+    async def whole(self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None) -> bytes:
         """The body of an answer of status 200, as it came. Raises ProviderError with the codes of verdicts.VERDICTS and asking.CODES."""
         configured, body = _prepared(route, asked, model)
         answer = await exchange.send(
             self._door, configured, "POST", asked.surface.path, body=body, headers=_headers(job_id),
             timeout_s=_timeout_s(route), max_bytes=MAX_ANSWER_BYTES, own_key=route.own_key,
+            leave=leave,
         )  # fmt: skip
         if answer.status != 200:
             raise errors.failure(answer.status, answer.headers, errors.read_told(answer.body), ())
