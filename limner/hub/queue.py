@@ -12,7 +12,6 @@ from limner.db.context import PLATFORM
 from limner.db.tx import Tx
 from limner.tenancy import audit
 
-MAX_WEIGHT = 1000
 MAX_LINES = 1000
 NO_CAP: Literal["none"] = "none"
 Cap = int | Literal["none"]

@@ -27,7 +27,8 @@ async def test_mj5_a_batch_survives_the_death_of_who_takes_it_and_of_who_works_o
     kills: int, count: int, tally: Tally,
 ) -> None:  # fmt: skip
     tenant = await make_tenant(credits=2 * count)
-    limner = Supervised(cluster, apis=1, workers=2, slow_s=0.3)
+    # more runs than workers are killed: each has forty items in hand, of which the usual three would fail as the kills happen to fall
+    limner = Supervised(cluster, apis=1, workers=2, slow_s=0.3, env={"LIMNER_MAX_RUNS": str(kills)})
     customers = Customers([Client(http, url, tenant.api_key) for url in limner.urls])
     order = {
         "items": [
@@ -60,9 +61,8 @@ async def test_mj5_a_batch_survives_the_death_of_who_takes_it_and_of_who_works_o
     assert (again.status, again.json["batch_id"]) == (202, keep)
     states = {batch_id: _states(superuser, batch_id) for batch_id in (keep, drop)}
     assert {sum(found.values()) for found in states.values()} == {count}
-    assert states[keep].keys() <= {"succeeded", "failed"}
+    assert states[keep] == {"succeeded": count}
     assert states[drop].keys() <= {"succeeded", "failed", "cancelled"}
-    assert states[keep]["succeeded"] >= 0.9 * count, "most items survive what kills their workers"
     ends = superuser.execute(
         "SELECT subject_id, count(*) FROM limner.event WHERE org_id = %s AND type LIKE 'batch.%%' GROUP BY 1", [tenant.org_id]
     ).fetchall()  # fmt: skip
