@@ -21,7 +21,7 @@ SHARE = 2
 RETRY_AFTER_S = 2
 RUN_OUT_BYTES = 128 * 1024 * 1024
 RUN_OUT_S = 10.0
-PAUSE_S = 0.5
+PAUSE_S = 2.0
 """How much of a body that is refused for its size is thrown away before the answer, for how long, and how long nothing may come."""
 
 State = MutableMapping[str, Any]

@@ -18,7 +18,6 @@ from tests.running import Client
 from tests.tally import Tally
 
 BATCHES = "/api/v1/batches"
-PATIENCE_S = 120
 
 
 @pytest.mark.parametrize(("kills", "count"), tiers.counts((2, 12), (20, 200), soak=(60, 1000)))
@@ -55,7 +54,7 @@ async def test_mj5_a_batch_survives_the_death_of_who_takes_it_and_of_who_works_o
         bodies = [(await customers.persistently("GET", f"{BATCHES}/{batch_id}")).json for batch_id in (keep, drop)]
         return all(body["completed_at"] for body in bodies)
 
-    await eventually(ended, PATIENCE_S, pause_s=0.2)
+    await eventually(ended, pause_s=0.2)
     again = await customers.persistently("POST", BATCHES, order, "batch-0")
 
     assert (again.status, again.json["batch_id"]) == (202, keep)

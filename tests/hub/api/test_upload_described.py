@@ -1,6 +1,7 @@
 """A description is a job like any other; what it says stays on the upload."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ from limner.media.tending import ROLE, UploadTending
 from limner.media.uploads import Quota
 from tests.conftest import Server, Tenant
 from tests.media.sending import UPLOADS, Sender
-from tests.running import Answer, Client, Process
+from tests.running import PATIENCE_S, Answer, Client, Process
 from tests.web.pictures import png
 
 PICTURE = png(48, 32)
@@ -36,12 +37,11 @@ async def describe(sender: Sender, upload_id: str) -> Answer:
 
 
 async def described(sender: Sender, upload_id: str, status: str = "ready") -> Any:
-    for _ in range(200):
-        shown = await sender.get(upload_id)
-        if shown["description"]["status"] == status:
-            return shown
+    deadline = time.monotonic() + PATIENCE_S
+    while (shown := await sender.get(upload_id))["description"]["status"] != status:
+        assert time.monotonic() < deadline, shown
         await asyncio.sleep(0.05)
-    raise AssertionError(shown)
+    return shown
 
 
 async def test_what_a_picture_shows_stands_on_it_and_was_paid_for_once(sender: Sender, worker: Process) -> None:
