@@ -1,5 +1,5 @@
-"""What a gateway adds to a call: limner (key, hold, settlement and usage row), a bare proxy, Portkey and LiteLLM, one after the other
-on one core, before the same model server, in one run.
+"""What a gateway adds to a call: limner (key, hold, settlement and usage row), a bare proxy, Portkey and LiteLLM, in turn on one core,
+before the same model server, in one run. Whoever is not asked just then stands idle beside.
 """
 
 import argparse
@@ -10,11 +10,14 @@ import json
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +85,53 @@ def process(
         popen.wait()
 
 
-def measure(url: str, headers: list[dict[str, str]], args: argparse.Namespace) -> dict[str, Any]:
-    """One server's figures; callers in turn."""
-    load = itertools.cycle([request(url, one) for one in headers])
-    uvloop.run(rig.hammer(url, load, 4, 2))
-    alone, statuses_alone, _ = uvloop.run(rig.hammer(url, load, 1, args.seconds / 2))
-    many, statuses, per_s = uvloop.run(rig.hammer(url, load, args.clients, args.seconds))
-    if set(statuses) | set(statuses_alone) != {200}:
-        raise SystemExit(f"not every call was answered: {statuses_alone} {statuses}")
-    return {"per_s": round(per_s), "p50_ms": rig.quantile_ms(alone, 0.5), "p99_ms": rig.quantile_ms(alone, 0.99),
-            "p50_ms_many": rig.quantile_ms(many, 0.5), "p99_ms_many": rig.quantile_ms(many, 0.99)}  # fmt: skip
+@dataclass
+class Target:
+    """A gateway that answers; `facts`: its figures, and what it tells of itself at its end."""
+
+    url: str
+    headers: list[dict[str, str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    took: dict[int, list[list[float]]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds a call took, by the number of clients, turn by turn."""
+    rates: list[float] = field(default_factory=list)
+    """Calls a second with many clients, turn by turn."""
+
+    def hammer(self, clients: int, seconds: float) -> float:
+        """Calls a second; callers in turn."""
+        load = itertools.cycle([request(self.url, one) for one in self.headers])
+        took, statuses, per_s = uvloop.run(rig.hammer(self.url, load, clients, seconds))
+        if set(statuses) != {200}:
+            raise SystemExit(f"not every call was answered: {self.url} {statuses}")
+        self.took[clients].append(took)
+        return per_s
+
+    def quantile_ms(self, clients: int, share: float) -> float:
+        return rig.quantile_ms([took for turn in self.took[clients] for took in turn], share)
+
+    def medians_ms(self) -> list[float]:
+        """At one client, turn by turn."""
+        return [rig.quantile_ms(turn, 0.5) for turn in self.took[1]]
+
+
+def measure(targets: dict[str, Target], args: argparse.Namespace) -> None:
+    """In turn, some seconds each at one client and at many, so that the machine's slow seconds are everybody's."""
+    for target in targets.values():
+        target.hammer(4, 2)
+    names = list(targets)
+    for turn in range(args.turns):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            targets[name].hammer(1, args.seconds)
+            targets[name].rates.append(targets[name].hammer(args.clients, args.seconds))
+    direct = targets["direct"].medians_ms()
+    for target in targets.values():
+        target.facts |= {
+            "per_s": round(statistics.median(target.rates)),
+            "p50_ms": target.quantile_ms(1, 0.5), "p99_ms": target.quantile_ms(1, 0.99),
+            "p50_ms_many": target.quantile_ms(args.clients, 0.5), "p99_ms_many": target.quantile_ms(args.clients, 0.99),
+            "added_ms": [round(own - none, 2) for own, none in zip(target.medians_ms(), direct, strict=True)],
+            "per_s_turns": [round(rate) for rate in target.rates],
+        }  # fmt: skip
 
 
 async def sell(bench: rig.Rig, upstream: str) -> rig.BenchApp:
@@ -110,7 +150,8 @@ async def sell(bench: rig.Rig, upstream: str) -> rig.BenchApp:
     return app
 
 
-def limner(upstream: str, args: argparse.Namespace) -> dict[str, Any]:
+@contextlib.contextmanager
+def limner(upstream: str, _: Path) -> Iterator[Target]:
     with rig.rig() as bench:
         app = asyncio.run(sell(bench, upstream))
         rig.pin_others(bench.embedded, core=1)
@@ -121,10 +162,9 @@ def limner(upstream: str, args: argparse.Namespace) -> dict[str, Any]:
             LIMNER_APP_JOBS_PER_MIN=APP_RATE,
         )
         try:
-            facts = measure(
-                api.url, [{"Authorization": f"Bearer {app.key}", "X-User-ID": user} for user in app.users], args
-            )
-            facts["rss_mb"] = rig.resident_mb(api)
+            callers = [{"Authorization": f"Bearer {app.key}", "X-User-ID": user} for user in app.users]
+            yield (target := Target(api.url, callers))
+            target.facts["rss_mb"] = rig.resident_mb(api)
         finally:
             rig.stop(api)
         with rig.superuser(bench) as conn:
@@ -134,11 +174,11 @@ def limner(upstream: str, args: argparse.Namespace) -> dict[str, Any]:
             held = conn.execute("SELECT coalesce(sum(held_mc), 0) FROM limner.wallet").fetchone()
         assert row is not None
         assert held is not None
-        facts |= {"jobs": row[0], "settled": row[1], "still_held_mc": int(held[0])}
-        return facts
+        target.facts |= {"jobs": row[0], "settled": row[1], "still_held_mc": int(held[0])}
 
 
-def portkey(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def portkey(upstream: str, scratch: Path) -> Iterator[Target]:
     subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(scratch), PORTKEY],
         check=True,
@@ -152,11 +192,12 @@ def portkey(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str,
             "x-portkey-custom-host": upstream + "/v1",
             "Authorization": "Bearer k",
         }
-        facts = measure(f"http://127.0.0.1:{port}", [headers], args)
-        return facts | {"rss_mb": round(psutil.Process(popen.pid).memory_info().rss / 2**20)}
+        yield (target := Target(f"http://127.0.0.1:{port}", [headers]))
+        target.facts["rss_mb"] = round(psutil.Process(popen.pid).memory_info().rss / 2**20)
 
 
-def litellm(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def litellm(upstream: str, scratch: Path) -> Iterator[Target]:
     venv = scratch / "litellm"
     uv = shutil.which("uv", path=f"{sys.prefix}/tools:{os.environ['PATH']}") or "uv"
     loose = scratch / "loose.txt"
@@ -170,48 +211,59 @@ def litellm(upstream: str, args: argparse.Namespace, scratch: Path) -> dict[str,
     command = [str(venv / "bin/litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     settings = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     with process(command, port, 0, scratch, **settings) as popen:
-        facts = measure(f"http://127.0.0.1:{port}", [{"Authorization": "Bearer k"}], args)
-        return facts | {"rss_mb": round(psutil.Process(popen.pid).memory_info().rss / 2**20)}
+        yield (target := Target(f"http://127.0.0.1:{port}", [{"Authorization": "Bearer k"}]))
+        target.facts["rss_mb"] = round(psutil.Process(popen.pid).memory_info().rss / 2**20)
 
 
-def bare(upstream: str, args: argparse.Namespace) -> dict[str, Any]:
+@contextlib.contextmanager
+def bare(upstream: str, _: Path) -> Iterator[Target]:
     """The same web framework and HTTP client with nothing in between."""
     port = free_port()
     with process([sys.executable, "-m", "bench.bare_proxy", "--port", str(port), "--upstream", upstream], port, 0):
-        return measure(f"http://127.0.0.1:{port}", [{}], args)
+        yield Target(f"http://127.0.0.1:{port}", [{}])
+
+
+GATEWAYS = {"limner": limner, "bare": bare, "portkey": portkey, "litellm": litellm}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--turns", type=int, default=6, help="at one client and at many, each")
+    parser.add_argument("--seconds", type=float, default=3, help="a turn")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--only", default="limner,bare,portkey,litellm")
+    parser.add_argument("--only", default=",".join(GATEWAYS))
     args = parser.parse_args()
-    chosen = args.only.split(",")
     scratch = Path(tempfile.mkdtemp(prefix="limner-peers-"))
     port = free_port()
     upstream = f"http://127.0.0.1:{port}"
-    facts: dict[str, Any] = {}
+    targets = {"direct": Target(upstream, [{}])}
     try:
         with process([sys.executable, "-m", "bench.upstream", "--port", str(port)], port, 1):
             rig.pin(os.getpid(), 1)
-            facts["direct"] = measure(upstream, [{}], args)
-            if "limner" in chosen:
-                facts["limner"] = limner(upstream, args)
-            if "bare" in chosen:
-                facts["bare"] = bare(upstream, args)
-            if "portkey" in chosen:
-                facts["portkey"] = portkey(upstream, args, scratch)
-            if "litellm" in chosen:
-                facts["litellm"] = litellm(upstream, args, scratch)
+            with contextlib.ExitStack() as stack:
+                for name in args.only.split(","):
+                    targets[name] = stack.enter_context(GATEWAYS[name](upstream, scratch))
+                measure(targets, args)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     rows = [
         (f"{name}: calls/s at {args.clients} clients; p50 / p99 at one; resident",
          f"{one['per_s']:,}; {one['p50_ms']} / {one['p99_ms']} ms; {one.get('rss_mb', '-')} MB")
-        for name, one in facts.items()
+        for name, one in ((name, target.facts) for name, target in targets.items())
     ]  # fmt: skip
-    rig.report("gateway", rows, facts)
+    rows += [
+        (f"{name}: added at one client, p50 of the turns: median (least to most)",
+         f"{statistics.median(added):.2f} ({min(added)} to {max(added)}) ms")
+        for name, added in ((name, targets[name].facts["added_ms"]) for name in targets if name != "direct")
+    ]  # fmt: skip
+    rates = targets["limner"].rates if "limner" in targets else []
+    rows += [
+        (f"limner's calls/s by {name}'s at {args.clients} clients, of the turns: median (least to most)",
+         f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})")
+        for name in ("portkey", "litellm") if name in targets and rates
+        for times in [[own / other for own, other in zip(rates, targets[name].rates, strict=True)]]
+    ]  # fmt: skip
+    rig.report("gateway", rows, {name: target.facts for name, target in targets.items()})
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ from psycopg.pq import TransactionStatus
 
 from limner.db.tx import Pooled
 
-KEPT = 2
-"""Connections at hand that the pool counts as lent: more than two statements of a role at once are seldom under way."""
 RETURN_AFTER_S = 60.0
-"""The pool sees each again by then, and ends those that have lived long enough."""
+"""The pool sees each again by then, and ends those that have lived long enough, or are more than are needed."""
 
 
 class Pool(Protocol):
@@ -58,15 +56,14 @@ class Lending:
         return conn
 
     async def give_back(self, conn: Pooled) -> None:
-        if self._keeps(conn):
-            self._at_hand.append(conn)
-        else:
-            await self._pool.putconn(conn)
-
-    def _keeps(self, conn: Pooled) -> bool:
-        has_room = len(self._at_hand) < KEPT and not self._asking and not self._pool.closed
+        returned_before = time.monotonic() - RETURN_AFTER_S
         is_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
-        return has_room and is_idle and time.monotonic() - conn.lent_at < RETURN_AFTER_S
+        if self._asking or self._pool.closed or not is_idle or conn.lent_at < returned_before:
+            await self._pool.putconn(conn)
+            return
+        self._at_hand.append(conn)
+        if self._at_hand[0].lent_at < returned_before:  # nobody needed it for so long
+            await self._pool.putconn(self._at_hand.pop(0))
 
     async def close(self) -> None:
         while self._at_hand:

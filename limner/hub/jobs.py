@@ -1,7 +1,7 @@
 """Jobs as their owner sees them: submit, get, list, cancel. Amounts in milli-credits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -112,6 +112,13 @@ class FirstCall:
     rule: str
     own_key: bool = False
     place: UUID | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """By name; the standard library's `asdict` copies every value, for a fortieth of a busy call."""
+        return {
+            "owner": self.owner, "lease_s": self.lease_s, "provider": self.provider, "provider_model": self.provider_model,
+            "rule": self.rule, "own_key": self.own_key, "place": self.place,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +260,7 @@ async def submit_many(tx: Tx, batch: Sequence[tuple[UUID, UUID, Submission]]) ->
             "max_runs": one.max_runs, "request_id": one.request_id, "traceparent": one.traceparent, "run_at": one.run_at,
             "user_rate": one.limits.user_per_min, "app_rate": one.limits.app_per_min, "webhook_url": one.webhook_url,
             "token_prices": one.token_prices, "terms": one.terms, "cancel_after": one.cancel_after_s,
-            **({} if one.call is None else asdict(one.call)),
+            **({} if one.call is None else one.call.facts()),
         }
         for org_id, job_id, one in batch
     ]  # fmt: skip

@@ -57,6 +57,17 @@ async def test_the_pool_sees_a_connection_again(
     assert {await _pid(three, tenant) for _ in range(10)} == everyone
 
 
+async def test_one_that_nobody_needed_goes_back_to_the_pool(three: Database, tenant: Tenant) -> None:
+    await _all_open(three, tenant)
+    lent = three._lending["limner_api"]
+    assert lent.at_hand == 3
+
+    lent._at_hand[0].lent_at -= lending.RETURN_AFTER_S
+    await _pid(three, tenant)
+
+    assert lent.at_hand == 2
+
+
 async def test_who_waits_is_served_before_any_is_kept(server: Server, tenant: Tenant) -> None:
     async def in_a_transaction(database: Database) -> int:
         async with database.tenant_tx(tenant.org_id) as tx:
