@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--only", default=",".join(GATEWAYS))
     args = parser.parse_args()
+    chosen = args.only.split(",")
     scratch = Path(tempfile.mkdtemp(prefix="limner-peers-"))
     port = free_port()
     upstream = f"http://127.0.0.1:{port}"
@@ -241,29 +242,30 @@ def main() -> None:
         with process([sys.executable, "-m", "bench.upstream", "--port", str(port)], port, 1):
             rig.pin(os.getpid(), 1)
             with contextlib.ExitStack() as stack:
-                for name in args.only.split(","):
+                for name in chosen:
                     targets[name] = stack.enter_context(GATEWAYS[name](upstream, scratch))
                 measure(targets, args)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    facts = {name: target.facts for name, target in targets.items()}
     rows = [
         (f"{name}: calls/s at {args.clients} clients; p50 / p99 at one; resident",
          f"{one['per_s']:,}; {one['p50_ms']} / {one['p99_ms']} ms; {one.get('rss_mb', '-')} MB")
-        for name, one in ((name, target.facts) for name, target in targets.items())
+        for name, one in facts.items()
     ]  # fmt: skip
-    rows += [
-        (f"{name}: added at one client, p50 of the turns: median (least to most)",
-         f"{statistics.median(added):.2f} ({min(added)} to {max(added)}) ms")
-        for name, added in ((name, targets[name].facts["added_ms"]) for name in targets if name != "direct")
-    ]  # fmt: skip
-    rates = targets["limner"].rates if "limner" in targets else []
-    rows += [
-        (f"limner's calls/s by {name}'s at {args.clients} clients, of the turns: median (least to most)",
-         f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})")
-        for name in ("portkey", "litellm") if name in targets and rates
-        for times in [[own / other for own, other in zip(rates, targets[name].rates, strict=True)]]
-    ]  # fmt: skip
-    rig.report("gateway", rows, {name: target.facts for name, target in targets.items()})
+    for name in chosen:
+        added = facts[name]["added_ms"]
+        figure = f"{statistics.median(added):.2f} ({min(added)} to {max(added)}) ms"
+        rows.append((f"{name}: added at one client, p50 of the turns: median (least to most)", figure))
+    for name in ("portkey", "litellm") if "limner" in chosen else ():
+        if name not in chosen:
+            continue
+        times = [own / other for own, other in zip(targets["limner"].rates, targets[name].rates, strict=True)]
+        figure = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+        rows.append(
+            (f"limner's calls/s by {name}'s at {args.clients} clients, of the turns: median (least to most)", figure)
+        )
+    rig.report("gateway", rows, facts)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from limner.kit.money import MC
 from limner.ledger import batches, corrections, invariants, lots, statements, wallets
 from limner.tenancy import end_users
 from tests.conftest import Tenant
-from tests.running import PATIENCE_S
 
 MODEL_ID = ids.new()
 LEASE_S = 1.0
+RELAYED_WITHIN_S = 20.0
 
 
 def request(
@@ -228,7 +228,7 @@ def empty_queue(superuser: psycopg.Connection) -> None:
 async def relay(db: Database) -> None:
     """Every event that is committed by now takes its place, once all that was under way in the server has ended, PostgreSQL's own too."""
     until: int | None = None
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(RELAYED_WITHIN_S):
         while True:
             async with db.system_tx("limner_dispatch", "a test relays") as tx:
                 now = await tx.get(

@@ -14,7 +14,9 @@ from typing import Any
 
 import aiohttp
 
-PATIENCE_S = 120.0  # for what must happen; how soon it does is measured in bench/, and machines have slow minutes
+START_S = 30.0
+PATIENCE_S = 120.0
+"""For what is slow on a machine that is busy with other things, and that nothing else could bring about meanwhile."""
 QUICK = {"LIMNER_LEASE_S": "1", "LIMNER_RETRY_BACKOFF_S": "0.1", "LIMNER_SHUTDOWN_S": "12", "LIMNER_KEY_CACHE_S": "1"}
 # tests send more than people do: what a limit does is tested where it is set
 QUICK |= {"LIMNER_USER_JOBS_PER_MIN": "0", "LIMNER_APP_JOBS_PER_MIN": "0", "LIMNER_READS_PER_MIN": "0"}
@@ -51,7 +53,7 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def wait_for_output(self, text: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + START_S
         while text not in self.output():
             assert self.popen.poll() is None, self.output()
             assert time.monotonic() < deadline, f"no {text!r} in {self.output()}"
@@ -84,7 +86,7 @@ class Api(Process):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         super().__init__(home, ["api"], {"LIMNER_PORT": str(port), **env})
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + START_S
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -166,7 +168,7 @@ class Client:
                         yield fields.get("id"), fields["event"], json.loads(fields["data"])
                     fields = {}
 
-    async def finished(self, job_id: str, timeout_s: float = PATIENCE_S) -> Any:
+    async def finished(self, job_id: str, timeout_s: float = 30) -> Any:
         """The job's body once it is closed."""
         deadline = time.monotonic() + timeout_s
         while True:

@@ -22,7 +22,6 @@ from limner.cli import main
 from limner.db.embedded import EmbeddedPostgres
 from limner.db.pools import Database
 from tests.conftest import Server
-from tests.running import PATIENCE_S
 
 WITHIN_S = 60.0
 
@@ -182,7 +181,7 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def until(happens: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
+def until(happens: Callable[[], bool], within_s: float = 30) -> None:
     """Wait for it, or fail."""
     deadline = time.monotonic() + within_s
     while not happens():

@@ -17,18 +17,18 @@ from limner.db.embedded import EmbeddedPostgres
 from limner.egress import probe
 from limner.egress.loopback import LoopbackClient
 from tests.cli.conftest import Limner, StartUp, Up, alive, environment, gone, until
-from tests.running import PATIENCE_S, free_port
+from tests.running import free_port
 
 FIELDS = {"base_url", "home", "org", "app", "api_key", "end_user", "pid", "receiver"}
 
 
-async def _paint(facts: dict[str, Any]) -> None:
+async def _paint(facts: dict[str, Any], within_s: float = 30) -> None:
     """A job from request to result."""
     headers = {"X-API-Key": facts["api_key"], "X-User-ID": facts["end_user"]}
     async with LoopbackClient(facts["base_url"], headers) as api:
         body = {"model": "local/canvas", "input": {"prompt": "a hill", "size": 512}}
         job = await api.call("POST", "/api/v1/generate", body)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + within_s
         while (state := await api.call("GET", f"/api/v1/jobs/{job['job_id']}"))["status"] != "succeeded":
             assert time.monotonic() < deadline, state
             time.sleep(0.05)

@@ -108,4 +108,4 @@ async def test_a_closed_database_has_no_connections(server: Server, tenant: Tena
     with pytest.raises((DatabaseUnavailable, psycopg.OperationalError)):
         await _pid(database, tenant)
     with psycopg.connect(server.embedded.superuser_conninfo(), autocommit=True) as conn:
-        await eventually(lambda: acts.count(conn, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid) == 0)
+        await eventually(lambda: acts.count(conn, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", pid) == 0, 5)

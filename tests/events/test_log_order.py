@@ -21,12 +21,12 @@ from tests import acts
 from tests.alone import db_alone, server_alone, superuser_alone, superuser_conninfo
 from tests.conftest import MakeTenant, Server, Tenant
 from tests.faults.cluster import eventually
-from tests.running import PATIENCE_S
 from tests.tiers import counts
 
 __all__ = ["db_alone", "server_alone", "superuser_alone"]
 
 WRITERS = 16
+PATIENCE_S = 20.0
 INSERT = "INSERT INTO limner.event (org_id, id, app_id, type, subject_id, payload) VALUES (%s, %s, %s, 'job.started', %s, %s)"
 
 

@@ -22,7 +22,7 @@ import pytest
 from limner.db.embedded import SYSTEM_USER
 from limner.db.pools import Address
 from tests.conftest import Server
-from tests.running import PATIENCE_S, free_port
+from tests.running import START_S, free_port
 
 PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
@@ -104,7 +104,7 @@ def _said(home: Path, *options: str) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + START_S
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -24,7 +24,7 @@ from limner.kit.money import MC
 from tests import acts
 from tests.conftest import Server, Tenant
 from tests.hub.doubles import png
-from tests.running import PATIENCE_S, Answer, Client, Process, free_port
+from tests.running import START_S, Answer, Client, Process, free_port
 
 SMALL = {"LIMNER_DATABASE_POOL_SIZE": "6", "LIMNER_CPU_PROCESSES": "1"}
 PICTURE = "data:image/png;base64," + base64.b64encode(png(8)).decode()
@@ -144,7 +144,7 @@ class ApiProcess(Bent):
         super().__init__(home, ["api"], SMALL | {"LIMNER_PORT": str(port)} | bent | env)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + START_S
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -195,10 +195,10 @@ class Customers:
             self.retries += 1
             await asyncio.sleep(0.1)
 
-    async def results(self) -> dict[str, Any]:
+    async def results(self, timeout_s: float) -> dict[str, Any]:
         """Every accepted job by id, once all are closed."""
         found: dict[str, Any] = {}
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + timeout_s
         while missing := [job_id for job_id in self.accepted.values() if job_id not in found]:
             assert time.monotonic() < deadline, f"{len(missing)} jobs are still open: {missing[:5]}"
             for job_id in missing:
@@ -262,7 +262,7 @@ def as_superuser(server: Server) -> Iterator[psycopg.Connection]:
         yield conn
 
 
-async def eventually(condition: Callable[[], Any], timeout_s: float = PATIENCE_S, pause_s: float = 0.02) -> Any:
+async def eventually(condition: Callable[[], Any], timeout_s: float = 15.0, pause_s: float = 0.02) -> Any:
     """Its first true answer."""
     deadline = time.monotonic() + timeout_s
     while True:

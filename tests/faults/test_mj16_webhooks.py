@@ -62,7 +62,7 @@ async def test_mj16_a_kill_in_any_window_loses_no_webhook_and_never_changes_its_
     for statement in OVER:
         superuser.execute(statement, [tenant.org_id])
     last = mailing.begin(server.home, server.url, receiver.url, None)
-    await eventually(lambda: acts.count(superuser, OWED, tenant.org_id) == 0, pause_s=0.1)
+    await eventually(lambda: acts.count(superuser, OWED, tenant.org_id) == 0, 30 + kills, 0.1)
     last.end()
 
     ids: dict[str, set[str]] = defaultdict(set)
@@ -81,7 +81,7 @@ async def _killed(
 ) -> Counter[Window]:
     """A worker killed in each window; jobs end one after another until all are dead."""
     doomed = [mailing.begin(server.home, server.url, receiver.url, window) for window in WINDOWS]
-    await eventually(lambda: all(one.ready for one in doomed))
+    await eventually(lambda: all(one.ready for one in doomed), 30)
     deadline = asyncio.get_running_loop().time() + 30
     while any(one.process.is_alive() for one in doomed):
         assert asyncio.get_running_loop().time() < deadline, _logs(doomed)

@@ -14,7 +14,7 @@ from limner.kit.money import MC
 from tests import acts, tiers
 from tests.conftest import MakeTenant
 from tests.faults.cluster import Cluster, Customers, Supervised, eventually
-from tests.running import Client
+from tests.running import PATIENCE_S, Client
 from tests.tally import Tally
 
 BATCHES = "/api/v1/batches"
@@ -54,7 +54,7 @@ async def test_mj5_a_batch_survives_the_death_of_who_takes_it_and_of_who_works_o
         bodies = [(await customers.persistently("GET", f"{BATCHES}/{batch_id}")).json for batch_id in (keep, drop)]
         return all(body["completed_at"] for body in bodies)
 
-    await eventually(ended, pause_s=0.2)
+    await eventually(ended, PATIENCE_S, pause_s=0.2)
     again = await customers.persistently("POST", BATCHES, order, "batch-0")
 
     assert (again.status, again.json["batch_id"]) == (202, keep)

@@ -13,10 +13,9 @@ from limner.db.pools import Database
 from tests import acts, tiers
 from tests.conftest import MakeTenant, Server
 from tests.faults.cluster import Cluster, Customers, Supervised, as_superuser, assert_settled, eventually
-from tests.running import Client
+from tests.running import PATIENCE_S, Client
 from tests.tally import Tally
 
-"""For the next orders to be taken, on a machine that is busy with other things."""
 VICTIMS = ("api", "worker", "terminate", "backend")
 BACKENDS = (
     "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'limner\\_%' AND pid <> pg_backend_pid() ORDER BY random()"
@@ -38,7 +37,7 @@ async def test_mj5_kills_at_random_lose_nothing_and_bill_nothing_twice(
 
     for victim in plan:
         enough = len(customers.accepted) + 4
-        await eventually(lambda: len(customers.accepted) >= enough)  # noqa: B023
+        await eventually(lambda: len(customers.accepted) >= enough, PATIENCE_S)  # noqa: B023
         await asyncio.sleep(random.uniform(0, 0.3))
         if victim == "api":
             limner.kill_api()
@@ -50,7 +49,7 @@ async def test_mj5_kills_at_random_lose_nothing_and_bill_nothing_twice(
     await asyncio.sleep(0.5)
     customers.stop.set()
     await asyncio.gather(*buying)
-    found = await customers.results()
+    found = await customers.results(timeout_s=PATIENCE_S)
     tending.cancel()
 
     assert limner.left_by_themselves == []

@@ -15,7 +15,7 @@ from limner.media.store import ObjectStore
 from tests import acts, tiers
 from tests.conftest import MakeTenant
 from tests.faults.cluster import Cluster, charged_once, closed, eventually, leases, order
-from tests.running import Process
+from tests.running import PATIENCE_S, Process
 from tests.tally import Tally
 
 RECORDS = ("job", "transfer", "usage_record", "event", "provider_call")
@@ -44,15 +44,15 @@ async def test_mj7_a_stopped_worker_finds_its_jobs_done_and_changes_nothing(
         await asyncio.sleep(0.05)  # what the server was doing for it comes to its end
         held = {j: fence for j, (pid, fence) in leases(superuser, tenant.org_id).items() if pid == stopped.popen.pid}
         if turn % 2:
-            await eventually(lambda: all(_fence(superuser, j) > fence for j, fence in held.items()))  # noqa: B023
+            await eventually(lambda: all(_fence(superuser, j) > fence for j, fence in held.items()), PATIENCE_S)  # noqa: B023
             lost, before = list(held), None
         else:
-            await eventually(lambda: closed(superuser, job_ids))  # noqa: B023
+            await eventually(lambda: closed(superuser, job_ids), PATIENCE_S)  # noqa: B023
             lost = [job_id for job_id, fence in held.items() if _fence(superuser, job_id) > fence]
             before = await _everything(superuser, cluster, job_ids)
 
         stopped.send(signal.SIGCONT)
-        await eventually(lambda: closed(superuser, job_ids) and _noticed(stopped, lost))  # noqa: B023
+        await eventually(lambda: closed(superuser, job_ids) and _noticed(stopped, lost), PATIENCE_S)  # noqa: B023
         await asyncio.sleep(0.1)
 
         after = await _everything(superuser, cluster, job_ids)
@@ -108,10 +108,10 @@ async def test_mj7_a_worker_whose_event_loop_is_blocked_loses_its_leases_and_wri
     assert {pid for pid, _ in held.values()} == {blocked.popen.pid}
 
     cluster.worker()
-    await eventually(lambda: closed(superuser, job_ids))
+    await eventually(lambda: closed(superuser, job_ids), PATIENCE_S)
     before = await _everything(superuser, cluster, job_ids)
     lost = [job_id for job_id, (_, fence) in held.items() if _fence(superuser, job_id) > fence]
-    await eventually(lambda: _noticed(blocked, lost))
+    await eventually(lambda: _noticed(blocked, lost), PATIENCE_S)
 
     assert lost, "the blocked worker kept its leases"
     assert await _everything(superuser, cluster, job_ids) == before, "a stale write"

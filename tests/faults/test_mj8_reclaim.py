@@ -24,7 +24,7 @@ async def test_mj8_leases_of_workers_killed_together_are_taken_again_in_time(
     job_ids = [await order(db, tenant) for _ in range(count)]
     few = {"LIMNER_WORKER_SLOTS": str(count // WORKERS), "LIMNER_LEASE_S": LEASE_S}
     doomed = [cluster.worker(slow_s=600, wait=False, **few) for _ in range(WORKERS)]  # type: ignore[arg-type]
-    await eventually(lambda: len(leases(superuser, tenant.org_id)) == count)
+    await eventually(lambda: len(leases(superuser, tenant.org_id)) == count, 60)
     assert len({pid for pid, _ in leases(superuser, tenant.org_id).values()}) == len(doomed)
     for _ in range(2):
         cluster.worker(slow_s=count / 10, LIMNER_LEASE_S=LEASE_S, LIMNER_WORKER_SLOTS=str(count))  # room for all

@@ -75,7 +75,7 @@ async def test_mj9_from_a_tasks_name_on_a_kill_costs_nobody_anything(
 
         superuser.execute(OVER, [tenant.org_id])
         last = windows.begin(server.home, server.url, there.origin, far, None)
-        await eventually(lambda: closed(superuser, died), pause_s=0.1)
+        await eventually(lambda: closed(superuser, died), 30 + kills, 0.1)
         last.end()
 
     made = {job_id: len(there.of(names[job_id])) for job_id in died}
@@ -107,13 +107,13 @@ async def _killed(
     `names`: their prompts, by which the server tells them apart, are put there.
     """
     doomed = [windows.begin(server.home, server.url, there.origin, far, window) for window in tried]
-    await eventually(lambda: all(one.ready for one in doomed))
+    await eventually(lambda: all(one.ready for one in doomed), 30)
     ordered: dict[UUID, str] = {}
     for _ in doomed:
         wanted: dict[str, Any] = {"prompt": str(uuid4()), "num_outputs": 1}
         ordered[await order_of(db, tenant, OWN, wanted)] = wanted["prompt"]
     names |= ordered
-    await eventually(lambda: not any(one.process.is_alive() for one in doomed))
+    await eventually(lambda: not any(one.process.is_alive() for one in doomed), 30)
     assert [one.process.exitcode for one in doomed] == [KILLED] * len(doomed), _logs(doomed)
     by_pid = {one.process.pid: one.plan.window for one in doomed}
     holders = {job_id: by_pid[pid] for job_id, (pid, _) in leases(conn, tenant.org_id).items() if pid in by_pid}

@@ -59,7 +59,7 @@ async def test_op5_a_database_restart_under_load_loses_nothing_acknowledged(
 
     for place in range(restarts):
         enough = len(customers.accepted) + 8
-        await eventually(lambda: len(customers.accepted) >= enough)  # noqa: B023
+        await eventually(lambda: len(customers.accepted) >= enough, 60)  # noqa: B023
         await asyncio.sleep(random.uniform(0, 0.3))
         pid = server.postmaster_pid()
         assert pid is not None
@@ -72,7 +72,7 @@ async def test_op5_a_database_restart_under_load_loses_nothing_acknowledged(
 
     customers.stop.set()
     await asyncio.gather(*buying)
-    found = await customers.results()
+    found = await customers.results(timeout_s=60)
     conninfo = make_conninfo(server.superuser_conninfo(), dbname="limner")
 
     with psycopg.connect(conninfo) as conn:

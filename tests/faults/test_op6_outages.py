@@ -29,7 +29,7 @@ from tests.emulators import (
 )  # fmt: skip
 from tests.emulators.toxic import FAULTS, Fault, Toxic
 from tests.faults.cluster import ApiProcess, Cluster, eventually
-from tests.running import PATIENCE_S, Client
+from tests.running import Client
 from tests.tally import Tally
 
 KEY = "sk-secret-51c0aa"
@@ -135,9 +135,9 @@ class Outage:
         self.line.fault = fault
         job_ids = await self.buy(count)
         if fault != "latency":
-            await eventually(self.troubled)
+            await eventually(self.troubled, 30)
         self.line.fault = None
-        closed = [await self.client.finished(job_id, PATIENCE_S + count) for job_id in job_ids]
+        closed = [await self.client.finished(job_id, 60 + count) for job_id in job_ids]
         [late] = await self.buy(1)
         closed.append(await self.client.finished(late))
         assert closed[-1]["status"] == "succeeded", (fault, closed[-1])
@@ -250,7 +250,7 @@ async def test_op6_four_workers_never_ask_a_limited_key_more_often_than_it_allow
     del line.arrived[:]
 
     job_ids = await outage.buy(count)
-    closed = [await outage.client.finished(job_id, PATIENCE_S + 3 * window_s * count / 50) for job_id in job_ids]
+    closed = [await outage.client.finished(job_id, 60 + 3 * window_s * count / 50) for job_id in job_ids]
 
     most = most_within(line.arrived, window_s)
     tally("OP6", limited=count, allowed=50, most_in_a_window=most, took_s=round(line.arrived[-1] - line.arrived[0]))

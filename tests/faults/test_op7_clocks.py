@@ -40,7 +40,7 @@ async def test_op7_workers_an_hour_off_take_no_live_lease_and_notice_dead_ones(
         worker.wait_for_output("worker.ready")
     job_ids = [await order(db, tenant) for _ in range(12)]
 
-    await eventually(lambda: closed(superuser, job_ids))
+    await eventually(lambda: closed(superuser, job_ids), 30)
     fences = superuser.execute("SELECT finished_fence, runs FROM limner.job WHERE id = ANY(%s)", [job_ids]).fetchall()
     assert set(fences) == {(1, 1)}, "nobody took a lease that was alive, over more than a lease's length"
     charged_once(superuser, tenant.org_id, job_ids)
@@ -54,7 +54,7 @@ async def test_op7_workers_an_hour_off_take_no_live_lease_and_notice_dead_ones(
     held_at = asyncio.get_running_loop().time()
     await eventually(lambda: all(fence == 2 for j, (_, fence) in leases(superuser, tenant.org_id).items() if j in left))
     assert asyncio.get_running_loop().time() - held_at < 4, "a lease of one second is noticed in seconds"
-    await eventually(lambda: closed(superuser, more))
+    await eventually(lambda: closed(superuser, more), 30)
     charged_once(superuser, tenant.org_id, more)
 
     for worker in workers:

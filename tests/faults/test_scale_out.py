@@ -31,7 +31,7 @@ async def test_mj5_many_processes_over_one_pooler_are_killed_one_by_one_and_lose
 
         async def more() -> None:
             enough = len(customers.accepted) + BETWEEN
-            await eventually(lambda: len(customers.accepted) >= enough)
+            await eventually(lambda: len(customers.accepted) >= enough, 30)
 
         await more()
         assert all(_over(process, pooler.port) for process in (*limner.apis, *limner.workers))
@@ -43,7 +43,7 @@ async def test_mj5_many_processes_over_one_pooler_are_killed_one_by_one_and_lose
             await asyncio.to_thread(limner.workers[place].wait_for_output, READY)
         customers.stop.set()
         await asyncio.gather(*buying)
-        found = await customers.results()
+        found = await customers.results(timeout_s=60)
         tending.cancel()
 
         assert limner.left_by_themselves == []

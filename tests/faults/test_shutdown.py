@@ -35,7 +35,7 @@ async def test_sigterm_gives_long_runs_back_and_another_worker_finishes_them(
     assert queued == [(None, 0, True)] * 6
     assert "run.abandoned" not in leaving.output()
     idle = cluster.worker()
-    await eventually(lambda: closed(superuser, [*job_ids, late]))
+    await eventually(lambda: closed(superuser, [*job_ids, late]), 20)
     runs = superuser.execute("SELECT DISTINCT runs FROM limner.job WHERE org_id = %s", [tenant.org_id]).fetchall()
     assert runs == [(1,)]
     charged_once(superuser, tenant.org_id, [*job_ids, late])
@@ -72,7 +72,7 @@ async def test_a_worker_that_cannot_reach_its_database_leaves_in_time(
 
     assert took_s < 7
     cluster.worker()
-    await eventually(lambda: not leases(superuser, tenant.org_id) or _all_closed(superuser, tenant))
+    await eventually(lambda: not leases(superuser, tenant.org_id) or _all_closed(superuser, tenant), 20)
 
 
 def _all_closed(conn: psycopg.Connection, tenant: Tenant) -> bool:

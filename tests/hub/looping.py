@@ -14,7 +14,6 @@ from limner.hub import loop as loop_module
 from limner.hub.loop import LoopSettings, WorkerLoop
 from limner.media.store import ObjectStore
 from tests.hub.doubles import Shop
-from tests.running import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +36,7 @@ async def working(
         await asyncio.wait_for(task, shutdown_s)
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> float:
+async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> float:
     """Wait for it; the seconds it took."""
     began = time.monotonic()
     while True:
@@ -50,11 +49,11 @@ async def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> 
         await asyncio.sleep(0.005)
 
 
-async def closed(shop: Shop, *job_ids: UUID) -> list[Any]:
+async def closed(shop: Shop, *job_ids: UUID, timeout_s: float = 20.0) -> list[Any]:
     async def all_closed() -> bool:
         return not any([(await shop.job(job_id)).is_open for job_id in job_ids])
 
-    await until(all_closed)
+    await until(all_closed, timeout_s)
     return [await shop.job(job_id) for job_id in job_ids]
 
 

@@ -24,7 +24,6 @@ from tests import acts
 from tests.conftest import MakeTenant, Tenant
 from tests.hub.doubles import Scripted, Shop, open_shop, pictures, png
 from tests.hub.fixtures import db_alone, own_pool, own_store, server_alone, superuser_alone
-from tests.running import PATIENCE_S
 
 __all__ = ["db_alone", "own_pool", "own_store", "server_alone", "superuser_alone"]
 
@@ -314,7 +313,7 @@ async def test_duties_survive_their_own_failures_and_do_not_wait_for_each_other(
         chores.run_forever(db, [chores.Chore(f"a-{stamp}", 0.0, endless), chores.Chore(f"b-{stamp}", 0.0, shaky)])
     )
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(5):
             while len(done) < 5:
                 await asyncio.sleep(0.01)
     finally:

@@ -126,7 +126,7 @@ async def test_mj17_three_workers_never_call_a_provider_more_often_than_its_cap(
     jobs = [await here.submit() for _ in range(40)]
 
     async with working(here, slots=10), working(here, slots=10), working(here, slots=10):
-        done = await closed(here, *jobs)
+        done = await closed(here, *jobs, timeout_s=60)
 
     assert {job.state for job in done} == {"succeeded"}
     assert flaky.peak <= 3

@@ -35,7 +35,7 @@ async def test_two_hundred_slow_provider_calls_run_at_once(shop: Open) -> None:
     began = time.monotonic()
 
     async with working(here, slots=200, lease_s=2.0):
-        await until(lambda: slow.peak == 200)
+        await until(lambda: slow.peak == 200, 15)
         await closed(here, *job_ids)
 
     assert time.monotonic() - began < 15, "one after another would take 400 s"
@@ -86,7 +86,7 @@ async def test_busy_cpu_children_stop_neither_heartbeats_nor_waiting_for_provide
     async with working(both, lease_s=1.0):
         await until(lambda: cpu.at_once == 4)
         light = await distant.submit()
-        (job,) = await closed(distant, light)
+        (job,) = await closed(distant, light, timeout_s=3)
         assert job.provider_used == "remote"
         assert any([(await local.job(job_id)).is_open for job_id in heavy]), "it waited for the CPU work"
         await closed(local, *heavy)

@@ -151,7 +151,7 @@ async def test_mj5_a_database_that_goes_away_in_any_phase_costs_neither_the_job_
     async with working(here, lease_s=30) as loop:
         await until(lambda: bool(outages))
         await outages[0]
-        (job,) = await closed(here, job_id)
+        (job,) = await closed(here, job_id, timeout_s=15)
         await until(lambda: loop.active == 0)
 
     assert (job.state, job.runs) == ("succeeded", 2 if phase == "release" else 1)

@@ -56,7 +56,7 @@ async def test_three_processes_never_ask_more_often_than_the_key_allows(shop: Op
     job_ids = [await here.submit() for _ in range(20)]
 
     async with working(here, slots=5), working(beside(here), slots=5), working(beside(here), slots=5):
-        await until(lambda: all_closed(here, job_ids))
+        await until(lambda: all_closed(here, job_ids), 30)
 
     assert {(await here.job(job_id)).state for job_id in job_ids} == {"succeeded"}
     assert len(far.at) == 20
@@ -71,7 +71,7 @@ async def test_without_a_limit_the_same_jobs_come_at_once(shop: Open) -> None:
     job_ids = [await here.submit() for _ in range(25)]
 
     async with working(here, slots=15):
-        await until(lambda: all_closed(here, job_ids))
+        await until(lambda: all_closed(here, job_ids), 30)
 
     assert most_within(far.at, 1.0) > 10
 

@@ -61,7 +61,7 @@ async def test_jobs_of_many_organizations_live_through_shared_commits(
 
     async with working(here) as loop:
         for one, job_id in made:
-            (job,) = await closed(one, job_id)
+            (job,) = await closed(one, job_id, timeout_s=30)
             assert (job.state, job.price_final_mc, job.runs) == ("succeeded", MC, 1)
         await until(lambda: loop.active == 0)
 
@@ -91,7 +91,7 @@ async def test_mj5_a_batch_whose_answer_is_lost_changes_nothing(
     monkeypatch.setattr(runs, "work_many", break_off)
     async with working(here) as loop:
         for job_id in made:
-            (job,) = await closed(here, job_id)
+            (job,) = await closed(here, job_id, timeout_s=30)
             assert (job.state, job.price_final_mc) == ("succeeded", MC)
         await until(lambda: loop.active == 0)
 

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from limner.db.pools import DatabaseUnavailable
 from limner.web.bodies import BodyBounds, BodyMemory
 from limner.web.middleware import Edge
-from tests.running import PATIENCE_S, Api, Client
+from tests.running import Api, Client
 from tests.web import document, raw
 
 
@@ -189,7 +189,7 @@ async def everything(api: Api, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(10):
             return await reader.read()
     finally:
         writer.close()
@@ -203,7 +203,7 @@ async def test_headers_without_end_are_refused(api: Api) -> None:
         writer.write(start)
         sent = 0
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(10):
                 while sent < 50_000_000:
                     writer.write(line)
                     sent += len(line)

@@ -29,7 +29,7 @@ def asked(count: int, **fields: Any) -> dict[str, Any]:
     return {"model": OWN, "items": [{"input": {"prompt": f"hare {n}"}} for n in range(count)], **fields}
 
 
-async def ended(client: Client, batch_id: str) -> Any:
+async def ended(client: Client, batch_id: str, timeout_s: float = 60) -> Any:
     """The batch's body once it has ended."""
 
     async def look() -> Any:
@@ -38,7 +38,7 @@ async def ended(client: Client, batch_id: str) -> Any:
         assert ("retry-after" in answer.headers) == (answer.json["completed_at"] is None)
         return answer.json if answer.json["completed_at"] else None
 
-    return await eventually(look, pause_s=0.1)
+    return await eventually(look, timeout_s, pause_s=0.1)
 
 
 async def items_of(client: Client, batch_id: str, **query: str) -> list[Any]:

@@ -13,7 +13,7 @@ from limner.db.pools import Database
 from limner.hub import events, jobs
 from tests import acts
 from tests.conftest import MakeTenant, Server, Tenant
-from tests.running import PATIENCE_S, Api, Client, Process
+from tests.running import Api, Client, Process
 
 INPUT: dict[str, Any] = {"prompt": "A quiet harbour"}
 LIVED = ["job.started", "job.completed"]
@@ -27,7 +27,7 @@ async def ordered(client: Client, **fields: Any) -> str:
 
 async def followed(client: Client, job_id: str, last_id: str | None = None) -> list[tuple[str | None, str, Any]]:
     """The stream until it ends, without comments and progress."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(30):
         return [one async for one in client.follow(job_id, last_id) if one[1] not in {":", "progress"}]
 
 
@@ -169,7 +169,7 @@ async def test_more_streams_than_may_be_open_are_refused_by_name(
         assert (refused.json["limit"], refused.json["limit_size"]) == ("streams_per_app", 2)
         assert refused.headers["retry-after"]
         await streams[0].aclose()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(10):
             while (await http.get(api.url + path, headers={"X-API-Key": tenant.api_key})).status == 503:
                 await asyncio.sleep(0.05)
         await streams[1].aclose()
@@ -187,7 +187,7 @@ async def test_streams_end_when_their_process_is_to_end(
 
     api.popen.terminate()
 
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(10):
         async for _, name, _ in stream:
             assert name == ":"
     assert api.popen.wait(10) == 0
@@ -203,7 +203,7 @@ async def test_an_event_that_nobody_told_of_is_found_by_the_poll(
 
     async with db.tenant_single(tenant.org_id) as tx:
         assert await jobs.cancel(tx, tenant.app.id, job_id) == "cancelled"
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(10):
         while not acts.count(superuser, "SELECT count(*) FROM limner.event_order WHERE org_id = %s", tenant.org_id):
             async with db.system_tx("limner_dispatch", "a test relays") as tx:
                 await tx.get("SELECT placed FROM limner.relay_events(2000)")
