@@ -26,12 +26,14 @@ RELAYED_WITHIN_S = 20.0
 def request(
     tenant: Tenant, *, price: int = 1, key: str | None = None, user: str | None = "ann", body: str = "a hare",
     app_id: UUID | None = None, priority: int = 50, deadline_s: int = 3600, max_runs: int = 3, route: str = ROUTE,
+    run_at: datetime | None = None,
 ) -> jobs.Submission:  # fmt: skip
     """A parsed request worth `price`; the same `body` hashes to the same request."""
     return jobs.Submission(
         app_id=app_id or tenant.app.id, external_id=user, route=route, model_id=MODEL_ID, model="test/painter", kind="image",
         unit_price_mc=price * MC, hold_mc=price * MC, priority=priority, idempotency_key=key,
         request_hash=crypto.sha256(body.encode()), input={"prompt": body}, wait_s=5, deadline_s=deadline_s, max_runs=max_runs,
+        run_at=run_at,
     )  # fmt: skip
 
 

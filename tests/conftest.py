@@ -150,9 +150,9 @@ def api(server: Server, db: Database) -> Iterator[Api]:
     process.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(server: Server, db: Database) -> Iterator[Process]:
-    """One `limner worker` process for the whole run."""
+    """One `limner worker` process for a module: what others submit is not taken from under them."""
     process = start_worker(server.home)
     yield process
     process.stop()

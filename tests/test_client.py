@@ -10,8 +10,6 @@ import pytest
 
 from limner import blocking
 from limner.client import Accepted, Batch, Event, Limner, LimnerError, Progress, Unreachable
-from limner.db.pools import Database
-from tests import acts
 from tests.conftest import Tenant
 from tests.running import Api, Process, free_port
 
@@ -137,9 +135,10 @@ def test_a_batch_without_an_event_loop(api: Api, worker: Process, tenant: Tenant
         assert limner.cancel_batch(later.batch_id) == "cancelled"
 
 
-async def test_a_cancelled_job_is_told_as_such(api: Api, db: Database, tenant: Tenant) -> None:
-    job_id = str((await acts.submit(db, tenant)).job_id)
+async def test_a_cancelled_job_is_told_as_such(api: Api, tenant: Tenant) -> None:
     async with Limner(api.url, tenant.api_key, user="ann") as limner:
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        job_id = (await limner.generate("local/canvas", INPUT, run_at=tomorrow)).job_id
         assert await limner.cancel(job_id) == "cancelled"
         assert await limner.cancel(job_id) == "already_cancelled"
         job = await limner.job(job_id)

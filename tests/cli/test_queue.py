@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -104,7 +105,8 @@ async def test_a_drain_waits_until_nothing_runs_and_the_doctor_remembers_the_pau
 async def test_a_drain_that_takes_too_long_says_so(
     limner: Limner, db: Database, tenant: Tenant, superuser: psycopg.Connection
 ) -> None:
-    job_id = (await acts.submit(db, tenant)).job_id
+    later = datetime.now(UTC) + timedelta(hours=1)  # a worker is there, and does not take it
+    job_id = (await acts.submit(db, tenant, run_at=later)).job_id
     superuser.execute(
         "UPDATE limner.job_queue SET phase = 'leased', lease_owner = 'test', fence = fence + 1,"
         " claimable_at = clock_timestamp() + interval '1 hour' WHERE job_id = %s",
