@@ -343,8 +343,8 @@ class Run:
             await self._insist("finish", write)
         self._resources.news.committed()
         took_s = time.monotonic() - self._began
-        metrics.JOBS.labels(self._model, ending.outcome, ending.code or "").inc()
-        metrics.JOB_SECONDS.labels(self._model).observe(took_s)
+        metrics.of(metrics.JOBS, self._model, ending.outcome, ending.code or "").inc()
+        metrics.of(metrics.JOB_SECONDS, self._model).observe(took_s)
         finished.write({"outcome": ending.outcome, "code": ending.code, "provider": ending.provider, "model": self._model,
                         "latency_ms": round(took_s * 1000), **self._facts})  # fmt: skip
 

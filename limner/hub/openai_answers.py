@@ -121,7 +121,8 @@ class _Answering:
 
     async def _closing(self, candidate: Candidate, heard: Heard) -> Finish:
         """Charged by what the provider counted, or by `otherwise` where that cannot be true."""
-        metrics.ATTEMPTS.labels(candidate.route.provider, heard.error.code if heard.error else "done").inc()
+        outcome = heard.error.code if heard.error else "done"
+        metrics.of(metrics.ATTEMPTS, candidate.route.provider, outcome).inc()
         used = chat.used(heard.usage)
         await self._order.call.answered(heard.error, used)
         if used is None and heard.usage is not None:

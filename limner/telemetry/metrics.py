@@ -1,9 +1,20 @@
 """What an operator watches. Names, labels and buckets in one place; docs/operate/metrics.md explains each."""
 
 import os
+from functools import lru_cache
+from typing import TypeVar
 
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
+
+@lru_cache(maxsize=4096)
+def of(metric: Metric, *labels: str) -> Metric:
+    """What `labels` does, remembered: for what is counted with every job."""
+    return metric.labels(*labels)
+
 
 REQUESTS = Counter("limner_requests", "HTTP requests answered", ["route", "status"])
 REQUEST_SECONDS = Histogram(

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from starlette.requests import Request
 
 from limner.db.pools import Database
+from limner.kit import crypto
 from limner.tenancy import api_keys, end_users
 from limner.web import parsing, rates
 from limner.web.caller import Caller, Quotas
@@ -47,9 +48,7 @@ class KeyAuthenticator:
         return await self._caller(request, BELIEVED_S)
 
     async def _caller(self, request: Request, max_age_s: float) -> Caller:
-        presented = _presented(request)
-        key_hash = api_keys.digest(presented)
-        key = await self._resolve(key_hash, max_age_s) if key_hash is not None else None
+        key = await self._resolve(_presented(request), max_age_s)
         if key is None or not key.live:
             raise ApiError(401, "invalid_api_key", "This API key is not valid.")
         if not key.org_active:
@@ -61,11 +60,14 @@ class KeyAuthenticator:
         quotas = Quotas(key.user_jobs_per_min, key.app_jobs_per_min, key.org_jobs_per_min, key.org_max_open)
         return Caller(key.org_id, key.app_id, key.key_id, key.scopes, external_id, quotas, key.body_users)
 
-    async def _resolve(self, key_hash: bytes, max_age_s: float) -> api_keys.ResolvedKey | None:
+    async def _resolve(self, presented: str, max_age_s: float) -> api_keys.ResolvedKey | None:
+        key_hash = crypto.sha256(presented.encode())
         remembered = self._cache.get(key_hash)
         now = time.monotonic()
         if remembered is not None and remembered[0] > now + max(self._cache_s - max_age_s, 0):
             return remembered[1]
+        if api_keys.digest(presented) is None:
+            return None
         async with self._db.system_tx("limner_api", "a key names its organization: none is known yet") as tx:
             key = await api_keys.resolve(tx, key_hash)
         if key is not None and key.live and self._cache_s > 0:

@@ -81,10 +81,11 @@ def _holds_nul(value: Any) -> bool:
 
 def one_header(request: Request, name: str) -> str | None:
     """A header that may come once: twice, a proxy and limner could each believe another one. Raises ApiError 400."""
-    values = request.headers.getlist(name)
+    wanted = name.lower().encode()
+    values = [value for sent, value in request.scope["headers"] if sent == wanted]  # ASGI: names come in lower case
     if len(values) > 1:
         raise invalid({f"/{name}": ["was sent more than once"]})
-    return values[0] if values else None
+    return values[0].decode("latin-1") if values else None
 
 
 def idempotency_key(request: Request, body_key: Any) -> str | None:
