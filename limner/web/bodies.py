@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ RUN_OUT_BYTES = 128 * 1024 * 1024
 RUN_OUT_S = 10.0
 PAUSE_S = 2.0
 """How much of a body that is refused for its size is thrown away before the answer, for how long, and how long nothing may come."""
+
+HERE = "body_is_here"
+"""In a request's state once the wire has all of its body: then nobody is waited for."""
 
 State = MutableMapping[str, Any]
 
@@ -108,12 +111,16 @@ class BodyBounds:
 
 
 class Arriving:
-    """ASGI's `receive` for one request: a body of at most `limit` bytes, whole within `within_s` of the first look at it."""
+    """ASGI's `receive` for one request: a body of at most `limit` bytes, whole within `within_s` of the first look at it.
 
-    __slots__ = ("_by", "_limit", "_receive", "_seen", "_within_s", "whole")
+    `state`: the request's, where the wire says that it has all of the body.
+    """
 
-    def __init__(self, receive: Receive, limit: int, within_s: float) -> None:
+    __slots__ = ("_by", "_limit", "_receive", "_seen", "_state", "_within_s", "whole")
+
+    def __init__(self, receive: Receive, state: Mapping[str, Any], limit: int, within_s: float) -> None:
         self._receive = receive
+        self._state = state
         self._limit = limit
         self._within_s = within_s
         self._by: float | None = None
@@ -124,21 +131,24 @@ class Arriving:
         """Raises ApiError 408, 413."""
         if self.whole:  # then whoever asks waits for the client to leave
             return await self._receive()
-        if self._by is None:
-            self._by = asyncio.get_running_loop().time() + self._within_s
-        try:
-            async with asyncio.timeout_at(self._by):
-                message = await self._receive()
-        except TimeoutError:
-            raise ApiError(
-                408, "body_too_slow", f"The body took more than {self._within_s:g} s.", headers={"connection": "close"}
-            ) from None
+        message = await (self._receive() if HERE in self._state else self._in_time())
         self.whole = not message.get("more_body", False)
         if message["type"] == "http.request":
             self._seen += len(message.get("body", b""))
             if self._seen > self._limit:
                 raise too_large(self._limit)
         return message
+
+    async def _in_time(self) -> Message:
+        if self._by is None:
+            self._by = asyncio.get_running_loop().time() + self._within_s
+        try:
+            async with asyncio.timeout_at(self._by):
+                return await self._receive()
+        except TimeoutError:
+            raise ApiError(
+                408, "body_too_slow", f"The body took more than {self._within_s:g} s.", headers={"connection": "close"}
+            ) from None
 
 
 async def run_out(receive: Receive) -> None:

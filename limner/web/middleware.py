@@ -48,6 +48,7 @@ class Edge:
         self.limits = limits
         self._prefixes = tuple(path for path in limits if path.endswith("/"))
         self.direct = direct
+        self._direct_routes = {key: SimpleNamespace(path=key.partition(" ")[2]) for key in direct}
         self._direct_prefixes = tuple(path for path in direct if path.endswith("/"))
         self.bounds = bounds
         self._access = logs.FrequentLine("http", "request")
@@ -86,7 +87,7 @@ class Edge:
             if route is None:
                 await self.app(scope, limited, send_on)
             else:
-                scope["route"] = SimpleNamespace(path=route.partition(" ")[2])
+                scope["route"] = self._direct_routes[route]
                 response = await self.direct[route](Request(scope, limited))
                 await response(scope, limited, send_on)
         except ApiError as raised:
@@ -135,7 +136,7 @@ class Edge:
         for name, value in scope["headers"]:
             if name == b"content-length" and (not value.isdigit() or int(value) > limit):
                 raise bodies.too_large(limit)
-        return bodies.Arriving(receive, limit, self.bounds.within_s)
+        return bodies.Arriving(receive, scope["state"], limit, self.bounds.within_s)
 
     def _account(self, scope: Scope, status: int, started: float, code: str | None) -> None:
         took = time.perf_counter() - started

@@ -13,6 +13,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from limner.telemetry import metrics
+from limner.web import bodies
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers, and of what stands between two pieces of a body; what arrives whole in one read
@@ -199,6 +200,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._whole = True
+        self.scope["state"][bodies.HERE] = True
         self._arrives_by = math.inf
         super().on_message_complete()
         if self.cycle.response_complete and not self.pipeline:
