@@ -129,7 +129,7 @@ class Health:
         open_until = max(route.open_until, seen.opened.at(now) if seen else 0.0)
         if open_until > now:
             return _open(open_until, self._of(route))
-        return NO_PROBE if route.open_until == 0.0 else await self._probe(route)
+        return NO_PROBE if open_until == 0.0 else await self._probe(route)  # a route may be older than the breaker
 
     async def answered(self, route: Route, probe: Probe, latency_ms: float) -> None:
         """The provider did its part, also where it refused the request for good reasons."""

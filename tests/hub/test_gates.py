@@ -9,7 +9,9 @@ import psycopg
 
 from limner.hub import catalog
 from limner.hub.endings import Release
+from limner.hub.executor import Run
 from limner.hub.providers.base import ProviderError
+from limner.hub.remembered import RouteCache
 from tests.hub.doubles import Scripted, Shop, Step, after, assert_settled, counted, text
 from tests.hub.fixtures import Open, db_alone, open_a_shop, own_pool, own_store, server_alone, superuser_alone
 from tests.hub.looping import impatient, until, working
@@ -93,6 +95,25 @@ async def test_after_the_pause_one_call_at_a_time_tries_and_its_answer_closes_th
     assert row(superuser, here)[:3] == ("healthy", 0, None)
     far.steps = (text(),)
     assert (await end_of(other)).outcome == "succeeded"
+
+
+async def test_whose_routes_are_older_than_the_breaker_closes_it_all_the_same(
+    shop: Open, superuser: psycopg.Connection
+) -> None:
+    here = await shop(Scripted("far", DOWN, DOWN, DOWN, text()), breaker=QUICK)
+    async with here.db.tenant_tx(here.tenant.org_id) as tx:
+        before = await catalog.routes_of(tx, here.model_id)
+    for _ in range(3):
+        await end_of(here)
+    assert row(superuser, here)[:2] == ("down", 1)
+    await asyncio.sleep(QUICK.pause_s + 0.05)
+
+    remembered = RouteCache()
+    remembered.put(here.tenant.org_id, here.model_id, before)
+    late = Run(replace(here.resources, routes=remembered), await here.lease(await here.submit()))
+
+    assert (await done(late)).outcome == "succeeded"
+    assert row(superuser, here)[:3] == ("healthy", 0, None), "nobody has to ask once more until that shows"
 
 
 async def test_a_probe_that_fails_leaves_the_provider_alone_for_twice_as_long(
