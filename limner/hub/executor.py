@@ -253,7 +253,8 @@ class Run:
         self.phase = "keeping"
         latency_ms = round((time.monotonic() - began) * 1000)
         answer = result if isinstance(result, Failure) else await self._keep(prepared.work, route, call, result)
-        metrics.ATTEMPTS.labels(route.provider, answer.code if isinstance(answer, Failure) else "done").inc()
+        outcome = answer.code if isinstance(answer, Failure) else "done"
+        metrics.of(metrics.ATTEMPTS, route.provider, outcome).inc()
         if isinstance(answer, Failure):
             await passage.end(answer)
             await self._record(route.provider, intent.send_no, answer, latency_ms, task.stands(answer))

@@ -11,8 +11,8 @@ Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
 @lru_cache(maxsize=4096)
-def of(metric: Metric, *labels: str) -> Metric:
-    """What `labels` does, remembered: for what is counted with every job."""
+def of(metric: Metric, *labels: str | int) -> Metric:
+    """What `labels` does, remembered: for what is counted with every request or job."""
     return metric.labels(*labels)
 
 

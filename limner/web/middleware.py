@@ -52,8 +52,6 @@ class Edge:
         self._direct_prefixes = tuple(path for path in direct if path.endswith("/"))
         self.bounds = bounds
         self._access = logs.FrequentLine("http", "request")
-        self._request_counts: dict[tuple[str, int], Callable[[], None]] = {}
-        self._request_times: dict[str, Callable[[float], None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -141,12 +139,8 @@ class Edge:
     def _account(self, scope: Scope, status: int, started: float, code: str | None) -> None:
         took = time.perf_counter() - started
         route = getattr(scope.get("route"), "path", None) or "unmatched"
-        count = self._request_counts.get((route, status))
-        if count is None:
-            count = self._request_counts[route, status] = metrics.REQUESTS.labels(route, status).inc
-            self._request_times[route] = metrics.REQUEST_SECONDS.labels(route).observe
-        count()
-        self._request_times[route](took)
+        metrics.of(metrics.REQUESTS, route, status).inc()
+        metrics.of(metrics.REQUEST_SECONDS, route).observe(took)
         if scope["path"] in QUIET:
             return
         state = scope["state"]
