@@ -108,23 +108,23 @@ class FixedDoor:
         the header of `auth` above all).
         """
         request = self._request(method, url, headers, body, auth, own_key)
-        limit = asyncio.timeout(timeout_s if leave is None else None)
-        sending = Sending(None if leave is None else partial(_left, leave, limit, timeout_s))
+        limit, sending = _bounds(leave, timeout_s)
         return await exchange.settled(self._whole(request, sending, limit, max_bytes), sending)
 
     @asynccontextmanager
     async def stream(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes | None = None,
         timeout_s: float, idle_s: float, auth: KeyForm = BEARER, own_key: SealedKey | None = None,
+        leave: Awaitable[None] | None = None,
     ) -> AsyncIterator[Stream]:  # fmt: skip
         """As `request`, open from the answer's headers on. `timeout_s` bounds the whole, body included, and `idle_s` each
         wait: for the headers and for the next piece. Leaving early ends the connection."""
         request = self._request(method, url, headers, body, auth, own_key)
-        sending = Sending()
-        ends_at = asyncio.get_running_loop().time() + timeout_s
-        answer = await exchange.settled(self._opened(request, sending, min(timeout_s, idle_s)), sending)
+        head_s = min(timeout_s, idle_s)
+        limit, sending = _bounds(leave, head_s)
+        answer = await exchange.settled(self._opened(request, sending, limit), sending)
         try:
-            yield Stream(answer, sending, ends_at, idle_s)
+            yield Stream(answer, sending, (limit.when() or 0.0) - head_s + timeout_s, idle_s)
         finally:
             answer.close()
 
@@ -155,8 +155,8 @@ class FixedDoor:
                 answer.close()
         return Answer(answer.status, fields.incoming(answer.raw_headers), body)
 
-    async def _opened(self, request: _Request, sending: Sending, timeout_s: float) -> aiohttp.ClientResponse:
-        async with asyncio.timeout(timeout_s):
+    async def _opened(self, request: _Request, sending: Sending, limit: asyncio.Timeout) -> aiohttp.ClientResponse:
+        async with limit:
             return await self._ask(request, sending)
 
     def _ask(self, request: _Request, sending: Sending) -> Awaitable[aiohttp.ClientResponse]:
@@ -187,6 +187,14 @@ class FixedDoor:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
             self._session = exchange.session(connector, timeout)
         return self._session
+
+
+def _bounds(leave: Awaitable[None] | None, timeout_s: float) -> tuple[asyncio.Timeout, Sending]:
+    """The time of a request, from its leave on where it needs one, and whether any of it has left."""
+    if leave is None:
+        return asyncio.timeout(timeout_s), Sending()
+    limit = asyncio.timeout(None)
+    return limit, Sending(partial(_left, leave, limit, timeout_s))
 
 
 async def _left(leave: Awaitable[None], limit: asyncio.Timeout, timeout_s: float) -> None:

@@ -21,6 +21,7 @@ from limner.hub.catalog import Model, Route
 from limner.hub.endings import Failure, Finish
 from limner.hub.executor import STEP, Resources, Run
 from limner.hub.gates import Passage
+from limner.hub.head_start import HeadStart
 from limner.hub.intake import Intake
 from limner.hub.pricing import Tokens
 from limner.hub.providers.base import CallClass, ProviderError
@@ -184,12 +185,12 @@ class Calls:
 
     async def reserve(
         self, org_id: UUID, candidates: Candidates, tokens: int, order: Callable[[Candidates], jobs.Submission],
-        meanwhile: Callable[[routing.Candidate], None] = lambda _: None,
+        ahead: HeadStart,
     ) -> tuple[Candidates, Call | jobs.Submitted]:  # fmt: skip
         """The candidates from the first on that may be asked now, and the call, or what its idempotency key stands for.
 
-        `order`: the submission for those that are left; `meanwhile` gets the first of them if there is time while it is
-        written. Raises NoneOpen, and what Intake.submit raises.
+        `order`: the submission for those that are left; the first of them is asked as early as it may be. Raises NoneOpen, and
+        what Intake.submit raises.
         """
         before: list[tuple[str, str]] = []
         shut: list[Failure] = []
@@ -199,10 +200,15 @@ class Calls:
                 failure = passage
             else:
                 left = [routing.after(candidate, before), *candidates[place + 1 :]]
+                begin = partial(ahead.begin, left[0])
                 try:
-                    return left, await self._reserve(org_id, order(left), passage, partial(meanwhile, left[0]))
+                    reserved = await self._reserve(org_id, order(left), passage, begin)
                 except refusals.NoPlace:
                     failure = endings.FULL
+                else:
+                    if isinstance(reserved, Call) and passage.begin():
+                        await ahead.go()
+                    return left, reserved
             metrics.ATTEMPTS.labels(candidate.route.provider, failure.code).inc()
             before.append((candidate.route.provider, failure.passed))
             shut.append(failure)

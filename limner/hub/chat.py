@@ -73,9 +73,10 @@ class Answering(Protocol):
         ...
 
     def stream(
-        self, route: Route, asked: Asked, model: Model, job_id: UUID
+        self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Server-sent events as they come, the counts and [DONE] at the end. Leaving early ends the provider's work."""
+        """Server-sent events as they come, the counts and [DONE] at the end. Leaving early ends the provider's work. As `whole`
+        with `leave`."""
         ...
 
 

@@ -50,15 +50,26 @@ class Passage:
         if self._permit is not None and not self._is_sent:
             self._gates.permits.give_back(self._permit, 1, self._permit.tokens)
 
+    def begin(self) -> bool:
+        """Right before the call begins. False: its permit has become too old, so that `send` is needed."""
+        now = time.monotonic()
+        if self._permit is not None and self._permit.until <= now:
+            return False
+        self._is_sent = True
+        self._began = now
+        return True
+
     async def send(self) -> Failure | None:
-        """Right before the call begins: a permit that has become too old is changed for another one, or there is none."""
-        if self._permit is not None and self._permit.until <= time.monotonic():
-            self._gates.permits.give_back(self._permit, 1, self._permit.tokens)
-            self._permit = None
-            fresh = await self._gates.take(self._route, self._tokens)
-            if isinstance(fresh, Failure):
-                return fresh
-            self._permit = fresh
+        """As `begin`; a permit that has become too old is changed for another one, or there is none. Harmless where it has begun."""
+        if self._is_sent or self.begin():
+            return None
+        assert self._permit is not None
+        self._gates.permits.give_back(self._permit, 1, self._permit.tokens)
+        self._permit = None
+        fresh = await self._gates.take(self._route, self._tokens)
+        if isinstance(fresh, Failure):
+            return fresh
+        self._permit = fresh
         self._is_sent = True
         self._began = time.monotonic()
         return None

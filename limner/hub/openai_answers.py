@@ -101,6 +101,11 @@ class _Answering:
         self._desk = desk
         self._order = order
 
+    def _tell_meanwhile(self) -> None:
+        """Make the headers while the provider is at work: the request leaves in the loop's next turn."""
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._order.headers)
+
     async def _fail(self, failures: Sequence[Failure]) -> ApiError:
         """Give the hold back; the error to answer with."""
         last = failures[-1] if failures else endings.nobody("")
@@ -168,9 +173,8 @@ class WholeAnswer(_Answering):
     async def _once(self, candidate: Candidate) -> tuple[bytes, dict[str, Any]]:
         order = self._order
         await order.call.send()
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, order.headers)  # the request leaves in the loop's next turn
-        body = await order.head_start.answer(candidate)
+        self._tell_meanwhile()
+        body = await order.head_start.whole(candidate)
         value = asking.read_object(body)
         if not isinstance(value.get(order.asked.surface.made), list):
             raise ProviderError(
@@ -237,6 +241,7 @@ class StreamedAnswer(_Answering, Response):
             await self._relay()
         finally:
             aside.cancel()
+            self._order.head_start.drop()
 
     async def _relay(self) -> None:
         failures: list[Failure] = []
@@ -276,12 +281,12 @@ class StreamedAnswer(_Answering, Response):
         """One provider's answer to its end; why it has none, or ended early."""
         route, order = candidate.route, self._order
         self._provider = route.provider
-        provider = self._desk.providers[route.adapter]
         self._asking = True
         self._asked_at = time.perf_counter()
         try:
             await order.call.send()
-            async with provider.stream(route, order.asked, order.model, order.call.lease.job_id) as pieces:
+            self._tell_meanwhile()
+            async with order.head_start.stream(candidate) as pieces:
                 async for piece in pieces:
                     self._heard()
                     events = frames.feed(piece)

@@ -179,7 +179,7 @@ class ChatEndpoints:
         if not candidates:
             raise ApiError(503, "no_provider", endings.nobody(routing.told(skipped)).message)
         try:
-            return await self._api.desk.calls.reserve(org_id, candidates, asking.tokens.all, wanted, head_start.begin)
+            return await self._api.desk.calls.reserve(org_id, candidates, asking.tokens.all, wanted, head_start)
         except refusals.Refused as error:
             raise submission.worded(error, wanted(candidates)) from None
         except calls.NoneOpen as error:

@@ -12,19 +12,28 @@ from tests.emulators.rogue import Request, Rogue, plain
 ALL = 1024
 
 
-def asked(door: FixedDoor, provider: Rogue, leave: asyncio.Future[None], timeout_s: float = 5.0) -> asyncio.Task[bytes]:
+both = pytest.mark.parametrize("streams", [False, True])
+
+
+def asked(
+    door: FixedDoor, provider: Rogue, leave: asyncio.Future[None], *, streams: bool, timeout_s: float = 5.0
+) -> asyncio.Task[bytes]:
     async def body() -> bytes:
-        request = door.request(
-            "POST", provider.origin, body=b"{}", timeout_s=timeout_s, max_bytes=ALL, leave=leave
-        )  # fmt: skip
-        return (await request).body
+        if not streams:
+            request = door.request("POST", provider.origin, body=b"{}", timeout_s=timeout_s, max_bytes=ALL, leave=leave)
+            return (await request).body
+        async with door.stream(
+            "POST", provider.origin, body=b"{}", timeout_s=timeout_s, idle_s=5, leave=leave
+        ) as stream:
+            return b"".join([piece async for piece in stream.chunks()])
 
     return asyncio.create_task(body())
 
 
-async def test_mj9_nothing_leaves_without_leave(provider: Rogue, door: FixedDoor) -> None:
+@both
+async def test_mj9_nothing_leaves_without_leave(provider: Rogue, door: FixedDoor, streams: bool) -> None:
     leave = asyncio.get_running_loop().create_future()
-    task = asked(door, provider, leave)
+    task = asked(door, provider, leave, streams=streams)
     await asyncio.sleep(0.1)
     assert (provider.connections, provider.raw_bytes, task.done()) == (0, 0, False)
 
@@ -34,8 +43,9 @@ async def test_mj9_nothing_leaves_without_leave(provider: Rogue, door: FixedDoor
     assert [(one.method, one.body) for one in provider.requests] == [("POST", b"{}")]
 
 
-async def test_mj9_what_may_not_go_after_all_is_never_seen(provider: Rogue, door: FixedDoor) -> None:
-    task = asked(door, provider, asyncio.get_running_loop().create_future())
+@both
+async def test_mj9_what_may_not_go_after_all_is_never_seen(provider: Rogue, door: FixedDoor, streams: bool) -> None:
+    task = asked(door, provider, asyncio.get_running_loop().create_future(), streams=streams)
     await asyncio.sleep(0.1)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -45,9 +55,10 @@ async def test_mj9_what_may_not_go_after_all_is_never_seen(provider: Rogue, door
     assert [one.method for one in provider.requests] == ["GET"]
 
 
-async def test_its_time_counts_from_its_leave(provider: Rogue, door: FixedDoor) -> None:
+@both
+async def test_its_time_counts_from_its_leave(provider: Rogue, door: FixedDoor, streams: bool) -> None:
     leave = asyncio.get_running_loop().create_future()
-    task = asked(door, provider, leave, timeout_s=0.2)
+    task = asked(door, provider, leave, streams=streams, timeout_s=0.2)
     await asyncio.sleep(0.4)
     leave.set_result(None)
     assert await task == b'{"ok": true}'
@@ -57,20 +68,38 @@ async def test_its_time_counts_from_its_leave(provider: Rogue, door: FixedDoor) 
 
     provider.script = silent
     leave = asyncio.get_running_loop().create_future()
-    task = asked(door, provider, leave, timeout_s=0.2)
+    task = asked(door, provider, leave, streams=streams, timeout_s=0.2)
     leave.set_result(None)
     with pytest.raises(TimedOut) as late:
         await task
     assert late.value.sent
 
 
-async def test_a_failure_to_connect_is_told_as_ever() -> None:
+@both
+async def test_the_time_of_the_whole_counts_from_its_leave(provider: Rogue, door: FixedDoor, streams: bool) -> None:
+    async def half(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n{}")
+        await asyncio.sleep(3600)
+
+    provider.script = half
+    leave = asyncio.get_running_loop().create_future()
+    task = asked(door, provider, leave, streams=streams, timeout_s=0.3)
+    await asyncio.sleep(0.5)
+    leave.set_result(None)
+    left_at = asyncio.get_running_loop().time()
+    with pytest.raises(TimedOut):
+        await task
+    assert asyncio.get_running_loop().time() - left_at > 0.25
+
+
+@both
+async def test_a_failure_to_connect_is_told_as_ever(streams: bool) -> None:
     async with rogue.running(plain(200)) as gone:
         pass
     door = FixedDoor([], [gone.origin], {})
     leave = asyncio.get_running_loop().create_future()
     leave.set_result(None)
     with pytest.raises(ConnectFailed) as failed:
-        await asked(door, gone, leave)
+        await asked(door, gone, leave, streams=streams)
     await door.aclose()
     assert not failed.value.sent

@@ -55,7 +55,7 @@ async def ask(
 @asynccontextmanager
 async def streamed(
     door: FixedDoor, url: str, *, headers: Mapping[str, str], body: bytes, timeout_s: float, refusal: Refusal,
-    auth: KeyForm = BEARER, own_key: SealedKey | None = None,
+    auth: KeyForm = BEARER, own_key: SealedKey | None = None, leave: Leave = None,
 ) -> AsyncIterator[Stream]:  # fmt: skip
     """A stream of events of status 200. Raises ProviderError as `ask`, and what `refusal` makes of anything else.
 
@@ -64,7 +64,7 @@ async def streamed(
     try:
         async with door.stream(
             "POST", url, headers=headers, body=body, timeout_s=timeout_s, idle_s=IDLE_S, auth=auth,
-            own_key=own_key,
+            own_key=own_key, leave=leave,
         ) as stream:  # fmt: skip
             if stream.status != 200:
                 raise refusal(stream.status, stream.headers, await beginning(stream))

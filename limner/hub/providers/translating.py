@@ -94,13 +94,13 @@ class Translator:
 
     @asynccontextmanager
     async def stream(
-        self, route: Route, asked: Asked, model: Model, job_id: UUID
+        self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         url, body = self._prepared(route, asked, model, stream=True)
         speech = self._speech
         async with asking.streamed(
             self._tools.door, url, headers=self._headers(job_id), body=body, timeout_s=_timeout_s(route),
-            refusal=speech.refusal, auth=speech.auth, own_key=route.own_key,
+            refusal=speech.refusal, auth=speech.auth, own_key=route.own_key, leave=leave,
         ) as stream:  # fmt: skip
 
             async def told() -> AsyncIterator[bytes]:

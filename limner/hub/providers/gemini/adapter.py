@@ -116,9 +116,9 @@ class Answerer:
         return orjson.dumps(told if read is None else told | {"usage": {"prompt_tokens": read, "total_tokens": read}})
 
     def stream(
-        self, route: Route, asked: Asked, model: Model, job_id: UUID
+        self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._translator.stream(route, asked, model, job_id)
+        return self._translator.stream(route, asked, model, job_id, leave)
 
 
 async def list_models(door: FixedDoor, base_url: str | None, config: Mapping[str, Any]) -> list[str]:

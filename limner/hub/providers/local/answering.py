@@ -55,9 +55,11 @@ class Reader:
 
     @asynccontextmanager
     async def stream(
-        self, route: Route, asked: Asked, model: Model, job_id: UUID  # noqa: ARG002  (chat.Answering's)
+        self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None  # noqa: ARG002  (chat.Answering's)
     ) -> AsyncIterator[AsyncIterator[bytes]]:  # fmt: skip
         """The same word by word."""
+        if leave is not None:
+            await leave
         reading = await self._read(asked)
 
         async def events() -> AsyncIterator[bytes]:

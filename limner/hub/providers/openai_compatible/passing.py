@@ -40,7 +40,7 @@ class Passing:
 
     @asynccontextmanager
     async def stream(
-        self, route: Route, asked: Asked, model: Model, job_id: UUID
+        self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The pieces of an answer of status 200. Raises as `whole`, on the way too. Leaving early closes the connection."""
         configured, body = _prepared(route, asked, model)
@@ -54,6 +54,7 @@ class Passing:
                 timeout_s=_timeout_s(route),
                 idle_s=asking.IDLE_S,
                 own_key=route.own_key,
+                leave=leave,
             ) as stream:
                 if stream.status != 200:
                     raise errors.failure(
