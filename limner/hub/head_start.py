@@ -68,7 +68,7 @@ class HeadStart:
         return _Opening(begun.leave, begun.task, begun.pieces)
 
     def drop(self) -> None:
-        """Of what was begun and not asked nothing was sent, and nothing will be."""
+        """What was begun and had no leave is never sent; what had is broken off."""
         if self._begun is not None:
             begun, self._begun = self._begun, None
             begun.task.cancel()  # nor will anybody hear why it could not be built

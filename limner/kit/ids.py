@@ -12,7 +12,7 @@ def new() -> UUID:
 
 
 def text() -> str:
-    """The same in its canonical form, for what is never anything else: in a fifth of the time."""
+    """The same in its canonical form, for what is never anything else: made in a fraction of the time."""
     return str(native.uuid7())
 
 
