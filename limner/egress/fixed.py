@@ -124,7 +124,9 @@ class FixedDoor:
         limit, sending = _bounds(leave, head_s)
         answer = await exchange.settled(self._opened(request, sending, limit), sending)
         try:
-            yield Stream(answer, sending, (limit.when() or 0.0) - head_s + timeout_s, idle_s)
+            head_by = limit.when()
+            assert head_by is not None  # it had its leave, or needed none
+            yield Stream(answer, sending, head_by - head_s + timeout_s, idle_s)
         finally:
             answer.close()
 

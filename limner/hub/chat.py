@@ -75,8 +75,8 @@ class Answering(Protocol):
     def stream(
         self, route: Route, asked: Asked, model: Model, job_id: UUID, leave: Leave = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Server-sent events as they come, the counts and [DONE] at the end. Leaving early ends the provider's work. As `whole`
-        with `leave`."""
+        """Server-sent events as they come, the counts and [DONE] at the end. Leaving early ends the provider's work. Nobody is
+        asked before `leave`."""
         ...
 
 

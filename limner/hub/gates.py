@@ -52,11 +52,9 @@ class Passage:
 
     def begin(self) -> bool:
         """Right before the call begins. False: its permit has become too old, so that `send` is needed."""
-        now = time.monotonic()
-        if self._permit is not None and self._permit.until <= now:
+        if self._permit is not None and self._permit.until <= time.monotonic():
             return False
-        self._is_sent = True
-        self._began = now
+        self._start()
         return True
 
     async def send(self) -> Failure | None:
@@ -70,9 +68,12 @@ class Passage:
         if isinstance(fresh, Failure):
             return fresh
         self._permit = fresh
+        self._start()
+        return None
+
+    def _start(self) -> None:
         self._is_sent = True
         self._began = time.monotonic()
-        return None
 
     async def end(self, failure: Failure | None = None, tokens: int | None = None) -> None:
         """How the call ended; `tokens`: what it really used, as far as that is known."""
